@@ -1,0 +1,447 @@
+"""What the stages hand each other: files that say what they are, and are whole or not there.
+
+    captions/1    one Parquet file               words and the caption drawn for them
+    images/1      folder of part-*.parquet       pictures in the Hugging Face `Image` layout
+    backbone/1    safetensors + config.json      a ViT under timm's key names
+    checkpoint/1  folder of safetensors + JSON   everything a training run needs to go on
+    features/1    safetensors                    frozen features and labels
+    report/1      JSON                           a grade and what it was measured on
+
+Each carries a `Header`: schema, version, the resolved config, engine and revision, seed, and its
+parent's digest *and* header, so one file tells the chain back to the word list. Writes go to a
+temporary name in the same folder, are synced, and renamed. No pickle, ever.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from synclr_cli import __version__, config as configs
+from synclr_cli.errors import DataError, EngineError, UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+VERSIONS = {
+    "captions": 1,
+    "images": 1,
+    "backbone": 1,
+    "checkpoint": 1,
+    "features": 1,
+    "report": 1,
+}
+
+# Column -> Arrow type, by schema. `picture` is the Hugging Face Image layout.
+COLUMNS = {
+    "captions": {
+        "caption_id": "int64",
+        "caption": "string",
+        "concept": "string",
+        "source": "string",  # concept list the concept came from
+        "template": "string",  # c | c_bg | c_rel
+        "companion": "string",  # the background or relation word; "" for c
+        "engine": "string",
+        "seed": "int64",  # of the engine's sampling noise for this row
+        "examples": "ids",  # demonstrations shown in the prompt
+        "weight": "float32",  # of the caption, for samplers that honour it
+    },
+    "images": {
+        "caption_id": "int64",
+        "view": "int32",
+        "caption": "string",
+        "concept": "string",
+        "image": "picture",
+        "width": "int32",
+        "height": "int32",
+        "seed": "int64",  # of this view's starting noise
+        "mask": "picture",  # PNG of class ids; null if the engine yields none
+    },
+}
+
+_HEADER_KEY = "synclr"
+
+
+@dataclass(frozen=True)
+class Header:
+    """Where an artifact came from."""
+
+    schema: str
+    config: Mapping[str, Any]  # flat, by key path
+    engine: str = ""  # scheme:target
+    revision: str = ""  # of the engine: package version, file digest
+    seed: int = 0
+    parents: tuple[Mapping[str, Any], ...] = ()  # of `parent()`
+    facts: Mapping[str, Any] | None = None  # what else the schema wants to say
+    version: int = 0
+    made_by: str = f"synclr {__version__}"
+
+    def json(self) -> str:
+        """Return the header as one line of JSON."""
+        full = asdict(self)
+        full["version"] = VERSIONS[self.schema]
+        return json.dumps(full, ensure_ascii=False)
+
+    @staticmethod
+    def parse(text: str | bytes | None, path: Path) -> Header:
+        """Read a header back; refuse schemas and versions this program does not know."""
+        if text is None:
+            raise DataError(f"{path} has no synclr header", do="make it with synclr, or import it")
+        try:
+            full = json.loads(text)
+            full["parents"] = tuple(full["parents"])
+            header = Header(**full)
+        except (ValueError, TypeError, KeyError) as e:
+            raise DataError(f"{path} has an unreadable synclr header ({e})") from e
+        if header.schema not in VERSIONS:
+            raise DataError(
+                f"{path}: schema", got=repr(header.schema), expected=" | ".join(VERSIONS)
+            )
+        if header.version != VERSIONS[header.schema]:
+            raise DataError(
+                f"{path}: version of {header.schema}",
+                got=header.version,
+                expected=VERSIONS[header.schema],
+                do="read it with the synclr that wrote it: " + header.made_by,
+            )
+        return header
+
+
+def parent(path: Path, header: Header | None, digest: str) -> dict[str, Any]:
+    """Describe an input for the header of what is made from it."""
+    return {
+        "name": path.name,
+        "digest": digest,
+        "header": json.loads(header.json()) if header else None,
+    }
+
+
+def require_same(stage: str, found: Header, wanted: Header, where: Path) -> None:
+    """Refuse to continue work that another config or another input began.
+
+    Raises:
+        UsageError: names the keys that differ, or the input.
+    """
+    differing = configs.differing_keys(stage, found.config, wanted.config)
+    if found.engine != wanted.engine and f"{stage}.engine.name" not in differing:
+        differing.append("engine")
+    if [p["digest"] for p in found.parents] != [p["digest"] for p in wanted.parents]:
+        differing.append("the input " + ", ".join(str(p["name"]) for p in wanted.parents))
+    if differing:
+        raise UsageError(
+            f"{where} was made with other settings ({', '.join(differing)} differ)",
+            do="add --overwrite to make it anew, or --out for another place",
+        )
+
+
+# ------------------------------------------------------------------------------------ writing
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses into one line."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise EngineError(
+                f"no space left to write {path}",
+                do="free some space, then run the same command again: it continues",
+            ) from e
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UsageError(f"cannot write {path} ({e.strerror})") from e
+        if e.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+            raise UsageError(
+                f"cannot write {path} ({e.strerror})", do="choose another --out"
+            ) from e
+        raise
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; what was written there becomes `path`, or nothing does.
+
+    The temporary name is fixed, so what a killed process left is overwritten by the next.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            with open(partial, "rb") as f:
+                os.fsync(f.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give an empty temporary folder that becomes `path` when the block ends well."""
+    partial = path.with_name(f".{path.name}.partial")
+    with disk_errors(path):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            for file in partial.iterdir():
+                with open(file, "rb") as f:
+                    os.fsync(f.fileno())
+            if path.exists():
+                shutil.rmtree(path)
+            partial.replace(path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    with atomic_file(path) as partial:
+        partial.write_text(
+            json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n",
+            encoding="utf-8",
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that `write_json` wrote.
+
+    Raises:
+        DataError: it is not there or not JSON.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise DataError(f"cannot read {path} ({e})") from e
+    if not isinstance(value, dict):
+        raise DataError(f"{path}", got=type(value).__name__, expected="a JSON object")
+    return value
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Append one record to a .jsonl log; non-finite numbers become null."""
+    clean = {
+        k: (None if isinstance(v, float) and (v != v or v in (float("inf"), float("-inf"))) else v)
+        for k, v in value.items()
+    }
+    with disk_errors(path), open(path, "a", encoding="utf-8") as f:
+        f.write(json.dumps(clean) + "\n")
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# ------------------------------------------------------------------------------------ digests
+
+
+def digest(path: Path) -> str:
+    """Return `sha256:...` of a file's bytes; of a folder, over its files' names and digests."""
+    if path.is_dir():
+        total = hashlib.sha256()
+        for file in sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path)):
+            total.update(f"{file.relative_to(path)}\0{digest(file)}\n".encode())
+        return f"sha256:{total.hexdigest()}"
+    with open(path, "rb") as f:
+        return f"sha256:{hashlib.file_digest(f, 'sha256').hexdigest()}"
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+# ------------------------------------------------------------------------------------ Parquet
+
+
+def arrow_schema(schema: str, header: Header | None = None) -> pa.Schema:
+    """Return a schema's Arrow form, with the header and Hugging Face's feature types inside."""
+    import pyarrow as pa
+
+    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    special = {"picture": picture, "ids": pa.list_(pa.int32())}
+    fields = [
+        pa.field(name, special.get(kind) or pa.type_for_alias(kind))
+        for name, kind in COLUMNS[schema].items()
+    ]
+    # datasets reads this key to know that a struct of bytes is a picture.
+    features = {
+        name: {"_type": "Image"}
+        if kind == "picture"
+        else {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"}
+        if kind == "ids"
+        else {"dtype": kind, "_type": "Value"}
+        for name, kind in COLUMNS[schema].items()
+    }
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    if header:
+        metadata[_HEADER_KEY] = header.json()
+    return pa.schema(fields, metadata=metadata)
+
+
+def write_parquet(
+    path: Path, schema: str, header: Header, batches: Iterable[pa.Table], *, rows_per_group: int
+) -> None:
+    """Write tables of a schema as one Parquet file, whole or not at all."""
+    import pyarrow.parquet as pq
+
+    arrow = arrow_schema(schema, header)
+    with atomic_file(path) as partial, pq.ParquetWriter(partial, arrow, compression="zstd") as sink:
+        for batch in batches:
+            table = batch.select(arrow.names).cast(arrow.remove_metadata())
+            sink.write_table(table.replace_schema_metadata(arrow.metadata), rows_per_group)
+
+
+def open_parquet(path: Path, schema: str) -> tuple[pq.ParquetFile, Header]:
+    """Open a Parquet file of a schema.
+
+    Raises:
+        DataError: missing, truncated, not Parquet, no header, another schema, a missing column.
+    """
+    file, header = _open_any_parquet(path)
+    if header.schema != schema:
+        raise DataError(f"{path}", got=f"{header.schema}/{header.version}", expected=schema)
+    missing = [c for c in COLUMNS[schema] if c not in file.schema_arrow.names]
+    if missing:
+        raise DataError(
+            f"{path} lacks column {', '.join(missing)}", do=f"make it with synclr {schema}"
+        )
+    return file, header
+
+
+def _open_any_parquet(path: Path) -> tuple[pq.ParquetFile, Header]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise DataError(f"no file {path}")
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as e:
+        raise DataError(f"{path} is no Parquet file, or a truncated one ({e})") from e
+    return file, Header.parse((file.schema_arrow.metadata or {}).get(_HEADER_KEY.encode()), path)
+
+
+class Parts:
+    """Numbered Parquet files in one folder, each whole; those that are there are not made again.
+
+    `parts.missing(n)` are the numbers still to make; `parts.write(i, table)` makes one.
+    """
+
+    def __init__(self, folder: Path, schema: str, header: Header):
+        self.folder, self.schema, self.header = folder, schema, header
+
+    def path(self, index: int) -> Path:
+        """Return where part `index` lies."""
+        return self.folder / f"part-{index:05d}.parquet"
+
+    def present(self) -> list[Path]:
+        """Return the parts that are there, in order."""
+        return sorted(self.folder.glob("part-*.parquet"))
+
+    def missing(self, total: int) -> list[int]:
+        """Return the numbers below `total` that are still to make.
+
+        Raises:
+            UsageError: the parts that are there were made with other settings.
+        """
+        present = self.present()
+        if present:
+            _, found = open_parquet(present[0], self.schema)
+            require_same(STAGE_OF[self.schema], found, self.header, self.folder)
+        return [i for i in range(total) if not self.path(i).exists()]
+
+    def write(self, index: int, table: pa.Table, *, rows_per_group: int) -> None:
+        """Write part `index`."""
+        write_parquet(
+            self.path(index), self.schema, self.header, [table], rows_per_group=rows_per_group
+        )
+
+
+STAGE_OF = {"captions": "captions", "images": "render", "backbone": "train", "checkpoint": "train"}
+
+
+def open_images(folder: Path) -> tuple[list[Path], Header, str]:
+    """Open a finished images/1 folder: its parts in order, their header, and its digest.
+
+    Raises:
+        DataError: no folder, no parts, or its rendering was not finished.
+    """
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}", do="make it with synclr render")
+    manifest_path = folder / "manifest.json"
+    parts = sorted(folder.glob("part-*.parquet"))
+    if not manifest_path.is_file():
+        state = f"holds {len(parts)} parts but is not finished" if parts else "holds no pictures"
+        raise DataError(f"{folder} {state}", do="run synclr render again: it continues")
+    manifest = read_json(manifest_path)
+    try:
+        names = [p["name"] for p in manifest["parts"]]
+        parts_digest = manifest["digest"]
+    except (KeyError, TypeError) as e:
+        raise DataError(f"{manifest_path} lacks {e}") from e
+    missing = [n for n in names if not (folder / n).is_file()]
+    if missing:
+        raise DataError(f"{folder} lacks {', '.join(missing)}", do="run synclr render again")
+    return (
+        [folder / n for n in names],
+        Header.parse(json.dumps(manifest["header"]), manifest_path),
+        parts_digest,
+    )
+
+
+# -------------------------------------------------------------------------------- safetensors
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], header: Header) -> None:
+    """Write torch tensors as safetensors with the header in the metadata."""
+    from safetensors.torch import save_file
+
+    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    with atomic_file(path) as partial:
+        save_file(contiguous, partial, metadata={"format": "pt", _HEADER_KEY: header.json()})
+
+
+def read_tensors(path: Path, schema: str) -> tuple[dict[str, Any], Header]:
+    """Read safetensors written by `write_tensors`.
+
+    Raises:
+        DataError: missing, truncated, not safetensors, another schema.
+    """
+    from safetensors import safe_open
+
+    header = tensors_header(path)
+    if header.schema != schema:
+        raise DataError(f"{path}", got=header.schema, expected=schema)
+    with safe_open(path, framework="pt") as f:
+        return {name: f.get_tensor(name) for name in f.keys()}, header  # noqa: SIM118
+
+
+def tensors_header(path: Path) -> Header:
+    """Read only the header of a safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise DataError(f"no file {path}")
+    try:
+        with safe_open(path, framework="np") as f:
+            metadata = f.metadata() or {}
+    except (SafetensorError, OSError) as e:
+        raise DataError(f"{path} is no safetensors file, or a truncated one ({e})") from e
+    return Header.parse(metadata.get(_HEADER_KEY), path)

@@ -1,0 +1,500 @@
+"""The settings of every stage: one frozen dataclass each, checked when it is built.
+
+A stage's settings come from `defaults < preset table < flags < --set` (`presets.py` joins them).
+Defaults are the paper's values for ViT-B/16 (`# Table 11` ... name their source in the shipped
+presets) with the embedded engines. Units are in the names; sizes are pixels unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from synclr_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class CaptionEngineConfig:
+    """Which language model completes the prompts, and how it samples."""
+
+    name: str = "smollm2:"  # scheme:target
+    temperature: float = 0.8
+    top_p: float = 0.9
+    max_new_tokens: int = 100
+    batch_size: int = 64  # prompts decoded together
+    dtype: str = "auto"  # auto: bfloat16 where the hardware multiplies it faster
+    options: dict[str, Any] = field(default_factory=dict)  # for engines of other packages
+
+    def __post_init__(self) -> None:
+        key = "captions.engine"
+        _scheme(f"{key}.name", self.name)
+        _at_least(f"{key}.temperature", self.temperature, 0)
+        _within(f"{key}.top_p", self.top_p, 0, 1, low_open=True)
+        _at_least(f"{key}.max_new_tokens", self.max_new_tokens, 1)
+        _at_least(f"{key}.batch_size", self.batch_size, 1)
+        _one_of(f"{key}.dtype", self.dtype, DTYPES)
+
+
+@dataclass(frozen=True)
+class CaptionsConfig:
+    """Words -> captions."""
+
+    concepts: str = "in21k"  # a source name, a word list (.txt .csv .parquet), or NAME:WEIGHT,...
+    count: int = 1000  # captions
+    seed: int = 0
+    examples: int = 3  # demonstrations before each completion
+    share_c: float = 0.44  # of captions about objects: concept alone
+    share_c_bg: float = 0.45  # concept and background
+    share_c_rel: float = 0.11  # concept and positional relation
+    captions_per_part: int = 1024  # the unit of resuming
+    engine: CaptionEngineConfig = field(default_factory=CaptionEngineConfig)
+
+    def __post_init__(self) -> None:
+        _at_least("captions.count", self.count, 1)
+        _at_least("captions.seed", self.seed, 0)
+        _at_least("captions.examples", self.examples, 0)
+        _at_least("captions.captions_per_part", self.captions_per_part, 1)
+        shares = (self.share_c, self.share_c_bg, self.share_c_rel)
+        for name, share in zip(("share_c", "share_c_bg", "share_c_rel"), shares, strict=True):
+            _within(f"captions.{name}", share, 0, 1)
+        if abs(sum(shares) - 1) > 1e-6:
+            raise UsageError(
+                "captions.share_c + share_c_bg + share_c_rel", got=f"{sum(shares):g}", expected=1
+            )
+
+
+@dataclass(frozen=True)
+class RenderEngineConfig:
+    """Which text-to-image model paints the captions, and how."""
+
+    name: str = "procedural:"  # scheme:target
+    guidance: float = 2.5  # classifier-free guidance scale
+    steps: int = 50  # denoising steps
+    scheduler: str = "ddim"  # a name of render/engines/diffusers.py, or "own": the pipeline's
+    size: int = 512  # pixels painted, before the reduction to render.stored_size
+    batch_size: int = 16  # pictures painted together
+    dtype: str = "auto"
+    options: dict[str, Any] = field(default_factory=dict)  # for engines of other packages
+
+    def __post_init__(self) -> None:
+        key = "render.engine"
+        _scheme(f"{key}.name", self.name)
+        _within(f"{key}.guidance", self.guidance, 0, 100)
+        _within(f"{key}.steps", self.steps, 1, 1000)
+        _at_least(f"{key}.size", self.size, 8)
+        _at_least(f"{key}.batch_size", self.batch_size, 1)
+        _one_of(f"{key}.dtype", self.dtype, DTYPES)
+
+
+@dataclass(frozen=True)
+class RenderConfig:
+    """Captions -> pictures, several per caption."""
+
+    views: int = 4  # pictures of each caption
+    seed: int = 0
+    stored_size: int = 256
+    image_format: str = "jpeg"
+    quality: int = 95  # of jpeg and webp, 1 to 100
+    masks: bool = True  # keep the pixel masks, if the engine yields them
+    captions_per_part: int = 256  # the unit of resuming, and one Parquet file
+    engine: RenderEngineConfig = field(default_factory=RenderEngineConfig)
+
+    def __post_init__(self) -> None:
+        _at_least("render.views", self.views, 1)
+        _at_least("render.seed", self.seed, 0)
+        _at_least("render.stored_size", self.stored_size, 8)
+        _one_of("render.image_format", self.image_format, ("jpeg", "webp", "png"))
+        _within("render.quality", self.quality, 1, 100)
+        _at_least("render.captions_per_part", self.captions_per_part, 1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Pictures -> backbone: multi-positive contrast, masked patches, EMA teacher, multi-crop."""
+
+    # --- model
+    arch: str = "vit_base_patch16_224"  # a ViT of timm
+    patch_size: int = 0  # 0: the arch's own
+    depth: int = 0  # blocks; 0: the arch's own
+    drop_path: float = 0.1  # student only
+    head_norm: str = "batch"  # batch: MoCo v3 as in the paper; layer: the released code
+    head_hidden: int = 4096
+    head_out: int = 256
+    patch_head_hidden: int = 2048
+    patch_head_bottleneck: int = 256
+    prototypes: int = 65536
+    # --- data
+    captions_per_batch: int = 2048  # over all ranks
+    views: int = 4  # pictures of each caption in a batch
+    image_size: int = 224  # global crop
+    local_size: int = 96
+    local_crops: int = 4  # of each picture; 0: no multi-crop
+    global_scale: tuple[float, float] = (0.32, 1.0)  # crop area / picture area
+    local_scale: tuple[float, float] = (0.08, 0.32)
+    downsample: float = 0.05  # probability of StableRep's "downsample" step
+    workers: int = 4  # loader processes per rank
+    # --- objective
+    temperature: float = 0.08
+    patch_weight: float = 1.0  # of the iBOT term; 0: no masked patches
+    mask_probability: float = 0.5  # share of the pictures that are masked
+    mask_ratio: float = 0.5  # share of the patches masked in those
+    student_temperature: float = 0.1  # of the patch softmax
+    teacher_temperature: float = 0.04  # at the first step
+    teacher_temperature_end: float = 0.07
+    teacher_temperature_steps: int = 4000
+    sinkhorn_iterations: int = 3
+    ema: float = 0.994  # at the first step
+    ema_end: float = 1.0
+    # --- optimisation
+    steps: int = 500_000
+    warmup_steps: int = 80_000
+    peak_lr: float = 2e-3
+    end_lr: float = 0.0
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.2
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip_grad: float = 0.0  # largest gradient norm; 0: no clipping
+    # --- running
+    seed: int = 0
+    precision: str = "auto"  # auto: bfloat16 autocast where the hardware has it
+    checkpoint_steps: int = 1000
+    keep_checkpoints: int = 2
+    log_steps: int = 50
+    stop_after_minutes: float = 0.0  # save, stop and exit 0 after this long; 0: never
+
+    def __post_init__(self) -> None:
+        for name in ("drop_path", "downsample", "mask_probability", "mask_ratio", "ema", "ema_end"):
+            _within(f"train.{name}", getattr(self, name), 0, 1)
+        for name in ("head_hidden", "head_out", "patch_head_hidden", "patch_head_bottleneck"):
+            _at_least(f"train.{name}", getattr(self, name), 1)
+        for name in ("prototypes", "captions_per_batch", "views", "steps", "sinkhorn_iterations"):
+            _at_least(f"train.{name}", getattr(self, name), 1)
+        for name in ("checkpoint_steps", "keep_checkpoints", "log_steps"):
+            _at_least(f"train.{name}", getattr(self, name), 1)
+        for name in ("patch_size", "depth", "local_crops", "workers", "warmup_steps", "seed"):
+            _at_least(f"train.{name}", getattr(self, name), 0)
+        for name in ("peak_lr", "end_lr", "weight_decay", "weight_decay_end", "patch_weight"):
+            _at_least(f"train.{name}", getattr(self, name), 0)
+        for name in ("clip_grad", "stop_after_minutes", "teacher_temperature_steps"):
+            _at_least(f"train.{name}", getattr(self, name), 0)
+        for name in ("temperature", "student_temperature", "teacher_temperature"):
+            _within(f"train.{name}", getattr(self, name), 0, 100, low_open=True)
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise UsageError(f"train.{name}", got=[low, high], expected="0 < low <= high <= 1")
+        for name in ("beta1", "beta2"):
+            _within(f"train.{name}", getattr(self, name), 0, 1)
+        _one_of("train.head_norm", self.head_norm, ("batch", "layer"))
+        _one_of("train.precision", self.precision, PRECISIONS)
+        if self.warmup_steps >= self.steps:
+            raise UsageError(
+                "train.warmup_steps",
+                got=self.warmup_steps,
+                expected=f"less than {self.steps} steps",
+            )
+        if self.views < 2:
+            raise UsageError(
+                "train.views",
+                got=self.views,
+                expected="at least 2: one picture of a caption has no positive",
+            )
+
+
+@dataclass(frozen=True)
+class LinearProbeConfig:
+    """A linear classifier on frozen cls features, its L2 strength chosen on a validation split."""
+
+    image_size: int = 0  # 0: the backbone's own
+    penalties: int = 45  # log-spaced L2 strengths
+    lowest_penalty: float = 1e-6
+    highest_penalty: float = 1e5
+    iterations: int = 1000  # at most, of L-BFGS
+    validation_share: float = 0.2  # of train, if the data has no validation split
+    standardise: bool = False  # z-score the features with the training split's statistics
+    metric: str = "top1"  # top1 | mean_per_class
+    batch_size: int = 64
+    workers: int = 2
+    seed: int = 0
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("penalties", "iterations", "batch_size"):
+            _at_least(f"linear-probe.{name}", getattr(self, name), 1)
+        for name in ("image_size", "workers", "seed"):
+            _at_least(f"linear-probe.{name}", getattr(self, name), 0)
+        _within("linear-probe.validation_share", self.validation_share, 0, 0.9, low_open=True)
+        _one_of("linear-probe.metric", self.metric, ("top1", "mean_per_class"))
+        _one_of("linear-probe.precision", self.precision, PRECISIONS)
+        if not 0 < self.lowest_penalty <= self.highest_penalty:
+            raise UsageError(
+                "linear-probe.lowest_penalty",
+                got=self.lowest_penalty,
+                expected=f"above 0 and at most highest_penalty = {self.highest_penalty:g}",
+            )
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """The whole backbone trained on labelled pictures (Table 14)."""
+
+    image_size: int = 0  # 0: the backbone's own
+    epochs: int = 100
+    warmup_epochs: float = 20
+    batch_size: int = 1024  # over all ranks
+    base_lr: float = 5e-5  # learning rate = base_lr x batch_size / 256
+    min_lr: float = 1e-6
+    layer_decay: float = 0.65
+    weight_decay: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.999
+    drop_path: float = 0.1
+    augment: str = "rand-m9-mstd0.5-inc1"  # timm's auto-augment string; "" for crop and flip only
+    random_erasing: float = 0.25
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    label_smoothing: float = 0.1
+    weight_ema: float = 0.9999
+    test_crop: float = 0.95  # crop / resized shorter side
+    validation_share: float = 0.2  # of train, if the data has no validation split
+    workers: int = 4
+    seed: int = 0
+    precision: str = "auto"
+    stop_after_minutes: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            _at_least(f"finetune.{name}", getattr(self, name), 1)
+        for name in ("image_size", "warmup_epochs", "base_lr", "min_lr", "weight_decay", "workers"):
+            _at_least(f"finetune.{name}", getattr(self, name), 0)
+        for name in ("mixup", "cutmix", "seed", "stop_after_minutes"):
+            _at_least(f"finetune.{name}", getattr(self, name), 0)
+        for name in ("drop_path", "random_erasing", "label_smoothing", "weight_ema"):
+            _within(f"finetune.{name}", getattr(self, name), 0, 1)
+        _within("finetune.layer_decay", self.layer_decay, 0, 1, low_open=True)
+        _within("finetune.test_crop", self.test_crop, 0, 1, low_open=True)
+        _within("finetune.validation_share", self.validation_share, 0, 0.9, low_open=True)
+        _one_of("finetune.precision", self.precision, PRECISIONS)
+
+
+@dataclass(frozen=True)
+class SegmentConfig:
+    """UperNet on the backbone, trained on pictures with class-id masks (Table 15)."""
+
+    image_size: int = 512  # training crop, and the test window
+    short_side: int = 512  # pictures are resized to this shorter side; 0: left as they are
+    stride: int = 341  # of the test window
+    scale: tuple[float, float] = (0.5, 2.0)  # random resize before the crop
+    steps: int = 60_000
+    warmup_steps: int = 1500
+    batch_size: int = 32  # over all ranks
+    lr: float = 8e-5
+    layer_decay: float = 0.6
+    weight_decay: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.999
+    drop_path: float = 0.1
+    channels: int = 0  # of the decode head; 0: the backbone's width
+    auxiliary_channels: int = 256
+    auxiliary_weight: float = 0.4
+    photometric: bool = True
+    ignore_index: int = 255
+    validation_share: float = 0.2  # of train, if the data has no validation split
+    checkpoint_steps: int = 2000
+    workers: int = 4
+    seed: int = 0
+    precision: str = "auto"
+    stop_after_minutes: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "stride", "steps", "batch_size", "checkpoint_steps"):
+            _at_least(f"segment.{name}", getattr(self, name), 1)
+        for name in ("short_side", "warmup_steps", "lr", "weight_decay", "channels", "workers"):
+            _at_least(f"segment.{name}", getattr(self, name), 0)
+        for name in ("auxiliary_weight", "seed", "stop_after_minutes", "ignore_index"):
+            _at_least(f"segment.{name}", getattr(self, name), 0)
+        _at_least("segment.auxiliary_channels", self.auxiliary_channels, 1)
+        _within("segment.drop_path", self.drop_path, 0, 1)
+        _within("segment.layer_decay", self.layer_decay, 0, 1, low_open=True)
+        _within("segment.validation_share", self.validation_share, 0, 0.9, low_open=True)
+        _one_of("segment.precision", self.precision, PRECISIONS)
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise UsageError("segment.scale", got=list(self.scale), expected="0 < low <= high")
+        if self.stride > self.image_size:
+            raise UsageError(
+                "segment.stride", got=self.stride, expected=f"at most image_size {self.image_size}"
+            )
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+StageConfig = (
+    CaptionsConfig | RenderConfig | TrainConfig | LinearProbeConfig | FinetuneConfig | SegmentConfig
+)
+
+STAGES: dict[str, type[StageConfig]] = {
+    "captions": CaptionsConfig,
+    "render": RenderConfig,
+    "train": TrainConfig,
+    "linear-probe": LinearProbeConfig,
+    "finetune": FinetuneConfig,
+    "segment": SegmentConfig,
+}
+
+
+# Keys that change how a run goes, not what it makes: they may differ when a run is continued.
+RUNNING_KEYS = {
+    "captions": {"engine.batch_size"},
+    "render": {"engine.batch_size"},
+    "train": {"workers", "checkpoint_steps", "keep_checkpoints", "log_steps", "stop_after_minutes"},
+    "linear-probe": {"batch_size", "workers"},
+    "finetune": {"workers", "stop_after_minutes"},
+    "segment": {"workers", "stop_after_minutes", "checkpoint_steps"},
+}
+
+
+def differing_keys(stage: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Return the key paths in which two flat configs of a stage differ, those of running aside."""
+    every = dict.fromkeys([*wanted, *found])
+    absent = object()
+    return [
+        f"{stage}.{k}"
+        for k in every
+        if k not in RUNNING_KEYS[stage] and found.get(k, absent) != wanted.get(k, absent)
+    ]
+
+
+def keys(config_type: type, prefix: str = "") -> dict[str, Any]:
+    """Return every key path of a config class with the type of its value."""
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(config_type)
+    for f in dataclasses.fields(config_type):
+        if dataclasses.is_dataclass(hints[f.name]):
+            found |= keys(typing.cast(type, hints[f.name]), f"{prefix}{f.name}.")
+        else:
+            found[prefix + f.name] = hints[f.name]
+    return found
+
+
+def flatten(config: object, prefix: str = "") -> dict[str, Any]:
+    """Return a config's values by key path; the order is the dataclass's."""
+    flat: dict[str, Any] = {}
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{f.name}.")
+        else:
+            flat[prefix + f.name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def build(stage: str, values: Mapping[str, Any]) -> StageConfig:
+    """Build a stage's config from values by key path, the rest by default.
+
+    Raises:
+        UsageError: unknown key (the nearest one is named), wrong type, value out of range.
+    """
+    types_by_key = keys(STAGES[stage])
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in types_by_key:
+            raise unknown_key(stage, key)
+        checked[key] = _coerce(f"{stage}.{key}", value, types_by_key[key])
+    return typing.cast(StageConfig, _construct(STAGES[stage], checked))
+
+
+def unknown_key(stage: str, key: str) -> UsageError:
+    """Return the error for a key that no config has, with the nearest that exists."""
+    known = list(keys(STAGES[stage]))
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not near:  # "lr" for "peak_lr": a part of a name
+        near = [k for k in known if key.split(".")[-1] in k][:1]
+    hint = f"did you mean {stage}.{near[0]}?" if near else f"its keys are {', '.join(known)}"
+    return UsageError(f"unknown key {stage}.{key}", do=hint)
+
+
+def parse_value(text: str) -> Any:
+    """Read the right side of `--set key=value` as TOML, and as a plain string if it is none."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _construct(config_type: type, values: Mapping[str, Any]) -> object:
+    hints = typing.get_type_hints(config_type)
+    arguments: dict[str, Any] = {}
+    for f in dataclasses.fields(config_type):
+        hint = hints[f.name]
+        if dataclasses.is_dataclass(hint):
+            inner = {
+                k[len(f.name) + 1 :]: v for k, v in values.items() if k.startswith(f.name + ".")
+            }
+            arguments[f.name] = _construct(typing.cast(type, hint), inner)
+        elif f.name in values:
+            arguments[f.name] = values[f.name]
+    return config_type(**arguments)
+
+
+def _coerce(key: str, value: Any, hint: Any) -> Any:
+    def wrong(expected: str) -> UsageError:
+        return UsageError(key, got=f"{value!r}", expected=expected)
+
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise wrong("true or false")
+        return value
+    if hint is int:
+        if isinstance(value, float) and value.is_integer():
+            return int(value)  # 1e5 is how people write it
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise wrong("a whole number")
+        return value
+    if hint is float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            raise wrong("a number")
+        return float(value)
+    if hint is str:
+        if not isinstance(value, str):
+            raise wrong("text")
+        return value
+    if typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)
+        if not isinstance(value, list | tuple) or len(value) != len(inner):
+            raise wrong(f"a list of {len(inner)} numbers")
+        return tuple(_coerce(key, v, t) for v, t in zip(value, inner, strict=True))
+    assert typing.get_origin(hint) is dict or isinstance(hint, types.GenericAlias), hint
+    if not isinstance(value, dict):
+        raise wrong("a table")
+    return value
+
+
+def _at_least(key: str, value: float, low: float) -> None:
+    if value < low:
+        raise UsageError(key, got=f"{value:g}", expected=f"at least {low:g}")
+
+
+def _within(key: str, value: float, low: float, high: float, *, low_open: bool = False) -> None:
+    if not (low <= value <= high) or (low_open and value == low):
+        bound = f"above {low:g}" if low_open else f"from {low:g}"
+        raise UsageError(key, got=f"{value:g}", expected=f"{bound} to {high:g}")
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        near = difflib.get_close_matches(value, allowed, n=1)
+        hint = f"did you mean {near[0]}?" if near else ""
+        raise UsageError(key, got=repr(value), expected=" | ".join(allowed), do=hint)
+
+
+def _scheme(key: str, value: str) -> None:
+    if ":" not in value:
+        raise UsageError(key, got=repr(value), expected="scheme:target", do=f"try {value}:")

@@ -1,0 +1,152 @@
+"""What a person sees. The only module that prints.
+
+stdout carries the result and nothing else; progress, notes, warnings and errors go to stderr.
+On a terminal progress is a bar with rate and time left, otherwise one plain line per interval.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_INTERVAL_S = 10.0  # without a terminal: one progress line per this many seconds
+
+_stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+_quiet = False
+_main_rank = os.environ.get("RANK", "0") == "0"  # torchrun sets RANK; only rank 0 talks
+
+
+def set_quiet(quiet: bool) -> None:
+    """Silence notes and progress; warnings and errors still show."""
+    global _quiet
+    _quiet = quiet
+
+
+def result(value: str) -> None:
+    """Write the command's result, one line, to stdout."""
+    if _main_rank:
+        sys.stdout.write(value.rstrip("\n") + "\n")
+        sys.stdout.flush()
+
+
+def result_json(report: Mapping[str, Any], rows: Sequence[tuple[str, str]] = ()) -> None:
+    """Write a judge's result: one JSON object, or on a terminal a table of `rows` (name, value)."""
+    if rows and sys.stdout.isatty():
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for name, value in rows:
+            table.add_row(name, value)
+        if _main_rank:
+            Console().print(table)
+    else:
+        result(json.dumps(report, ensure_ascii=False, allow_nan=False))
+
+
+def note(message: str) -> None:
+    """Say one line about the work to stderr."""
+    if _main_rank and not _quiet:
+        _stderr.print(Text(message))
+
+
+def warn(message: str) -> None:
+    """Say one line that the user should read, to stderr."""
+    if _main_rank:
+        _stderr.print(Text.assemble(("warning: ", "yellow"), message))
+
+
+def error(message: str) -> None:
+    """Say the one line a failed command ends with, to stderr."""
+    _stderr.print(Text.assemble(("error: ", "bold red"), message))
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Show a table on stderr; numbers are right-aligned from the second column on."""
+    if not _main_rank or _quiet:
+        return
+    shown = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        shown.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    _stderr.print(shown)
+
+
+class _Rate(ProgressColumn):
+    def __init__(self, unit: str):
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.3g} {self.unit}/s", style="cyan")
+
+
+class Meter:
+    """Counts finished units of one long job; `advance` them, and `say` numbers beside the bar."""
+
+    def __init__(self, name: str, total: int, done: int, unit: str, bar: Progress | None):
+        self._name, self._total, self._unit, self._bar = name, total, unit, bar
+        self._done = self._start_done = done
+        self._start = self._last_line = time.monotonic()
+        self._words = ""
+        self._task = bar.add_task(name, total=total, completed=done, words="") if bar else None
+
+    def advance(self, units: int = 1) -> None:
+        self._done += units
+        if self._bar and self._task is not None:
+            self._bar.advance(self._task, units)
+        elif not _quiet and _main_rank:
+            now = time.monotonic()
+            if now - self._last_line >= PLAIN_INTERVAL_S:
+                self._last_line = now
+                self._plain_line(now)
+
+    def say(self, **numbers: float) -> None:
+        self._words = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, words=self._words)
+
+    def _plain_line(self, now: float) -> None:
+        rate = (self._done - self._start_done) / max(now - self._start, 1e-9)
+        left = (self._total - self._done) / rate if rate else float("inf")
+        _stderr.print(
+            Text(
+                f"{self._name} {self._done}/{self._total}  {rate:.3g} {self._unit}/s"
+                f"  {left:.0f} s left  {self._words}".rstrip()
+            )
+        )
+
+
+@contextmanager
+def progress(name: str, total: int, *, done: int = 0, unit: str = "it") -> Iterator[Meter]:
+    """Show the progress of one job of `total` units, of which `done` were finished earlier."""
+    if _quiet or not _main_rank or not _stderr.is_terminal:
+        yield Meter(name, total, done, unit, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        _Rate(unit),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[words]}"),
+    )
+    with Progress(*columns, console=_stderr, transient=True) as bar:
+        yield Meter(name, total, done, unit, bar)
