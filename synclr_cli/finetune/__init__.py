@@ -1,0 +1,1 @@
+"""The whole backbone trained on labelled pictures."""

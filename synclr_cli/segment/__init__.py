@@ -1,0 +1,1 @@
+"""UperNet on the backbone."""
