@@ -1,0 +1,357 @@
+"""Backbones: build one, save one, open anybody's.
+
+A backbone is a timm ViT without a head. Saved, it is `backbone.safetensors` under timm's key names
+with a `config.json` beside it, so `timm.create_model("local-dir:runs/vitb", num_classes=0,
+pretrained=True)` opens a run folder with no code of ours.
+
+    spec --open_backbone--> Backbone(model, mean, std, image size, ...)
+    spec: run folder | .safetensors | .pth of the reference | timm:NAME | random:ARCH or random:RUN
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models import VisionTransformer
+from torch import Tensor
+
+from synclr_cli import artifacts
+from synclr_cli.artifacts import Header
+from synclr_cli.errors import DataError, EngineError, UsageError
+from synclr_cli.learning import runtime
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WEIGHTS_FILE = "backbone.safetensors"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A ViT and how to show it a picture."""
+
+    model: VisionTransformer
+    spec: str  # as the user named it
+    name: str  # short, for files and tables
+    digest: str  # of the weights
+    image_size: int  # pixels
+    mean: Sequence[float]
+    std: Sequence[float]
+    interpolation: str
+    header: Header | None = None
+
+    @property
+    def patch_size(self) -> int:
+        """Return the side of a patch in pixels."""
+        return int(self.model.patch_embed.patch_size[0])
+
+
+def build(
+    arch: str,
+    *,
+    image_size: int,
+    patch_size: int = 0,
+    depth: int = 0,
+    drop_path: float = 0.0,
+    pretrained: bool = False,
+) -> VisionTransformer:
+    """Build a timm ViT without head; it also takes smaller square crops.
+
+    Args:
+        arch: name of a timm ViT.
+        image_size: pixels; the position table is made for it.
+        patch_size, depth: 0 for the arch's own.
+
+    Raises:
+        UsageError: no such arch, or not a plain ViT.
+        EngineError: pretrained weights cannot be fetched.
+    """
+    arguments = _arguments(image_size, patch_size, depth)
+    try:
+        model = timm.create_model(
+            arch,
+            pretrained=pretrained,
+            num_classes=0,
+            drop_path_rate=drop_path,
+            dynamic_img_size=True,
+            **arguments,
+        )
+    except (OSError, ConnectionError) as e:
+        raise EngineError(
+            f"cannot fetch the weights of {arch} ({type(e).__name__}: {e})",
+            do="connect to the network once, or name a local file",
+        ) from e
+    except (RuntimeError, TypeError, AssertionError) as e:
+        near = difflib.get_close_matches(arch, timm.list_models("*vit*"), n=3, cutoff=0.5)
+        hint = ", ".join(near or ["vit_base_patch16_224"])
+        raise UsageError(f"cannot build {arch} ({e})", do=f"name a timm ViT, such as {hint}") from e
+    if not isinstance(model, VisionTransformer) or model.cls_token is None:
+        raise UsageError(
+            f"arch {arch}", got=type(model).__name__, expected="a ViT with a cls token"
+        )
+    return model
+
+
+def _arguments(image_size: int, patch_size: int, depth: int) -> dict[str, int]:
+    given = {"img_size": image_size, "patch_size": patch_size, "depth": depth}
+    return {name: value for name, value in given.items() if value}
+
+
+def cls_features(model: VisionTransformer, images: Tensor) -> Tensor:
+    """Return the cls token after the final norm, [B, D], from images [B, 3, S, S]."""
+    return model.forward_features(images)[:, 0]  # [B, D]
+
+
+def save(
+    folder: Path,
+    model: VisionTransformer,
+    header: Header,
+    *,
+    arch: str,
+    image_size: int,
+    patch_size: int = 0,
+    depth: int = 0,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    interpolation: str = "bicubic",
+) -> Path:
+    """Write `backbone.safetensors` and the `config.json` that timm's `local-dir:` reads."""
+    weights = folder / WEIGHTS_FILE
+    facts: dict[str, Any] = {
+        "arch": arch,
+        "arch_arguments": _arguments(image_size, patch_size, depth),
+        "patch_size": int(model.patch_embed.patch_size[0]),
+        "image_size": image_size,
+        "mean": list(mean),
+        "std": list(std),
+        "interpolation": interpolation,
+        **(header.facts or {}),
+    }
+    described = Header(**{**vars(header), "schema": "backbone", "facts": facts})
+    artifacts.write_json(
+        folder / "config.json",
+        {
+            "architecture": arch,
+            "num_classes": 0,
+            "num_features": model.num_features,
+            "model_args": facts["arch_arguments"],
+            "pretrained_cfg": {
+                "input_size": [3, image_size, image_size],
+                "fixed_input_size": True,
+                "interpolation": interpolation,
+                "crop_pct": 1.0,
+                "mean": list(mean),
+                "std": list(std),
+                "num_classes": 0,
+                "first_conv": "patch_embed.proj",
+                "classifier": "head",
+            },
+        },
+    )
+    artifacts.write_tensors(weights, model.state_dict(), described)
+    return weights
+
+
+def open_backbone(
+    spec: str, *, image_size: int = 0, drop_path: float = 0.0, seed: int = 0
+) -> Backbone:
+    """Open any backbone by its name.
+
+    Args:
+        spec: run folder | file.safetensors | file.pth | timm:NAME | random:ARCH | random:RUN (the
+            same architecture as a run, with new weights drawn from `seed`).
+        image_size: pixels to build it for, its position table resized; 0 for its own.
+
+    Raises:
+        UsageError: no such scheme or arch.
+        DataError: the file is missing, damaged, or its keys are not a ViT's.
+        EngineError: weights cannot be fetched.
+    """
+    scheme, colon, target = spec.partition(":")
+    if colon and scheme == "timm":
+        return _open_timm(spec, target, image_size, drop_path)
+    if colon and scheme == "random":
+        return _open_random(spec, target, image_size, drop_path, seed)
+    path = Path(spec)
+    if path.is_dir():
+        path = path / WEIGHTS_FILE
+        if not path.is_file():
+            raise DataError(
+                f"{spec} holds no {WEIGHTS_FILE}", do="finish its training: run synclr train again"
+            )
+    if not path.is_file():
+        raise DataError(
+            f"no backbone {spec}",
+            expected="a run folder, a .safetensors or .pth file, timm:NAME or random:ARCH",
+            got="none of these",
+        )
+    if path.suffix in (".pth", ".pt", ".bin"):
+        return _open_reference(spec, path, image_size, drop_path)
+    return _open_saved(spec, path, image_size, drop_path)
+
+
+def _open_saved(spec: str, path: Path, image_size: int, drop_path: float) -> Backbone:
+    tensors, header = artifacts.read_tensors(path, "backbone")
+    facts = dict(header.facts or {})
+    model = _from_facts(facts, image_size, drop_path)
+    load_weights(model, tensors, path)
+    return Backbone(
+        model=model,
+        spec=spec,
+        name=path.parent.resolve().name if path.name == WEIGHTS_FILE else path.stem,
+        digest=artifacts.digest(path),
+        image_size=image_size or facts["image_size"],
+        mean=facts["mean"],
+        std=facts["std"],
+        interpolation=facts["interpolation"],
+        header=header,
+    )
+
+
+def _from_facts(facts: Mapping[str, Any], image_size: int, drop_path: float) -> VisionTransformer:
+    arguments = facts["arch_arguments"]
+    return build(
+        facts["arch"],
+        image_size=image_size or facts["image_size"],
+        patch_size=arguments.get("patch_size", 0),
+        depth=arguments.get("depth", 0),
+        drop_path=drop_path,
+    )
+
+
+def _open_random(spec: str, target: str, image_size: int, drop_path: float, seed: int) -> Backbone:
+    runtime.seed_everything(seed)
+    path = Path(target) / WEIGHTS_FILE if Path(target).is_dir() else Path(target)
+    if path.suffix == ".safetensors":
+        header = artifacts.tensors_header(path)
+        facts = dict(header.facts or {})
+        model = _from_facts(facts, image_size, drop_path)
+        size, name = image_size or facts["image_size"], facts["arch"]
+    else:
+        size = image_size or 224
+        model, name = build(target, image_size=size, drop_path=drop_path), target
+    return Backbone(
+        model=model,
+        spec=spec,
+        name=f"random-{name}-seed{seed}",
+        digest=_state_digest(model),
+        image_size=size,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        interpolation="bicubic",
+    )
+
+
+def _open_timm(spec: str, name: str, image_size: int, drop_path: float) -> Backbone:
+    own = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if own is None:
+        raise UsageError(f"timm has no model {name}")
+    size = image_size or own.input_size[-1]
+    model = build(name, image_size=size, drop_path=drop_path, pretrained=True)
+    return Backbone(
+        model=model,
+        spec=spec,
+        name=name,
+        digest=_state_digest(model),
+        image_size=size,
+        mean=own.mean,
+        std=own.std,
+        interpolation=own.interpolation or "bicubic",
+    )
+
+
+def _open_reference(spec: str, path: Path, image_size: int, drop_path: float) -> Backbone:
+    """Open a checkpoint of the released SynCLR or StableRep code, without unpickling any code."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as e:
+        raise DataError(
+            f"{path} is no checkpoint that can be read without running code from it"
+            f" ({str(e).splitlines()[0]})"
+        ) from e
+    state = loaded
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping):
+        raise DataError(f"{path}", got=type(state).__name__, expected="a state dict")
+    tensors = {_bare(k): v for k, v in state.items() if isinstance(v, Tensor)}
+    arch = _arch_of(tensors, path)
+    model = build(arch, image_size=image_size or 224, drop_path=drop_path)
+    load_weights(model, tensors, path)
+    return Backbone(
+        model=model,
+        spec=spec,
+        name=path.stem,
+        digest=artifacts.digest(path),
+        image_size=image_size or 224,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        interpolation="bicubic",
+    )
+
+
+def _bare(key: str) -> str:
+    for prefix in ("module.", "visual."):
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _arch_of(tensors: Mapping[str, Tensor], path: Path) -> str:
+    patches = tensors.get("patch_embed.proj.weight")  # [D, 3, P, P]
+    if patches is None:
+        some = ", ".join(list(tensors)[:3])
+        raise DataError(
+            f"{path} is no ViT checkpoint",
+            got=f"keys like {some}",
+            expected="patch_embed.proj.weight",
+        )
+    width, patch = patches.shape[0], patches.shape[-1]
+    sizes = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
+    arch = f"vit_{sizes.get(width, '?')}_patch{patch}_224"
+    if not timm.is_model(arch):
+        raise DataError(f"{path} is a ViT of width {width} and patch {patch}, unknown to timm")
+    return arch
+
+
+def load_weights(model: VisionTransformer, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load a state dict, its position table resized to the model's; heads and mask token dropped.
+
+    Raises:
+        DataError: keys or shapes do not match; the first of them are listed.
+    """
+    state = {k: v for k, v in tensors.items() if not k.startswith("head.") and k != "mask_token"}
+    table = state.get("pos_embed")
+    if table is not None and table.shape != model.pos_embed.shape:
+        state["pos_embed"] = resample_abs_pos_embed(
+            table, new_size=list(model.patch_embed.grid_size), num_prefix_tokens=1, antialias=False
+        )
+    wanted = model.state_dict()
+    wrong = [
+        *(f"missing {k}" for k in wanted if k not in state),
+        *(f"unknown {k}" for k in state if k not in wanted),
+        *(
+            f"{k} is {list(v.shape)}, not {list(wanted[k].shape)}"
+            for k, v in state.items()
+            if k in wanted and v.shape != wanted[k].shape
+        ),
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise DataError(f"{path} does not fit the model: {'; '.join(wrong[:5])}{more}")
+    model.load_state_dict(state)
+
+
+def _state_digest(model: VisionTransformer) -> str:
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return f"sha256:{total.hexdigest()}"

@@ -1,0 +1,167 @@
+"""The process a torch stage runs in: device, precision, ranks, and when to stop.
+
+One process without a process group is an ordinary world of one rank: every collective here then
+returns its input, so no caller asks whether it is distributed. torchrun's variables start a group.
+The only module that imports `torch.distributed`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from types import FrameType
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from synclr_cli.errors import EngineError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device, precision and place among the ranks."""
+
+    device: torch.device
+    amp_dtype: torch.dtype | None  # None: no autocast
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Return whether this rank writes the files."""
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Run matrix products in the run's precision inside the block."""
+        if self.amp_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.amp_dtype)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Return all ranks' equally shaped rows, in rank order; no gradient flows back."""
+        if self.world == 1:
+            return x.detach()
+        every = [torch.empty_like(x) for _ in range(self.world)]
+        dist.all_gather(every, x.detach().contiguous())
+        return torch.cat(every)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Return the sum over ranks; no gradient flows back."""
+        total = x.detach().clone()
+        if self.world > 1:
+            dist.all_reduce(total)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank."""
+        if self.world == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world > 1:
+            dist.barrier()
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Return the module so that its gradients are averaged over ranks."""
+        if self.world == 1:
+            return module
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(module, device_ids=ids)
+
+
+@contextmanager
+def started(precision: str) -> Iterator[Runtime]:
+    """Set up device, precision and (under torchrun) the process group; tear them down after.
+
+    Args:
+        precision: auto | float32 | bfloat16.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    if world > 1:
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        except (RuntimeError, ValueError) as e:
+            raise EngineError(f"cannot join the {world} ranks torchrun announced ({e})") from e
+    try:
+        yield Runtime(device, amp_dtype(precision, device), rank, world)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+
+
+def amp_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Return the autocast type for a precision setting, None for plain float32."""
+    if precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device)):
+        return torch.bfloat16
+    return None
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Return whether the device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # AVX-512 without the BF16 instructions only emulates it, slower than float32.
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators that libraries draw from (initial weights, mixup)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class StopFlag:
+    """Asks a loop to stop cleanly: on SIGTERM or Ctrl-C, or when the minutes are up.
+
+    A second signal interrupts at once. Use as a context manager around the loop.
+    """
+
+    def __init__(self, after_minutes: float = 0.0):
+        self._deadline = time.monotonic() + after_minutes * 60 if after_minutes else None
+        self.signalled = False
+        self._before: dict[int, object] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Return whether to save and stop now."""
+        return self.signalled or self.out_of_time
+
+    @property
+    def out_of_time(self) -> bool:
+        """Return whether the minutes given are up."""
+        return self._deadline is not None and time.monotonic() >= self._deadline
+
+    def __enter__(self) -> StopFlag:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._on_signal)
+            except ValueError:  # not the main thread: its owner handles signals
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if self.signalled:
+            raise KeyboardInterrupt
+        self.signalled = True
