@@ -82,14 +82,16 @@ class Header:
     seed: int = 0
     parents: tuple[Mapping[str, Any], ...] = ()  # of `parent()`
     facts: Mapping[str, Any] | None = None  # what else the schema wants to say
-    version: int = 0
+    version: int = 0  # 0: the one this program writes
     made_by: str = f"synclr {__version__}"
+
+    def __post_init__(self) -> None:
+        if self.version == 0:
+            object.__setattr__(self, "version", VERSIONS[self.schema])
 
     def json(self) -> str:
         """Return the header as one line of JSON."""
-        full = asdict(self)
-        full["version"] = VERSIONS[self.schema]
-        return json.dumps(full, ensure_ascii=False)
+        return json.dumps(asdict(self), ensure_ascii=False)
 
     @staticmethod
     def parse(text: str | bytes | None, path: Path) -> Header:
@@ -314,7 +316,7 @@ def open_parquet(path: Path, schema: str) -> tuple[pq.ParquetFile, Header]:
     Raises:
         DataError: missing, truncated, not Parquet, no header, another schema, a missing column.
     """
-    file, header = _open_any_parquet(path)
+    file, header = open_any_parquet(path)
     if header.schema != schema:
         raise DataError(f"{path}", got=f"{header.schema}/{header.version}", expected=schema)
     missing = [c for c in COLUMNS[schema] if c not in file.schema_arrow.names]
@@ -325,7 +327,8 @@ def open_parquet(path: Path, schema: str) -> tuple[pq.ParquetFile, Header]:
     return file, header
 
 
-def _open_any_parquet(path: Path) -> tuple[pq.ParquetFile, Header]:
+def open_any_parquet(path: Path) -> tuple[pq.ParquetFile, Header]:
+    """Open a Parquet file of any schema of ours; errors as `open_parquet`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -414,10 +414,11 @@ def build(stage: str, values: Mapping[str, Any]) -> StageConfig:
 def unknown_key(stage: str, key: str) -> UsageError:
     """Return the error for a key that no config has, with the nearest that exists."""
     known = list(keys(STAGES[stage]))
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not near:  # "lr" for "peak_lr": a part of a name
-        near = [k for k in known if key.split(".")[-1] in k][:1]
-    hint = f"did you mean {stage}.{near[0]}?" if near else f"its keys are {', '.join(known)}"
+    # "lr" means "peak_lr" more likely than what spelling alone finds.
+    near = [k for k in known if key.split(".")[-1] in k.split(".")[-1].split("_")][:2]
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    named = " or ".join(f"{stage}.{k}" for k in near)
+    hint = f"did you mean {named}?" if near else f"its keys are {', '.join(known)}"
     return UsageError(f"unknown key {stage}.{key}", do=hint)
 
 

@@ -31,6 +31,7 @@ PLAIN_INTERVAL_S = 10.0  # without a terminal: one progress line per this many s
 
 _stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 _quiet = False
+_captured: list[list[str]] = []  # results of commands that a command runs
 _main_rank = os.environ.get("RANK", "0") == "0"  # torchrun sets RANK; only rank 0 talks
 
 
@@ -41,15 +42,17 @@ def set_quiet(quiet: bool) -> None:
 
 
 def result(value: str) -> None:
-    """Write the command's result, one line, to stdout."""
-    if _main_rank:
+    """Write the command's result to stdout, or hand it to the command that runs this one."""
+    if _captured:
+        _captured[-1].append(value)
+    elif _main_rank:
         sys.stdout.write(value.rstrip("\n") + "\n")
         sys.stdout.flush()
 
 
 def result_json(report: Mapping[str, Any], rows: Sequence[tuple[str, str]] = ()) -> None:
     """Write a judge's result: one JSON object, or on a terminal a table of `rows` (name, value)."""
-    if rows and sys.stdout.isatty():
+    if rows and not _captured and sys.stdout.isatty():
         table = Table(show_header=False, box=None, pad_edge=False)
         for name, value in rows:
             table.add_row(name, value)
@@ -57,6 +60,16 @@ def result_json(report: Mapping[str, Any], rows: Sequence[tuple[str, str]] = ())
             Console().print(table)
     else:
         result(json.dumps(report, ensure_ascii=False, allow_nan=False))
+
+
+@contextmanager
+def captured() -> Iterator[list[str]]:
+    """Collect results in a list instead of writing them to stdout."""
+    _captured.append([])
+    try:
+        yield _captured[-1]
+    finally:
+        _captured.pop()
 
 
 def note(message: str) -> None:

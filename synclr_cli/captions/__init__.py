@@ -1,1 +1,1 @@
-"""Words -> captions (section 3.1 of the paper)."""
+"""Words -> captions."""

@@ -1,1 +1,1 @@
-"""Captions -> pictures (section 3.2 of the paper)."""
+"""Captions -> pictures."""

@@ -1,1 +1,1 @@
-"""Pictures -> backbone (section 3.3 of the paper)."""
+"""Pictures -> backbone."""

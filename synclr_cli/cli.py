@@ -1,0 +1,415 @@
+"""The command line: one function per subcommand, each reading its settings before anything heavy.
+
+A command resolves its config, answers `--print-config`, and only then imports its stage. stdout
+carries the result: the path that was made, or a judge's report as one JSON object.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, cast
+
+import typer
+
+from synclr_cli import (
+    __version__,
+    artifacts,
+    console,
+    engines,
+    inspection,
+    presets,
+)
+from synclr_cli.errors import SynclrError, UsageError
+
+app = typer.Typer(
+    name="synclr",
+    help="From a list of words to a vision backbone, with no real image in between.\n\n"
+    "A language model writes captions, a text-to-image model paints several pictures of each, "
+    "and a ViT learns that the pictures of one caption belong together.",
+    epilog="Start here: synclr quickstart",
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+# ------------------------------------------------------------------- flags that commands share
+
+Preset = Annotated[
+    str,
+    typer.Option(
+        "--preset", "-p", metavar="NAME|FILE", help="Experiment to take the settings from."
+    ),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one setting, such as train.steps=500. Repeatable.",
+    ),
+]
+PrintConfig = Annotated[
+    bool,
+    typer.Option("--print-config", help="Show every setting and where it comes from, then stop."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make it anew if it is there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
+Seed = Annotated[int | None, typer.Option(metavar="INT", help="Seed of all randomness.")]
+Engine = Annotated[
+    str | None, typer.Option("--engine", metavar="SCHEME:TARGET", help="Model that does the work.")
+]
+BackboneArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="BACKBONE",
+        help="Run folder, .safetensors, reference .pth, timm:NAME, random:ARCH, random:RUN, or -.",
+    ),
+]
+JudgeOut = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Folder to make. [default: runs/COMMAND/BACKBONE-on-DATA]"),
+]
+DATA_HELP = "Labelled pictures: a folder tree, Parquet (HF layout), torchvision:NAME, or digits:."
+
+
+def _resolve(
+    stage: str,
+    preset: str,
+    sets: list[str] | None,
+    print_config: bool,
+    quiet: bool,
+    **flags: tuple[str, Any],
+) -> Any:
+    """Join the settings of one command; with `--print-config`, show them and stop."""
+    console.set_quiet(quiet)
+    by_key = {key.replace("__", "."): flag for key, flag in flags.items()}
+    resolved = presets.resolve(stage, preset=preset, flags=by_key, sets=sets or ())
+    engine = getattr(resolved.config, "engine", None)
+    if engine is not None:
+        engines.require_scheme("caption" if stage == "captions" else "image", engine.name)
+    if print_config:
+        console.result(resolved.toml())
+        raise typer.Exit
+    return resolved.config
+
+
+def _input(name: str) -> str:
+    """Return the input's name, read from stdin if it is `-`."""
+    if name != "-":
+        return name
+    if sys.stdin.isatty():
+        raise UsageError("the input is -, but nothing is piped in", do="name a path instead of -")
+    lines = [line.strip() for line in sys.stdin.read().splitlines() if line.strip()]
+    if len(lines) != 1:
+        raise UsageError(
+            "stdin", got=f"{len(lines)} lines", expected="one path",
+            do="look for the error of the command before this one in the pipe",
+        )  # fmt: skip
+    return lines[0]
+
+
+def _judge_out(command: str, out: Path | None, backbone: str, data: str) -> Path:
+    """Return a judge's folder, by default named after what is judged on what."""
+    return out or Path("runs") / command / f"{_stem(backbone)}-on-{_stem(data)}"
+
+
+def _stem(spec: str) -> str:
+    scheme, _, rest = spec.rpartition(":")
+    last = Path(rest).resolve().name if rest else ""
+    return "-".join(part for part in (scheme, last.removesuffix(".safetensors")) if part)
+
+
+# ---------------------------------------------------------------------------------- the makers
+
+
+@app.command()
+def captions(
+    concepts: Annotated[
+        str | None,
+        typer.Option(
+            "--concepts",
+            "-c",
+            metavar="SOURCE",
+            help="in1k, in12k, in21k ..., a word list (.txt .csv .parquet), or NAME:WEIGHT,... .",
+        ),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", "-n", metavar="INT", help="Captions to write.")
+    ] = None,
+    engine: Engine = None,
+    seed: Seed = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Parquet file to make.")] = Path(
+        "captions.parquet"
+    ),
+    preset: Preset = "tiny",
+    sets: Sets = None,
+    print_config: PrintConfig = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write captions for a list of concepts with a language model."""
+    settings = _resolve(
+        "captions", preset, sets, print_config, quiet,
+        concepts=("--concepts", concepts), count=("--count", count),
+        engine__name=("--engine", engine), seed=("--seed", seed),
+    )  # fmt: skip
+    from synclr_cli.captions.run import run
+
+    console.result(str(run(settings, out, overwrite=overwrite)))
+
+
+@app.command()
+def render(
+    captions: Annotated[
+        str, typer.Argument(metavar="CAPTIONS", help="Parquet file of captions, or -.")
+    ] = "captions.parquet",
+    views: Annotated[
+        int | None, typer.Option("--views", metavar="INT", help="Pictures of each caption.")
+    ] = None,
+    engine: Engine = None,
+    seed: Seed = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")] = Path("images"),
+    preset: Preset = "tiny",
+    sets: Sets = None,
+    print_config: PrintConfig = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Paint several pictures of every caption with a text-to-image model."""
+    settings = _resolve(
+        "render", preset, sets, print_config, quiet,
+        views=("--views", views), engine__name=("--engine", engine), seed=("--seed", seed),
+    )  # fmt: skip
+    source = Path(_input(captions))
+    from synclr_cli.render.run import run
+
+    console.result(str(run(settings, source, out, overwrite=overwrite)))
+
+
+@app.command()
+def train(
+    images: Annotated[
+        str, typer.Argument(metavar="IMAGES", help="Folder of rendered pictures, or -.")
+    ] = "images",
+    seed: Seed = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run folder. [default: runs/PRESET]")
+    ] = None,
+    preset: Preset = "tiny",
+    sets: Sets = None,
+    print_config: PrintConfig = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a ViT backbone on rendered pictures: the pictures of one caption are positives."""
+    settings = _resolve(
+        "train", preset, sets, print_config, quiet, seed=("--seed", seed)
+    )  # fmt: skip
+    source = Path(_input(images))
+    from synclr_cli.train.run import run
+
+    run_folder = out or Path("runs") / Path(preset).stem
+    console.result(str(run(settings, source, run_folder, overwrite=overwrite)))
+
+
+# ---------------------------------------------------------------------------------- the judges
+
+
+@app.command("linear-probe")
+def linear_probe(
+    backbone: BackboneArgument,
+    data: Annotated[str, typer.Option("--data", "-d", metavar="DATA", help=DATA_HELP)],
+    seed: Seed = None,
+    out: JudgeOut = None,
+    preset: Preset = "tiny",
+    sets: Sets = None,
+    print_config: PrintConfig = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Judge a backbone by a linear classifier on its frozen features."""
+    settings = _resolve(
+        "linear-probe", preset, sets, print_config, quiet, seed=("--seed", seed)
+    )  # fmt: skip
+    _judge("linear-probe", "linear_probe", settings, backbone, data, out, overwrite)
+
+
+@app.command()
+def finetune(
+    backbone: BackboneArgument,
+    data: Annotated[str, typer.Option("--data", "-d", metavar="DATA", help=DATA_HELP)],
+    seed: Seed = None,
+    out: JudgeOut = None,
+    preset: Preset = "tiny",
+    sets: Sets = None,
+    print_config: PrintConfig = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Judge a backbone by training all of it on labelled pictures."""
+    settings = _resolve(
+        "finetune", preset, sets, print_config, quiet, seed=("--seed", seed)
+    )  # fmt: skip
+    _judge("finetune", "finetune", settings, backbone, data, out, overwrite)
+
+
+@app.command()
+def segment(
+    backbone: BackboneArgument,
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data", "-d", metavar="DATA", help="Pictures with class-id masks: Parquet or folders."
+        ),
+    ],
+    seed: Seed = None,
+    out: JudgeOut = None,
+    preset: Preset = "tiny",
+    sets: Sets = None,
+    print_config: PrintConfig = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Judge a backbone by semantic segmentation with an UperNet head."""
+    settings = _resolve(
+        "segment", preset, sets, print_config, quiet, seed=("--seed", seed)
+    )  # fmt: skip
+    _judge("segment", "segment", settings, backbone, data, out, overwrite)
+
+
+def _judge(
+    command: str,
+    package: str,
+    settings: Any,
+    backbone: str,
+    data: str,
+    out: Path | None,
+    overwrite: bool,
+) -> None:
+    """Run one judge and show its report."""
+    backbone = _input(backbone)
+    import importlib
+
+    run = importlib.import_module(f"synclr_cli.{package}.run").run
+    folder = _judge_out(command, out, backbone, data)
+    report = cast(dict[str, Any], run(settings, backbone, data, folder, overwrite=overwrite))
+    console.result_json(report, inspection.report_rows(report))
+
+
+# ------------------------------------------------------------------------------- the onlookers
+
+
+@app.command()
+def inspect(
+    artifact: Annotated[
+        str, typer.Argument(metavar="ARTIFACT", help="Any file or folder synclr made, or -.")
+    ],
+    png: Annotated[
+        Path | None, typer.Option("--png", help="Picture to draw. [default: beside the artifact]")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Say what a file is: schema, rows, where it came from; draw pictures and curves as PNG."""
+    console.set_quiet(quiet)
+    found = inspection.describe(Path(_input(artifact)))
+    drawn = _draw(found, png)
+    if drawn:
+        found.facts["picture"] = str(drawn)
+    console.result_json(found.json(), found.rows())
+
+
+def _draw(found: inspection.Description, png: Path | None) -> Path | None:
+    if found.kind == "images":
+        from synclr_cli.render.sheet import contact_sheet
+
+        target = png or found.path / "contact-sheet.png"
+        contact_sheet(found.path, target)
+        return target
+    if found.kind == "run" and (found.path / "metrics.jsonl").is_file():
+        from synclr_cli.train.curves import plot
+
+        target = png or found.path / "curves.png"
+        plot(found.path, target)
+        return target
+    return None
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to work in.")] = Path(
+        "quickstart"
+    ),
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, metavar="INT", help="Judge with this many seeds.")
+    ] = 1,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Walk the whole road in a few minutes: words, captions, pictures, backbone, three grades."""
+    console.set_quiet(quiet)
+    from synclr_cli import quickstart as road
+
+    console.result(str(road.run(out, seeds=seeds, overwrite=overwrite, synclr=_command(quiet))))
+
+
+def _command(quiet: bool) -> Callable[[list[str]], str]:
+    """Return a function that runs one synclr command in this process and returns its result."""
+
+    def synclr(arguments: list[str]) -> str:
+        with console.captured() as lines:
+            app([*arguments, *(["--quiet"] if quiet else [])], standalone_mode=False)
+        return "\n".join(lines)
+
+    return synclr
+
+
+def _version(value: bool) -> None:
+    if value:
+        console.result(f"synclr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    del version  # its callback has answered
+
+
+# --------------------------------------------------------------------------------- the outside
+
+# typer carries click inside or beside it, by version; its errors' common ancestor either way.
+_CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code; what is not our bug ends in one line."""
+    given = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with artifacts.disk_errors(Path.cwd()):
+            app(given or ["--help"], standalone_mode=False)
+    except SynclrError as e:
+        console.error(str(e))
+        sys.exit(e.exit_code)
+    except _CommandLineError as e:
+        console.error(" ".join(cast(Any, e).format_message().split()))
+        sys.exit(UsageError.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        console.error("interrupted; the same command continues where it stopped")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our stdout went away, as `head` does
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(0)
+
+
+def _terminate(_number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt

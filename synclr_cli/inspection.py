@@ -1,0 +1,173 @@
+"""What is this file: schema, rows, settings, and the chain of provenance back to the word list."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from synclr_cli import artifacts
+from synclr_cli.artifacts import Header
+from synclr_cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an artifact is and where it came from."""
+
+    path: Path
+    kind: str  # a schema, or "run" for a training run's folder
+    header: Header
+    facts: dict[str, Any] = field(default_factory=dict)  # rows, sizes, numbers
+
+    def chain(self) -> list[str]:
+        """Return one line per ancestor, the artifact itself first, the word list last."""
+        return _chain(self.path.name, json.loads(self.header.json()))
+
+    def json(self) -> dict[str, Any]:
+        """Return the description as one JSON object."""
+        return {
+            "path": str(self.path),
+            "schema": f"{self.header.schema}/{self.header.version}",
+            **self.facts,
+            "engine": self.header.engine,
+            "revision": self.header.revision,
+            "seed": self.header.seed,
+            "made_by": self.header.made_by,
+            "config": dict(self.header.config),
+            "chain": self.chain(),
+        }
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the description as (name, value) rows for a terminal."""
+        full = self.json()
+        config = ", ".join(f"{k} = {v}" for k, v in full.pop("config").items())
+        chain = full.pop("chain")
+        rows = [(name, _short(value)) for name, value in full.items() if value not in ("", None)]
+        return [*rows, ("config", config), ("made from", "\n".join(chain[1:]))]
+
+
+def describe(path: Path) -> Description:
+    """Describe a captions file, an images folder, a run folder, a safetensors file or a report.
+
+    Raises:
+        DataError: it is none of these.
+    """
+    if path.is_dir():
+        if (path / "manifest.json").is_file():
+            return _images(path)
+        if (path / "run.json").is_file() or (path / "backbone.safetensors").is_file():
+            return _run(path)
+        if (path / "report.json").is_file():
+            return _report(path / "report.json")
+        raise DataError(f"{path} is no folder that synclr made")
+    if not path.is_file():
+        raise DataError(f"no file {path}")
+    if path.suffix == ".parquet":
+        return _parquet(path)
+    if path.suffix == ".safetensors":
+        header = artifacts.tensors_header(path)
+        return Description(path, header.schema, header, _size(path) | dict(header.facts or {}))
+    if path.suffix == ".json":
+        return _report(path)
+    raise DataError(
+        f"{path}", got=path.suffix or "no suffix", expected=".parquet .safetensors .json"
+    )
+
+
+def report_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return a judge's report as (name, value) rows for a terminal; nested details are left out."""
+    return [
+        (name, _short(value))
+        for name, value in report.items()
+        if isinstance(value, str | int | float) and not isinstance(value, bool)
+    ]
+
+
+def _parquet(path: Path) -> Description:
+    import pyarrow.parquet as pq
+
+    file, header = artifacts.open_any_parquet(path)
+    facts: dict[str, Any] = {"rows": file.metadata.num_rows, **_size(path)}
+    facts["columns"] = file.schema_arrow.names
+    if header.schema == "captions":
+        table = pq.read_table(path, columns=["caption", "concept", "template"])
+        facts["concepts"] = len(set(table["concept"].to_pylist()))
+        counts = table["template"].value_counts().to_pylist()
+        facts["templates"] = {c["values"]: c["counts"] for c in counts}
+        facts["first"] = table["caption"].slice(0, 3).to_pylist()
+    return Description(path, header.schema, header, facts)
+
+
+def _images(path: Path) -> Description:
+    parts, header, digest = artifacts.open_images(path)
+    manifest = artifacts.read_json(path / "manifest.json")
+    rows = sum(int(p["rows"]) for p in manifest["parts"])
+    size = sum(p.stat().st_size for p in parts)
+    facts = {
+        "captions": manifest.get("captions"),
+        "views": manifest.get("views"),
+        "rows": rows,
+        "parts": len(parts),
+        "bytes": size,
+        "bytes_per_image": round(size / max(rows, 1)),
+        "digest": digest,
+    }
+    return Description(path, "images", header, facts)
+
+
+def _run(path: Path) -> Description:
+    weights = path / "backbone.safetensors"
+    facts: dict[str, Any] = {"finished": weights.is_file()}
+    if weights.is_file():
+        header = artifacts.tensors_header(weights)
+        facts |= dict(header.facts or {})
+    else:
+        header = Header.parse(json.dumps(artifacts.read_json(path / "run.json")), path / "run.json")
+    checkpoints = sorted(p.name for p in path.glob("checkpoints/step-*"))
+    facts["checkpoints"] = checkpoints
+    metrics = path / "metrics.jsonl"
+    if metrics.is_file():
+        lines = metrics.read_text(encoding="utf-8").splitlines()
+        facts["last"] = json.loads(lines[-1]) if lines else {}
+    return Description(path, "run", header, facts)
+
+
+def _report(path: Path) -> Description:
+    report = artifacts.read_json(path)
+    if "header" not in report:
+        raise DataError(f"{path} is no report that synclr made")
+    header = Header.parse(json.dumps(report["header"]), path)
+    facts = {k: v for k, v in report.items() if isinstance(v, str | int | float)}
+    return Description(path, "report", header, facts)
+
+
+def _size(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "digest": artifacts.digest(path)}
+
+
+def _chain(name: str, header: Mapping[str, Any] | None) -> list[str]:
+    if header is None:
+        return [name]
+    engine = f" by {header['engine']}" if header.get("engine") else ""
+    lines = [f"{name}: {header['schema']}{engine}, seed {header['seed']}"]
+    for ancestor in header.get("parents", ()):
+        first, *rest = _chain(ancestor["name"], ancestor.get("header"))
+        lines += [f"  {first} ({ancestor['digest'][:19]})", *(f"  {line}" for line in rest)]
+    return lines
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_short(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return (
+            "\n".join(str(v) for v in value)
+            if any(" " in str(v) for v in value)
+            else ", ".join(map(str, value))
+        )
+    return str(value)
