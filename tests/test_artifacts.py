@@ -1,0 +1,193 @@
+"""Artifacts: whole or not there, and they say where they came from."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from synclr_cli import artifacts, config as configs, inspection
+from synclr_cli.artifacts import Header
+from synclr_cli.errors import DataError, EngineError, UsageError
+
+
+def captions_table(n: int = 3) -> pa.Table:
+    rows = {
+        "caption_id": range(n),
+        "caption": [f"a photo of a cat {i}" for i in range(n)],
+        "concept": ["cat"] * n,
+        "source": ["in1k"] * n,
+        "template": ["c"] * n,
+        "companion": [""] * n,
+        "engine": ["template:"] * n,
+        "seed": range(n),
+        "examples": [[1, 2, 3]] * n,
+        "weight": [1.0] * n,
+    }
+    schema = artifacts.arrow_schema("captions")
+    return pa.table({k: list(v) for k, v in rows.items()}, schema=schema)
+
+
+def header(**changes: object) -> Header:
+    config = configs.flatten(configs.CaptionsConfig())
+    return Header(**{"schema": "captions", "config": config, "engine": "template:", **changes})
+
+
+def test_a_parquet_artifact_tells_its_schema_and_settings(tmp_path):
+    path = tmp_path / "captions.parquet"
+    artifacts.write_parquet(path, "captions", header(), [captions_table()], rows_per_group=2)
+    file, found = artifacts.open_parquet(path, "captions")
+    assert file.metadata.num_rows == 3 and file.metadata.num_row_groups == 2
+    assert (found.schema, found.version, found.engine) == ("captions", 1, "template:")
+    assert found.config["engine.temperature"] == 0.8
+    features = json.loads(file.schema_arrow.metadata[b"huggingface"])["info"]["features"]
+    assert features["caption"] == {"dtype": "string", "_type": "Value"}
+
+
+def test_writing_the_same_twice_gives_the_same_bytes(tmp_path):
+    for name in ("a.parquet", "b.parquet"):
+        artifacts.write_parquet(
+            tmp_path / name, "captions", header(), [captions_table()], rows_per_group=2
+        )
+    assert artifacts.digest(tmp_path / "a.parquet") == artifacts.digest(tmp_path / "b.parquet")
+
+
+def test_a_failing_write_leaves_nothing_and_the_old_file_stays(tmp_path):
+    path = tmp_path / "x.json"
+    artifacts.write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), artifacts.atomic_file(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert artifacts.read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_process_killed_while_writing_leaves_no_artifact(tmp_path):
+    script = (
+        "import sys, os, signal\nfrom pathlib import Path\nfrom synclr_cli import artifacts\n"
+        f"with artifacts.atomic_file(Path({str(tmp_path / 'x.bin')!r})) as p:\n"
+        "    p.write_bytes(b'half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script])
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "x.bin").exists()
+    with artifacts.atomic_file(tmp_path / "x.bin") as partial:  # the next one takes its place
+        partial.write_bytes(b"whole")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.bin"]
+
+
+def test_an_atomic_folder_replaces_the_old_one_whole(tmp_path):
+    target = tmp_path / "step-1"
+    for text in ("old", "new"):
+        with artifacts.atomic_folder(target) as partial:
+            (partial / text).write_text(text)
+    assert [p.name for p in target.iterdir()] == ["new"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")  # noqa: PTH110
+def test_a_full_disk_is_one_line_with_exit_code_4(tmp_path):
+    refused = pytest.raises(EngineError, match="no space left to write")
+    with refused as e, artifacts.disk_errors(tmp_path / "x"), open("/dev/full", "wb") as f:
+        f.write(b"x" * 100_000)
+    assert e.value.exit_code == 4
+    with pytest.raises(EngineError), artifacts.disk_errors(tmp_path / "x"):
+        raise OSError(errno.EDQUOT, "quota")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda p: p.write_bytes(p.read_bytes()[:-40]), "truncated"),
+        (lambda p: p.write_bytes(b""), "no Parquet file"),
+        (lambda p: p.unlink(), "no file"),
+        (lambda p: pq.write_table(captions_table().replace_schema_metadata({}), p), "no synclr"),
+    ],
+)
+def test_a_damaged_parquet_is_refused(tmp_path, damage, says):
+    path = tmp_path / "captions.parquet"
+    artifacts.write_parquet(path, "captions", header(), [captions_table()], rows_per_group=9)
+    damage(path)
+    with pytest.raises(DataError, match=says):
+        artifacts.open_parquet(path, "captions")
+
+
+def test_a_missing_column_is_named(tmp_path):
+    path = tmp_path / "captions.parquet"
+    table = captions_table().drop_columns(["concept", "weight"])
+    metadata = {"synclr": header().json()}
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    with pytest.raises(DataError, match="lacks column concept, weight"):
+        artifacts.open_parquet(path, "captions")
+
+
+def test_an_unknown_schema_version_is_refused(tmp_path):
+    newer = json.loads(header().json()) | {"version": 9}
+    with pytest.raises(DataError, match="got 9, expected 1"):
+        Header.parse(json.dumps(newer), tmp_path)
+    strange = json.loads(header().json()) | {"schema": "sounds"}
+    with pytest.raises(DataError, match="got 'sounds'"):
+        Header.parse(json.dumps(strange), tmp_path)
+
+
+def test_parts_that_are_there_are_not_made_again_and_other_settings_are_refused(tmp_path):
+    parts = artifacts.Parts(tmp_path, "captions", header())
+    assert parts.missing(3) == [0, 1, 2]
+    parts.write(1, captions_table(), rows_per_group=3)
+    assert parts.missing(3) == [0, 2]
+    other = configs.flatten(configs.CaptionsConfig(seed=7, share_c=0.5, share_c_bg=0.39))
+    with pytest.raises(UsageError, match=r"captions.seed, captions.share_c, captions.share_c_bg"):
+        artifacts.Parts(tmp_path, "captions", header(config=other)).missing(3)
+    running = configs.flatten(
+        configs.CaptionsConfig(engine=configs.CaptionEngineConfig(batch_size=3))
+    )
+    assert artifacts.Parts(tmp_path, "captions", header(config=running)).missing(3) == [0, 2]
+
+
+def test_another_input_is_refused(tmp_path):
+    before = header(parents=({"name": "words.txt", "digest": "sha256:1", "header": None},))
+    after = header(parents=({"name": "words.txt", "digest": "sha256:2", "header": None},))
+    with pytest.raises(UsageError, match=r"the input words\.txt"):
+        artifacts.require_same("captions", before, after, tmp_path)
+
+
+def test_tensors_come_back_with_their_header(tmp_path):
+    path = tmp_path / "x.safetensors"
+    artifacts.write_tensors(path, {"w": torch.arange(4.0)}, header(schema="checkpoint"))
+    tensors, found = artifacts.read_tensors(path, "checkpoint")
+    assert torch.equal(tensors["w"], torch.arange(4.0)) and found.engine == "template:"
+    with pytest.raises(DataError, match="expected backbone"):
+        artifacts.read_tensors(path, "backbone")
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(DataError, match="truncated"):
+        artifacts.tensors_header(path)
+
+
+def test_the_chain_leads_back_to_the_word_list(tmp_path):
+    words = {"name": "birds.txt", "digest": "sha256:" + "a" * 64, "header": None}
+    captions = header(parents=(words,), seed=5)
+    path = tmp_path / "captions.parquet"
+    artifacts.write_parquet(path, "captions", captions, [captions_table()], rows_per_group=9)
+    digest = artifacts.digest(path)
+    images = Header(
+        "images", {}, "procedural:", parents=(artifacts.parent(path, captions, digest),)
+    )
+    chain = inspection.Description(tmp_path / "images", "images", images).chain()
+    assert [line.split(":")[0].split(" (")[0].strip() for line in chain] == [
+        "images",
+        "captions.parquet",
+        "birds.txt",
+    ]
+    assert "by template:, seed 5" in chain[1] and digest[:19] in chain[1]
+
+
+def test_a_log_line_never_holds_what_json_cannot(tmp_path):
+    artifacts.append_line(tmp_path / "m.jsonl", {"loss": float("nan"), "step": 1})
+    assert json.loads((tmp_path / "m.jsonl").read_text()) == {"loss": None, "step": 1}

@@ -1,0 +1,130 @@
+"""The command line: its surface is frozen, its errors are one line with the right exit code."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import typer
+
+from synclr_cli import cli
+
+GOLDEN = Path(__file__).parent / "golden" / "help.txt"
+
+
+def surface() -> str:
+    """Return every command with its arguments, flags and defaults, a line each."""
+    lines = []
+    group = typer.main.get_command(cli.app)
+    for name, command in sorted(group.commands.items()):
+        lines.append(f"{name}: {command.help}")
+        for p in command.params:
+            names = " ".join(p.opts) if p.param_type_name == "option" else str(p.name).upper()
+            default = "" if p.default is None or callable(p.default) else f" [{p.default}]"
+            lines.append(f"    {names}{default}")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_flag_surface_is_the_frozen_one():
+    assert surface() == GOLDEN.read_text(), (
+        "The command line changed. If that is meant, run `python tests/test_cli.py` and say so in"
+        " CHANGELOG.md."
+    )
+
+
+def test_help_imports_nothing_heavy_and_answers_at_once(synclr_process):
+    heavy = "torch", "numpy", "pyarrow", "transformers", "diffusers", "timm", "PIL", "sklearn"
+    import subprocess
+    import sys
+
+    script = (
+        "import sys\nfrom synclr_cli.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        f"print([m for m in {heavy!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+    # Not a timing test: an order of magnitude, to notice a heavy import by another name.
+    start = time.monotonic()
+    assert synclr_process("--help").code == 0
+    assert time.monotonic() - start < 5
+
+
+def test_print_config_needs_no_torch_and_names_the_paper(synclr_process):
+    shown = synclr_process(
+        "train", "--preset", "vitb", "--set", "train.steps=7000000", "--print-config"
+    )
+    assert shown.code == 0
+    assert "peak_lr = 0.002" in shown.out and "Table 12" in shown.out
+    assert "steps = 7000000" in shown.out and "# --set train.steps=7000000" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["trian"], 2, "No such command 'trian'"),
+        (["train", "--presett", "x"], 2, "--preset"),
+        (["train", "--preset", "vitt"], 2, "did you mean vit"),
+        (["train", "--preset", "nowhere.toml"], 2, "no preset file nowhere.toml"),
+        (["train", "--set", "train.lr=1"], 2, "did you mean train.peak_lr"),
+        (["train", "--set", "steps=1"], 2, "write train.steps=1"),
+        (["train", "--set", "trian.steps=1"], 2, "did you mean train?"),
+        (["train", "--set", "train.steps"], 2, "expected table.key=value"),
+        (["train", "--set", "train.steps=many"], 2, "got 'many', expected a whole number"),
+        (["train", "--set", "train.temperature=0"], 2, "expected above 0"),
+        (["train", "--set", "train.views=1"], 2, "one picture of a caption has no positive"),
+        (["render", "--set", "render.engine.steps=0"], 2, "got 0, expected from 1 to 1000"),
+        (["captions", "--engine", "smolm2:"], 2, "did you mean smollm2:?"),
+        (["captions", "--engine", "template"], 2, "expected scheme:target"),
+        (["render", "--engine", "procedurl:"], 2, "did you mean procedural:?"),
+        (["captions", "--preset", "vitb", "--engine", "nothing:x"], 2, "schemes are smollm2"),
+        (["inspect", "nowhere.parquet"], 3, "no file nowhere.parquet"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_exit_code(synclr, tmp_path, arguments, code, says):
+    outcome = synclr(*arguments, cwd=tmp_path)
+    assert outcome.code == code
+    assert outcome.out == ""
+    assert len(outcome.err.strip().splitlines()) == 1
+    assert says.lower() in outcome.error_line.lower()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dash_reads_the_path_from_stdin(synclr, tmp_path):
+    outcome = synclr("render", "-", cwd=tmp_path, stdin="nowhere.parquet\n")
+    assert outcome.code == 3
+    assert "nowhere.parquet" in outcome.error_line
+
+
+def test_a_dash_with_nothing_piped_in_points_at_the_command_before(synclr, tmp_path):
+    outcome = synclr("train", "-", cwd=tmp_path, stdin="")
+    assert outcome.code == 2
+    assert "got 0 lines, expected one path" in outcome.error_line
+
+
+def test_a_report_is_one_json_object_on_stdout(synclr, capsys):
+    from synclr_cli import console
+
+    console.result_json({"top1": 0.5, "name": "ViT-S/16 é"}, [("top1", "0.5")])
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {"top1": 0.5, "name": "ViT-S/16 é"}
+    assert printed.count("\n") == 1
+
+
+def test_only_the_console_prints():
+    import ast
+
+    package = Path(cli.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.name == "console.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            assert not (called and node.func.id == "print"), f"{path} prints"
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(surface())

@@ -1,0 +1,64 @@
+"""The layers: cli -> stages -> learning -> trunk. Stages meet in files, never in imports."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import synclr_cli
+
+PACKAGE = Path(synclr_cli.__file__).parent
+STAGES = {"captions", "render", "train", "linear_probe", "finetune", "segment"}
+
+
+def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """Return the first two name parts of our own modules that a file imports."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{a.name}" for a in node.names}
+    return {n.split(".")[1] for n in names if n.startswith("synclr_cli.")}
+
+
+def folder_of(path: Path) -> str:
+    """Return the stage folder a file lies in, "" for the trunk."""
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def test_no_stage_imports_another():
+    for path in PACKAGE.rglob("*.py"):
+        folder = folder_of(path)
+        if folder in STAGES:
+            assert not imports(path) & (STAGES - {folder}), f"{path} imports another stage"
+
+
+def test_learning_imports_no_stage():
+    for path in (PACKAGE / "learning").rglob("*.py"):
+        assert not imports(path) & STAGES, f"{path} imports a stage"
+
+
+def test_in_the_trunk_only_cli_imports_a_stage_and_only_inside_a_command():
+    for path in PACKAGE.glob("*.py"):
+        top = imports(path, top_level_only=True)
+        assert not top & (STAGES | {"learning"}), f"{path} imports a stage at module level"
+        if path.name != "cli.py":
+            assert not imports(path) & (STAGES | {"learning"}), f"{path} imports a stage"
+
+
+def test_only_runtime_imports_torch_distributed():
+    for path in PACKAGE.rglob("*.py"):
+        if path != PACKAGE / "learning" / "runtime.py":
+            assert "torch.distributed" not in path.read_text(), path
+
+
+def test_nothing_is_pickled():
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        assert "torch.save(" not in text and "pickle.load" not in text, path
+        if "torch.load(" in text:
+            assert "weights_only=True" in text, path

@@ -1,0 +1,111 @@
+"""Presets: complete, sourced, and the paper's where they say so."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from synclr_cli import config as configs, presets
+from synclr_cli.errors import UsageError
+
+SHIPPED = presets.names()
+
+
+def test_the_shipped_presets_are_the_promised_ones():
+    assert {"tiny", "vits", "vitb", "vitl", "vitb-ablation"} <= set(SHIPPED)
+
+
+@pytest.mark.parametrize("stage", configs.STAGES)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_preset_states_every_key_with_a_source(name, stage):
+    resolved = presets.resolve(stage, preset=name)
+    for key in configs.keys(configs.STAGES[stage]):
+        origin = resolved.origins[key]
+        assert origin.startswith(f"preset {name}: "), f"{name} {stage}.{key} comes from {origin}"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_preset_header_tells_paper_command_expectation_and_measurement(name):
+    text = (presets._folder() / f"{name}.toml").read_text()
+    for word in ("# Paper:", "# Command:", "# Expected:", "# Measured:"):
+        assert word in text
+
+
+def test_vitb_is_the_papers_table_12():
+    t = presets.resolve("train", preset="vitb").config
+    assert (t.arch, t.image_size, t.local_crops) == ("vit_base_patch16_224", 224, 4)
+    assert (t.peak_lr, t.steps, t.warmup_steps) == (2e-3, 500_000, 80_000)
+    assert (t.weight_decay, t.weight_decay_end, t.beta1, t.beta2) == (0.04, 0.2, 0.9, 0.999)
+    assert (t.temperature, t.ema, t.ema_end, t.drop_path) == (0.08, 0.994, 1.0, 0.1)
+    assert (t.captions_per_batch, t.views, t.prototypes) == (8192, 4, 65536)
+    assert (t.teacher_temperature, t.teacher_temperature_end) == (0.04, 0.07)
+    assert (t.mask_probability, t.mask_ratio, t.teacher_temperature_steps) == (0.5, 0.5, 4000)
+
+
+def test_vitl_differs_where_the_paper_says():
+    t = presets.resolve("train", preset="vitl").config
+    assert (t.arch, t.peak_lr, t.drop_path) == ("vit_large_patch14_224", 1.5e-3, 0.4)
+    assert t.local_size % 14 == 0
+    f = presets.resolve("finetune", preset="vitl").config
+    assert (f.epochs, f.warmup_epochs, f.layer_decay, f.drop_path) == (50, 5, 0.8, 0.3)
+    assert (f.label_smoothing, f.test_crop) == (0.2, 1.0)
+    s = presets.resolve("segment", preset="vitl").config
+    assert (s.image_size, s.steps, s.batch_size, s.layer_decay) == (518, 160_000, 16, 0.8)
+
+
+def test_what_print_config_shows_is_a_preset_that_resolves_to_the_same(tmp_path):
+    for stage in configs.STAGES:
+        resolved = presets.resolve(stage, preset="vitl")
+        again = tmp_path / "again.toml"
+        again.write_text(resolved.toml())
+        assert presets.resolve(stage, preset=str(again)).config == resolved.config
+
+
+def test_values_join_from_left_to_right():
+    resolved = presets.resolve(
+        "train",
+        preset="vitb",
+        flags={"seed": ("--seed", 3)},
+        sets=["train.steps=200000", "train.steps=300000", "captions.count=5"],
+    )
+    assert (resolved.config.seed, resolved.config.steps) == (3, 300_000)
+    assert resolved.origins["seed"] == "--seed"
+    assert resolved.origins["steps"] == "--set train.steps=300000"
+
+
+def test_a_partial_preset_takes_the_rest_by_default(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[train]\nsteps = 100_000  # mine\n[render.engine]\nname = 'procedural:'\n")
+    resolved = presets.resolve("train", preset=str(path))
+    assert resolved.config.steps == 100_000 and resolved.origins["steps"] == "preset mine: mine"
+    assert resolved.origins["ema"] == "default"
+    assert presets.resolve("render", preset=str(path)).config.engine.name == "procedural:"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[train]\nstpes = 1", "unknown key train.stpes. Did you mean train.steps?"),
+        ("[trian]\nsteps = 1", "unknown table trian. Did you mean train?"),
+        ("steps = 1", "unknown table steps"),
+        ("[train]\nsteps = ", "is not valid TOML"),
+        ("[train]\nsteps = 'x'", "train.steps: got 'x', expected a whole number"),
+        ("[train]\nlocal_scale = [0.5]", "expected a list of 2 numbers"),
+        ("[train]\nprecision = 'fp16'", "expected auto | float32 | bfloat16"),
+        ("[captions]\nshare_c = 0.9", "expected 1"),
+    ],
+)
+def test_a_wrong_preset_is_refused_in_one_line(tmp_path, text, says):
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as e:
+        presets.resolve("segment", preset=str(path))
+    assert says in str(e.value) and "\n" not in str(e.value)
+
+
+def test_every_preset_is_toml_a_person_can_load_without_us():
+    for name in SHIPPED:
+        path = Path(presets._folder()) / f"{name}.toml"
+        assert set(tomllib.loads(path.read_text())) == set(configs.STAGES)
