@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 
 WORDS = ("acorn", "anchor", "bagel", "candle")
-QUICK = (
-    "train.steps=4 train.warmup_steps=1 train.captions_per_batch=8 train.depth=2 "
-    "train.prototypes=64 train.log_steps=1"
-).split()
+QUICK = [
+    "train.steps=4",
+    "train.warmup_steps=1",
+    "train.captions_per_batch=8",
+    "train.depth=2",
+    "train.prototypes=64",
+    "train.log_steps=1",
+]
 
 
 def shell(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
