@@ -26,3 +26,12 @@ def warmup_cosine(step: int, steps: int, warmup_steps: int, peak: float, end: fl
     if step < warmup_steps:
         return peak * step / warmup_steps
     return cosine(step - warmup_steps, steps - warmup_steps, peak, end)
+
+
+def warmup_poly(step: int, steps: int, warmup_steps: int, peak: float, power: float) -> float:
+    """Return a linear rise from 0 to `peak` over the warm-up, then `peak` (1 - t)^power to 0."""
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    if step >= steps:
+        return 0.0
+    return peak * (1 - (step - warmup_steps) / (steps - warmup_steps)) ** power

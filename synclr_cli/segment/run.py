@@ -1,0 +1,288 @@
+"""Judge a backbone by semantic segmentation (Table 15).
+
+UperNet on a ViT pyramid is trained on random crops with layer-wise learning rates, and tested on
+whole pictures by a sliding window. The validation split selects the moment; the test split comes
+out once, for the last moment and the selected one. The report has the floor beside the grade: the
+training split's commonest class everywhere.
+
+    backbone + pictures with masks --run--> out/{report.json, model.safetensors, metrics.jsonl}
+
+Shapes: B pictures of this rank, S pixels, K classes, n pictures of a split.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from synclr_cli import console
+from synclr_cli.config import SegmentConfig
+from synclr_cli.errors import DataError, DivergedError, UsageError
+from synclr_cli.learning import (
+    backbone as backbones,
+    checkpoint,
+    labelled,
+    loading,
+    metrics,
+    optim,
+    reports,
+    runtime,
+    schedules,
+)
+from synclr_cli.learning.backbone import Backbone
+from synclr_cli.learning.labelled import Labelled
+from synclr_cli.learning.run_folder import RunFolder
+from synclr_cli.segment import dense, grading
+from synclr_cli.segment.linear import LinearSegmenter
+from synclr_cli.segment.upernet import UperNetSegmenter
+
+_HEAD_SEED = 2**40  # apart from the seeds of steps and epochs
+
+
+def run(
+    config: SegmentConfig, backbone: str, data: str, out: Path, *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Train and test a segmenter on a backbone and return its report.
+
+    Raises:
+        UsageError: a setting does not fit the data or the backbone, or `out` is another run's.
+        DataError: backbone or data cannot be read, or masks do not fit their pictures or classes.
+        DivergedError: the loss is not finite.
+        KeyboardInterrupt: interrupted; the work is saved and the same call continues it.
+    """
+    with runtime.started(config.precision) as rt:
+        # Open: what is judged, on what, and what was done of it.
+        pictures = labelled.open_data(
+            data, masks=True, validation_share=config.validation_share, seed=config.seed
+        )
+        opened = backbones.open_backbone(
+            backbone, image_size=config.image_size, drop_path=config.drop_path, seed=config.seed
+        )
+        _check(config, opened, pictures, rt.world)
+        folder = RunFolder(out, "segment", reports.header(config, opened, pictures), rt)
+        if (report := folder.finished(overwrite=overwrite)) is not None:
+            return report
+
+        # Build: segmenter, optimiser; then back to where they were.
+        now = _Moment(segmenter(config, opened, len(pictures.classes)).to(rt.device), config)
+        start = now.restore(folder.resume())
+        trained = rt.wrap(rt.share_batch_norms(now.model))
+        grade = functools.partial(grading.grade, config, pictures, opened, rt)
+
+        # Loop: a batch an update, now and then the validation split.
+        with (
+            runtime.StopFlag(config.stop_after_minutes) as stop,
+            console.progress("segment", config.steps, done=start, unit="step") as meter,
+        ):
+            batches = _batches(config, pictures, opened, rt, start)
+            for step, (crops, ids) in enumerate(batches, start):
+                lr = schedules.warmup_poly(
+                    step, config.steps, config.warmup_steps, config.lr, config.poly_power
+                )
+                optim.set_learning_rate(now.optimizer.param_groups, lr)
+                runtime.seed_everything(runtime.seed_of(config.seed, step, rt.rank))  # dropout
+                trained.train()
+                with rt.autocast():
+                    logits = trained(crops.to(rt.device))
+                loss = loss_of(logits, ids.to(rt.device), config.auxiliary_weight)
+                value = float(loss)
+                if not math.isfinite(value):
+                    raise DivergedError(
+                        f"the loss of step {step} is {value}", do="lower segment.lr"
+                    )
+                now.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                now.optimizer.step()
+                now.losses.append(value)
+                meter.say(loss=value, lr=lr)
+                meter.advance()
+
+                done = step + 1
+                if done % config.validation_steps == 0 or done == config.steps:
+                    (counts,) = grade("val", {"last": now.model}).values()
+                    now.look(done, counts.mean_iou())
+                    folder.log({"step": done, "lr": lr, **now.summary()})
+                    now.losses.clear()
+                stopping = rt.any(stop.requested)
+                if stopping or done % config.checkpoint_steps == 0 or done == config.steps:
+                    folder.save(done, now.tensors(), now.state())
+                if stopping and rt.any(stop.signalled):
+                    raise KeyboardInterrupt
+                if stopping and done < config.steps:
+                    console.note(f"stopped after {done} of {config.steps} steps; run it again")
+                    return folder.unfinished(done, config.steps)
+
+        # Write: the test split, for the last weights and the selected ones.
+        return _conclude(config, now, grade, folder, pictures, opened)
+
+
+def segmenter(config: SegmentConfig, opened: Backbone, classes: int) -> nn.Module:
+    """Build the model; what the backbone does not bring is drawn from the seed alone."""
+    with runtime.seeded(config.seed, _HEAD_SEED):
+        if config.head == "linear":
+            return LinearSegmenter(opened.model, classes)
+        return UperNetSegmenter(
+            opened.model,
+            classes,
+            channels=config.channels or opened.model.embed_dim,
+            auxiliary_channels=config.auxiliary_channels,
+        )
+
+
+def loss_of(logits: list[Tensor], ids: Tensor, auxiliary_weight: float) -> Tensor:
+    """Return the mean cross entropy over the labelled pixels, the auxiliary head's weighed in.
+
+    Args:
+        logits: of the head and, if there is one, the auxiliary head, [B, K, h, w].
+        ids: [B, S, S]; `dense.IGNORED` where there is no label.
+    """
+    labelled_pixels = (ids != dense.IGNORED).sum().clamp(min=1)  # all ignored: a loss of 0
+    total = ids.new_zeros((), dtype=torch.float32)
+    for weight, each in zip((1.0, auxiliary_weight), logits, strict=False):
+        full = F.interpolate(
+            each.float(), size=ids.shape[1:], mode="bilinear", align_corners=False
+        )  # [B, K, S, S]
+        entropy = F.cross_entropy(full, ids, ignore_index=dense.IGNORED, reduction="sum")
+        total = total + weight * entropy / labelled_pixels
+    return total
+
+
+class _Moment:
+    """All that changes while training, and how it is saved."""
+
+    def __init__(self, model: nn.Module, config: SegmentConfig):
+        self.model = model
+        groups = optim.layer_decay_groups(
+            model.backbone, model.new_parts(),
+            decay=config.layer_decay, weight_decay=config.weight_decay,
+        )  # fmt: skip
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2))
+        self.best: dict[str, Any] = {"step": 0, "mean_iou": -1.0}
+        self.best_weights: dict[str, Tensor] = {}
+        self.last = 0.0  # mean IoU on the validation split
+        self.losses: list[float] = []  # since the last look
+
+    def look(self, step: int, mean_iou: float) -> None:
+        """Take in the validation split's grade; of equals the later moment is best."""
+        self.last = mean_iou
+        if mean_iou >= self.best["mean_iou"]:
+            self.best = {"step": step, "mean_iou": mean_iou}
+            self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+
+    def summary(self) -> dict[str, float]:
+        """Return the numbers for the log."""
+        return {"train_loss": sum(self.losses) / len(self.losses), "val_mean_iou": self.last}
+
+    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """Return what a checkpoint keeps as tensors."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": checkpoint.optimizer_tensors(self.optimizer),
+            "best": self.best_weights,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps as JSON."""
+        return {"best": self.best, "last": self.last, "losses": self.losses}
+
+    def restore(self, saved: checkpoint.Checkpoint | None) -> int:
+        """Go back to a checkpoint; return the updates done by then."""
+        if saved is None:
+            return 0
+        self.model.load_state_dict(saved.groups["model"])
+        checkpoint.restore_optimizer(self.optimizer, saved.groups["optimizer"])
+        self.best_weights = dict(saved.groups["best"])
+        self.best, self.last = dict(saved.state["best"]), saved.state["last"]
+        self.losses = list(saved.state["losses"])
+        return saved.step
+
+
+def _check(config: SegmentConfig, opened: Backbone, pictures: Labelled, world: int) -> None:
+    n, batch = len(pictures.splits["train"]), config.batch_size
+    if len(pictures.classes) < 2:
+        raise DataError(f"{pictures.name}", got="one class", expected="at least two")
+    if batch > n:
+        raise UsageError(
+            "segment.batch_size", got=batch, expected=f"at most the {n} training pictures"
+        )
+    if batch % world or batch // world < 2:
+        raise UsageError(
+            "segment.batch_size", got=batch,
+            expected=f"a multiple of {world} ranks, two pictures each at least (batch norm)",
+        )  # fmt: skip
+    if config.image_size % opened.patch_size:
+        raise UsageError(
+            "segment.image_size", got=config.image_size,
+            expected=f"a multiple of the patch, {opened.patch_size}",
+        )  # fmt: skip
+
+
+def _batches(
+    config: SegmentConfig,
+    pictures: Labelled,
+    opened: Backbone,
+    rt: runtime.Runtime,
+    start: int,
+) -> Any:
+    order = loading.EpochOrder(
+        len(pictures.splits["train"]), config.batch_size,
+        seed=config.seed, start=start, steps=config.steps, rank=rt.rank, world=rt.world,
+    )  # fmt: skip
+    make = functools.partial(grading.train_item, config, pictures, opened.mean, opened.std)
+    return loading.load(make, order, workers=config.workers, pin=rt.device.type == "cuda")
+
+
+def _conclude(
+    config: SegmentConfig,
+    now: _Moment,
+    grade: Any,
+    folder: RunFolder,
+    pictures: Labelled,
+    opened: Backbone,
+) -> dict[str, Any]:
+    selected = copy.deepcopy(now.model)
+    selected.load_state_dict(now.best_weights)
+    found = grade("test", {"selected": selected, "last": now.model})
+    chosen, floor = found["selected"], grading.floor(config, pictures, found["selected"])
+    report = reports.build(
+        "segment", folder.header, opened, pictures,
+        metric="mean_iou",
+        scores={
+            "mean_iou": chosen.mean_iou(),
+            "pixel_accuracy": metrics.top1(chosen.confusion),
+            "mean_per_class": metrics.mean_per_class(chosen.confusion),
+            "mean_iou_last": found["last"].mean_iou(),
+            "pixel_accuracy_last": metrics.top1(found["last"].confusion),
+            "mean_iou_floor": metrics.mean_iou(floor),
+            "pixel_accuracy_floor": metrics.top1(floor),
+        },
+        interval=chosen.interval(folder.header.seed),
+        details={
+            "per_class_iou": {
+                str(name): None if math.isnan(each) else round(100 * float(each), 4)
+                for name, each in zip(pictures.classes, metrics.iou(chosen.confusion), strict=True)
+            },
+            "selected": {"step": now.best["step"], "by": "mean_iou on val"},
+            "validation": {
+                "last": round(100 * now.last, 4),
+                "selected": round(100 * now.best["mean_iou"], 4),
+            },
+        },
+    )  # fmt: skip
+    facts = {
+        "head": config.head,
+        "backbone": opened.name,
+        "image_size": opened.image_size,
+        "mean": list(opened.mean),
+        "std": list(opened.std),
+        "classes": list(map(str, pictures.classes)),
+    }
+    return folder.finish(report, now.best_weights, facts)
