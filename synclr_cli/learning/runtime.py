@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
@@ -38,6 +38,11 @@ class Runtime:
         """Return whether this rank writes the files."""
         return self.rank == 0
 
+    @property
+    def is_cuda(self) -> bool:
+        """Return whether the device is a GPU of the CUDA kind."""
+        return self.device.type == "cuda"
+
     def autocast(self) -> AbstractContextManager[object]:
         """Run matrix products in the run's precision inside the block."""
         if self.amp_dtype is None:
@@ -59,6 +64,25 @@ class Runtime:
             dist.all_reduce(total)
         return total
 
+    def sum_with_gradient(self, x: Tensor) -> Tensor:
+        """Return the sum over ranks; each rank's gradient is the sum of what the ranks send back.
+
+        With losses whose mean over ranks is the loss, the mean of the ranks' gradients is then the
+        gradient, as if one process had summed.
+        """
+        return x if self.world == 1 else _SumOverRanks.apply(x)
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace the gradients by their mean over ranks, all in one message."""
+        if self.world == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        parts = (flat / self.world).split([g.numel() for g in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank."""
         if self.world == 1:
@@ -70,12 +94,32 @@ class Runtime:
         if self.world > 1:
             dist.barrier()
 
+    def share_batch_norms(self, module: nn.Module) -> nn.Module:
+        """Let batch norms count the pictures of all ranks; torch can on GPUs only."""
+        if self.world == 1 or self.device.type != "cuda":
+            return module
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """Return the module so that its gradients are averaged over ranks."""
         if self.world == 1:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(module, device_ids=ids)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):  # noqa: ARG004
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, upstream):  # noqa: ARG004
+        total = upstream.clone()
+        dist.all_reduce(total)
+        return total
 
 
 @contextmanager
@@ -126,6 +170,32 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def seed_of(*ids: int) -> int:
+    """Return a seed made of whole numbers (seed, step, rank ...), 63 bits, different for each."""
+    (drawn,) = np.random.SeedSequence(ids).generate_state(1, np.uint64)
+    return int(drawn >> np.uint64(1))
+
+
+@contextmanager
+def seeded(*ids: int) -> Iterator[None]:
+    """Let the global generators inside the block draw from `ids` alone; outside nothing changes.
+
+    For libraries that take no generator (timm's augmentation and mixup): what they draw is then a
+    function of the ids, whatever was drawn before and in whichever process.
+    """
+    seed = seed_of(*ids)
+    before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would wake CUDA
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.random.set_rng_state(before[2])
 
 
 class StopFlag:

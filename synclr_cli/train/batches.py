@@ -1,0 +1,342 @@
+"""Batches of crops from an images/1 folder: a pure function of (seed, step, rank).
+
+Each epoch is a new permutation of the captions, cut into whole batches; a batch takes `views`
+pictures of each of its captions. Nothing depends on the number of loader processes, and the union
+over ranks does not depend on the number of ranks.
+
+    step --order--> captions --views--> pictures --decode, crops--> Batch, uint8
+
+Shapes: C captions of this rank, V views, B = C x V pictures, L local crops of a picture, S pixels
+of the global crop, s of a local one, N patches.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from synclr_cli import artifacts
+from synclr_cli.config import TrainConfig
+from synclr_cli.errors import DataError, UsageError
+from synclr_cli.learning import images, loading
+from synclr_cli.train import crops, draws, masks
+
+CACHED_BYTES = 256 << 20  # of encoded pictures, per loader process
+DAMAGED_SHARE = 0.01  # of the pictures read; more stop the run
+DAMAGED_FROM = 2000  # pictures read before the share is taken literally
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where the views of each caption lie. Arrays are over captions, in the order of the parts."""
+
+    parts: Sequence[Path]
+    part: NDArray[np.int32]  # which part holds the caption
+    row: NDArray[np.int64]  # its first row there
+    views: NDArray[np.int32]  # rows it has
+    caption_id: NDArray[np.int64]
+    text: NDArray[np.int64]  # equal numbers: equal caption texts
+    concept: NDArray[np.int64]  # equal numbers: equal concepts
+
+    def __len__(self) -> int:
+        return len(self.caption_id)
+
+    @property
+    def pictures(self) -> int:
+        """Return how many pictures there are."""
+        return int(self.views.sum())
+
+
+def open_corpus(parts: Sequence[Path]) -> Corpus:
+    """Index the parts of an images/1 folder; no picture is read.
+
+    Raises:
+        DataError: a part is damaged.
+    """
+    names = ["caption_id", "caption", "concept"]
+    part, row, views, tables = [], [], [], []
+    for number, path in enumerate(parts):
+        file, _ = artifacts.open_parquet(path, "images")
+        table = file.read(columns=names, use_threads=False)
+        ids = table["caption_id"].to_numpy()  # [rows]
+        first = np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1))  # [captions]
+        part.append(np.full(len(first), number, np.int32))
+        row.append(first)
+        views.append(np.diff(first, append=len(ids)).astype(np.int32))
+        tables.append(table.take(pa.array(first)))
+    table = pa.concat_tables(tables)
+    return Corpus(
+        parts=tuple(parts),
+        part=np.concatenate(part),
+        row=np.concatenate(row),
+        views=np.concatenate(views),
+        caption_id=table["caption_id"].to_numpy(),
+        text=_codes(table["caption"]),
+        concept=_codes(table["concept"]),
+    )
+
+
+def _codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    coded = column.dictionary_encode().combine_chunks()
+    chunks = coded.chunks if isinstance(coded, pa.ChunkedArray) else [coded]
+    return np.concatenate([c.indices.to_numpy(zero_copy_only=False) for c in chunks]).astype(
+        np.int64
+    )
+
+
+def require(corpus: Corpus, config: TrainConfig, where: Path, world: int) -> None:
+    """Refuse a corpus or a world that the config cannot be trained with.
+
+    Raises:
+        DataError: too few captions or views.
+        UsageError: the batch does not divide by the ranks.
+    """
+    fewest = int(corpus.views.min())
+    if fewest < 2:
+        alone = int((corpus.views < 2).sum())
+        raise DataError(
+            f"{where}: {alone} of {len(corpus)} captions have one picture, which leaves the"
+            " contrast no positive",
+            do="render at least 2 views of each caption (--set render.views=4)",
+        )
+    if fewest < config.views:
+        raise DataError(
+            f"{where}: pictures of caption {corpus.caption_id[corpus.views.argmin()]}",
+            got=fewest,
+            expected=f"at least train.views = {config.views}",
+            do=f"render more views, or add --set train.views={fewest}",
+        )
+    if len(corpus) < config.captions_per_batch:
+        raise DataError(
+            f"{where}: captions",
+            got=len(corpus),
+            expected=f"at least train.captions_per_batch = {config.captions_per_batch}",
+            do=f"render more captions, or add --set train.captions_per_batch={len(corpus)}",
+        )
+    if config.captions_per_batch % world:
+        raise UsageError(
+            "train.captions_per_batch",
+            got=config.captions_per_batch,
+            expected=f"a multiple of the {world} ranks",
+        )
+
+
+@dataclass
+class Batch:
+    """One rank's part of a step's batch."""
+
+    step: int
+    globals: Tensor  # [B, 3, S, S] uint8
+    locals: Tensor  # [B x L, 3, s, s] uint8, crop after crop of picture after picture
+    masks: Tensor  # [B, N] bool, True where the student sees the mask token
+    ids: Tensor  # [B] int64, of the pictures; random draws of the model are keyed by them
+    labels: Tensor  # [B] int64, equal for positives
+    caption_ids: list[int]  # [C]
+    damaged: list[tuple[int, int, str]]  # caption id, view and what is wrong
+
+    def to(self, device: torch.device) -> Batch:
+        """Move the tensors to the device."""
+        for name in ("globals", "locals", "masks", "ids", "labels"):
+            setattr(self, name, getattr(self, name).to(device, non_blocking=True))
+        return self
+
+    def pin_memory(self) -> Batch:
+        """Pin the tensors; DataLoader calls this where there is a GPU."""
+        for name in ("globals", "locals", "masks", "ids", "labels"):
+            setattr(self, name, getattr(self, name).pin_memory())
+        return self
+
+
+class Batches:
+    """Step number -> this rank's part of that step's batch."""
+
+    def __init__(
+        self, corpus: Corpus, config: TrainConfig, *, patches: int, rank: int = 0, world: int = 1
+    ):
+        self.corpus, self.config, self.patches = corpus, config, patches
+        self.rank, self.world = rank, world
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+        self._shelf = _Shelf(corpus.parts)
+
+    def captions(self, step: int) -> NDArray[np.int64]:
+        """Return the captions of a step's whole batch, as places in the corpus."""
+        epoch, place = divmod(step, len(self.corpus) // self.config.captions_per_batch)
+        if epoch != self._epoch:
+            generator = np.random.Generator(np.random.PCG64([self.config.seed, epoch]))
+            self._epoch, self._order = epoch, generator.permutation(len(self.corpus))
+        start = place * self.config.captions_per_batch
+        return self._order[start : start + self.config.captions_per_batch]
+
+    def pictures(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """Return the views of a step's whole batch: which of each caption, and their ids.
+
+        Views are drawn without replacement and come in random order.
+
+        Returns:
+            [captions, V] numbers of views, and [captions x V] ids.
+        """
+        captions = self.captions(step)
+        most = int(self.corpus.views[captions].max())
+        every = np.arange(most)
+        ids = draws.key(self.corpus.caption_id[captions][:, None], every)  # [captions, most]
+        lots = draws.uniform(self.config.seed, step, draws.VIEWS, ids)  # [captions, most]
+        lots[every >= self.corpus.views[captions][:, None]] = 2  # not there: comes last
+        views = lots.argsort(axis=1, kind="stable")[:, : self.config.views]  # [captions, V]
+        return views, np.take_along_axis(ids, views, axis=1).reshape(-1)
+
+    def make(self, step: int) -> Batch:
+        """Return this rank's part of a step's batch."""
+        config = self.config
+        views, ids = self.pictures(step)
+        share = config.captions_per_batch // self.world
+        own_captions = slice(self.rank * share, (self.rank + 1) * share)
+        own = slice(own_captions.start * config.views, own_captions.stop * config.views)
+        captions = self.captions(step)[own_captions]  # [C]
+        damaged: list[tuple[int, int, str]] = []
+        pictures = [
+            self._picture(caption, view, damaged)
+            for caption, row in zip(captions, views[own_captions], strict=True)
+            for view in row
+        ]  # B x [1, 3, H, W]
+        drawn = crops.plan(
+            config, step, ids[own], np.array([p.shape[-2:] for p in pictures], np.int64)
+        )
+        sizes = [config.image_size] + [config.local_size] * config.local_crops
+        cut = [
+            crops.cut(picture, int(drawn.divisor[i]), drawn.box[i], sizes)
+            for i, picture in enumerate(pictures)
+        ]
+        global_crops = torch.stack([c[0] for c in cut])  # [B, 3, S, S]
+        local_crops = [c for of_one in cut for c in of_one[1:]]
+        size = config.local_size
+        return Batch(
+            step=step,
+            globals=crops.paint(global_crops, drawn, slice(0, 1)),
+            locals=crops.paint(torch.stack(local_crops), drawn, slice(1, None))
+            if local_crops
+            else torch.empty(0, 3, size, size, dtype=torch.uint8),
+            masks=torch.from_numpy(
+                masks.draw(
+                    config.seed,
+                    step,
+                    ids,
+                    own,
+                    patches=self.patches,
+                    probability=config.mask_probability if config.patch_weight else 0.0,
+                    ratio=config.mask_ratio,
+                )
+            ),
+            ids=torch.from_numpy(ids[own].view(np.int64).copy()),
+            labels=torch.from_numpy(np.repeat(self.corpus.text[captions], config.views)),
+            caption_ids=self.corpus.caption_id[captions].tolist(),
+            damaged=damaged,
+        )
+
+    def _picture(self, caption: int, view: int, damaged: list[tuple[int, int, str]]) -> Tensor:
+        """Return a view, [1, 3, H, W] uint8; the caption's next whole view if it is damaged."""
+        corpus = self.corpus
+        views, first = int(corpus.views[caption]), int(corpus.row[caption])
+        for i in range(views):
+            other = (int(view) + i) % views
+            data = self._shelf.picture(int(corpus.part[caption]), first + other)
+            where = f"{corpus.parts[corpus.part[caption]].name} row {first + other}"
+            try:
+                picture = np.asarray(images.decode(data, where))
+            except DataError as e:
+                damaged.append((int(corpus.caption_id[caption]), other, str(e)))
+                continue
+            # The channels stay last in memory: that is the fast path of uint8 resizing.
+            return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]  # [1, 3, H, W]
+        raise DataError(
+            f"no picture of caption {corpus.caption_id[caption]} decodes",
+            do="render the pictures again",
+        )
+
+
+class _Shelf:
+    """Encoded pictures by part and row, the row groups read last kept."""
+
+    def __init__(self, parts: Sequence[Path]):
+        self._parts = parts
+        self._groups: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
+        self._bytes = 0
+        self._starts: dict[int, NDArray[np.int64]] = {}
+
+    def picture(self, part: int, row: int) -> bytes | None:
+        if part not in self._starts:
+            meta = pq.read_metadata(self._parts[part])
+            rows = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+            self._starts[part] = np.cumsum([0, *rows])
+        group = int(np.searchsorted(self._starts[part], row, side="right")) - 1
+        found = self._groups.get((part, group))
+        if found is None:
+            found = self._read(part, group)
+        else:
+            self._groups.move_to_end((part, group))
+        return found[row - int(self._starts[part][group])]
+
+    def _read(self, part: int, group: int) -> list[bytes]:
+        # A file is opened for each read: a handle kept open would be shared by forked loaders.
+        with pq.ParquetFile(self._parts[part]) as file:
+            table = file.read_row_group(group, columns=["image"], use_threads=False)
+        rows = [r["bytes"] if r else None for r in table["image"].to_pylist()]
+        self._groups[part, group] = rows
+        self._bytes += sum(len(r or b"") for r in rows)
+        while self._bytes > CACHED_BYTES and len(self._groups) > 1:
+            _, dropped = self._groups.popitem(last=False)
+            self._bytes -= sum(len(r or b"") for r in dropped)
+        return rows
+
+
+class Damage:
+    """Counts the pictures that did not decode, and stops the run when they are too many."""
+
+    def __init__(self, corpus: Corpus, where: Path):
+        self._pictures, self._where = corpus.pictures, where
+        self._read = self._reads_damaged = 0
+        self._seen: set[tuple[int, int]] = set()
+
+    @cached_property
+    def _patience(self) -> int:
+        return min(self._pictures, DAMAGED_FROM)
+
+    def add(self, batch: Batch) -> list[tuple[int, int, str]]:
+        """Count a batch; return its damaged pictures that were not known yet.
+
+        Raises:
+            DataError: more than one in a hundred pictures read are damaged.
+        """
+        self._read += len(batch.ids)
+        self._reads_damaged += len(batch.damaged)
+        new = [d for d in batch.damaged if d[:2] not in self._seen]
+        self._seen |= {d[:2] for d in new}
+        if self._reads_damaged > DAMAGED_SHARE * max(self._read, self._patience):
+            raise DataError(
+                f"{self._where}: pictures that do not decode",
+                got=f"{self._reads_damaged} of {self._read} read ({batch.damaged[-1][2]})",
+                expected=f"at most {DAMAGED_SHARE:.0%}",
+                do="render them again",
+            )
+        return new
+
+
+def load(batches: Batches, steps: range, *, workers: int, pin: bool) -> Iterator[Batch]:
+    """Yield the batches of the steps, made ahead in `workers` processes."""
+    return loading.load(
+        batches.make, [[step] for step in steps], workers=workers, collate=_only, pin=pin
+    )
+
+
+def _only(batches: list[Batch]) -> Batch:
+    (batch,) = batches
+    return batch

@@ -1,0 +1,96 @@
+"""The state of a training run and its one transition: an update.
+
+    student, teacher, optimiser --update(batch, step's values)--> the same, one step later
+
+The state is these three alone: batches and every random draw are functions of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from synclr_cli.config import TrainConfig
+from synclr_cli.learning import checkpoint, optim, runtime
+from synclr_cli.learning.checkpoint import Checkpoint
+from synclr_cli.learning.runtime import Runtime
+from synclr_cli.train.batches import Batch
+from synclr_cli.train.objective import Losses, Objective
+from synclr_cli.train.student_teacher import Student, Teacher
+from synclr_cli.train.timetable import Now
+
+
+class NotFinite(Exception):
+    """The loss or its gradient is infinite or no number; nothing was updated."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update did."""
+
+    losses: Losses
+    grad_norm: Tensor
+
+
+class Learner:
+    """Student, teacher and optimiser, built alike on every rank."""
+
+    def __init__(self, config: TrainConfig, rt: Runtime):
+        runtime.seed_everything(config.seed)
+        self.config, self.runtime = config, rt
+        self.student = Student(config, rt).to(rt.device).train()
+        self.teacher = Teacher(config, rt, self.student).to(rt.device).train()
+        self.optimizer = torch.optim.AdamW(
+            optim.pretraining_groups(self.student, weight_decay=config.weight_decay),
+            lr=0.0,
+            betas=(config.beta1, config.beta2),
+            fused=True,
+        )
+        self.objective = Objective(config, rt, self.student, self.teacher)
+
+    @property
+    def patches(self) -> int:
+        """Return how many patches a global crop has."""
+        return int(self.student.vit.patch_embed.num_patches)
+
+    def update(self, batch: Batch, now: Now) -> Update:
+        """Do one update: gradient, AdamW, then the teacher follows the new student.
+
+        Raises:
+            NotFinite: on every rank alike, before anything is changed.
+        """
+        losses = self.objective(batch, now.teacher_temperature)
+        losses.total.backward()
+        parameters = [p for p in self.student.parameters() if p.grad is not None]
+        self.runtime.average_gradients(parameters)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.runtime.any(not bool(torch.isfinite(norm + losses.total.detach()))):
+            self.optimizer.zero_grad()
+            raise NotFinite
+        if self.config.clip_grad:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad, norm)
+        decayed, exempt = self.optimizer.param_groups
+        decayed["weight_decay"] = now.weight_decay
+        decayed["lr"] = exempt["lr"] = now.lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.teacher.follow(now.ema)
+        return Update(losses, norm)
+
+    def groups(self) -> dict[str, dict[str, Tensor]]:
+        """Return everything a checkpoint needs, by name."""
+        return {
+            "student": self.student.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "optimizer": checkpoint.optimizer_tensors(self.optimizer),
+        }
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Put back what `groups` gave."""
+        groups: Mapping[str, Mapping[str, Tensor]] = saved.groups
+        self.student.load_state_dict(groups["student"])
+        self.teacher.load_state_dict(groups["teacher"])
+        checkpoint.restore_optimizer(self.optimizer, groups["optimizer"])

@@ -1,0 +1,51 @@
+"""Which patches of which pictures the student does not see (iBOT, random masking).
+
+Exactly floor(B x probability) pictures of the whole batch are masked, drawn at random over captions
+and views alike, and in each exactly floor(N x ratio) patches.
+
+    ids of all pictures of the batch --draw--> masks of one rank's pictures
+
+Shapes: B pictures of the batch over all ranks, b of this rank, N patches of a picture.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synclr_cli.train import draws
+
+
+def draw(
+    seed: int,
+    step: int,
+    ids: NDArray[np.uint64],
+    own: slice,
+    *,
+    patches: int,
+    probability: float,
+    ratio: float,
+) -> NDArray[np.bool_]:
+    """Return this rank's masks, [b, N], True where the student sees the mask token.
+
+    Args:
+        seed, step: of the run; the draw is a function of these and the ids.
+        ids: of all pictures of the batch, [B].
+        own: which of them are this rank's.
+        patches: N.
+        probability: share of the pictures that are masked; the count is cut, not rounded.
+        ratio: share of the patches masked in those; the count is cut, not rounded.
+    """
+    masked_pictures = int(len(ids) * probability)
+    masked_patches = int(patches * ratio)
+    lots = draws.uniform(seed, step, draws.MASKED_PICTURES, ids)  # [B]
+    masked = np.zeros(len(ids), bool)  # [B]
+    masked[np.argsort(lots, kind="stable")[:masked_pictures]] = True
+    masks = np.zeros((len(ids[own]), patches), bool)  # [b, N]
+    rows = np.flatnonzero(masked[own])  # [m]
+    lots = draws.uniform(
+        seed, step, draws.MASKED_PATCHES, ids[own][rows][:, None], np.arange(patches)
+    )  # [m, N]
+    chosen = np.argsort(lots, axis=1, kind="stable")[:, :masked_patches]  # [m, K]
+    masks[rows[:, None], chosen] = True
+    return masks

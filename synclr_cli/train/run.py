@@ -1,0 +1,114 @@
+"""`synclr train`: pictures of captions -> a backbone (section 3.3 of the paper).
+
+    images/ --batches--> crops --objective--> loss --learner--> student and teacher --> backbone
+
+What is written is told in `folder.py`. The backbone is the teacher's: it is the smoother of the
+two, and the momentum's end at 1 makes it the average that the run converges to.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from synclr_cli import artifacts, config as configs, console
+from synclr_cli.artifacts import Header
+from synclr_cli.config import TrainConfig
+from synclr_cli.errors import DivergedError
+from synclr_cli.learning import runtime
+from synclr_cli.train import batches, timetable
+from synclr_cli.train.folder import Folder
+from synclr_cli.train.learner import Learner, NotFinite
+from synclr_cli.train.monitor import Monitor
+
+
+def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False) -> Path:
+    """Train a backbone on an images/1 folder; the same call again goes on where it stopped.
+
+    Returns:
+        `out`; its backbone is there, unless `stop_after_minutes` were up before.
+
+    Raises:
+        DataError: the pictures are missing, damaged, too few, or one a caption.
+        UsageError: `out` holds another run; sizes that the patches do not divide.
+        DivergedError: the loss is no longer finite.
+        KeyboardInterrupt: on SIGINT or SIGTERM, after a checkpoint was saved.
+    """
+    parts, parent, digest = artifacts.open_images(images)
+    header = Header(
+        schema="backbone",
+        config=configs.flatten(config),
+        seed=config.seed,
+        parents=(artifacts.parent(images, parent, digest),),
+    )
+    with runtime.started(config.precision) as rt:
+        folder = Folder(out, header, rt)
+        if folder.is_finished(overwrite=overwrite):
+            return out
+        corpus = batches.open_corpus(parts)
+        batches.require(corpus, config, images, rt.world)
+
+        learner = Learner(config, rt)
+        folder.claim(overwrite=overwrite)  # only now: what is refused leaves nothing behind
+        saved = folder.newest()
+        if saved:
+            learner.restore(saved)
+        done = saved.step if saved else 0
+
+        source = batches.Batches(
+            corpus, config, patches=learner.patches, rank=rt.rank, world=rt.world
+        )
+        ahead = batches.load(
+            source, range(done, config.steps), workers=config.workers, pin=rt.is_cuda
+        )
+        damage = batches.Damage(corpus, images)
+        monitor = Monitor(config, rt)
+        n = config.captions_per_batch * config.views
+
+        with (
+            runtime.StopFlag(config.stop_after_minutes) as stop,
+            console.progress("train", config.steps * n, done=done * n, unit="img") as bar,
+        ):
+            for step in range(done, config.steps):
+                with monitor.waiting():
+                    batch = next(ahead).to(rt.device)
+                folder.list_damaged(damage.add(batch))
+                now = timetable.at(step, config)
+                try:
+                    update = learner.update(batch, now)
+                except NotFinite:
+                    folder.save(step, learner, keep=config.keep_checkpoints)
+                    raise _diverged(batch, now, out) from None
+                done = step + 1
+                monitor.add(update)
+                bar.advance(n)
+                if done % config.log_steps == 0 or done == config.steps:
+                    line = monitor.line(done, now)
+                    folder.log(line)
+                    bar.say(loss=line["loss"])
+                stopping = rt.any(stop.requested)
+                if stopping or done % config.checkpoint_steps == 0:
+                    folder.save(done, learner, keep=config.keep_checkpoints)
+                if stopping:
+                    break
+        if rt.any(stop.signalled):
+            raise KeyboardInterrupt
+        if done < config.steps:
+            console.note(
+                f"stopped after {done} of {config.steps} steps, {config.stop_after_minutes:g}"
+                " minutes being up; the same command continues"
+            )
+            return out
+
+        folder.finish(learner, {"steps": done, "captions": len(corpus), "weights": "teacher"})
+    return out
+
+
+def _diverged(batch: batches.Batch, now: timetable.Now, out: Path) -> DivergedError:
+    ids = ", ".join(map(str, batch.caption_ids[:16]))
+    more = f" and {len(batch.caption_ids) - 16} more" if len(batch.caption_ids) > 16 else ""
+    return DivergedError(
+        f"the loss of step {batch.step} is not finite, at learning rate {now.lr:.3g} and captions"
+        f" {ids}{more}",
+        do=f"lower train.peak_lr or set train.clip_grad=1, and add --overwrite; {out} has a"
+        " checkpoint from before",
+    )

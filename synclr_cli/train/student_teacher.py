@@ -1,0 +1,191 @@
+"""Student and teacher: a ViT with heads, and a slowly following copy of it.
+
+    crops, masks --encode--> tokens --> cls features, masked patch features --heads--> ...
+
+The student also has a mask token and a predictor, which the teacher lacks; only the student drops
+layers. The teacher is never trained: it follows the student as a moving average of its parameters.
+
+Shapes: B crops, N patches, M masked patches, D width, E embedding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from synclr_cli.config import TrainConfig
+from synclr_cli.errors import UsageError
+from synclr_cli.learning import backbone
+from synclr_cli.learning.runtime import Runtime
+from synclr_cli.train import draws
+from synclr_cli.train.heads import PrototypeHead, contrast_head
+
+
+class StochasticDepth(nn.Module):
+    """Drops a residual branch for some crops; `keep` says for which, and is set before the call.
+
+    timm's own layer draws from the global generator: the crops dropped would then depend on how
+    the batch is split over ranks and micro-batches.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+        self.keep: Tensor | None = None  # [B] bool; None: all
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """Return the branch [B, T, D], zero for dropped crops and scaled up for the others."""
+        if self.keep is None:
+            return branch
+        return branch * (self.keep.to(branch.dtype) / (1 - self.rate))[:, None, None]
+
+
+class Encoder(nn.Module):
+    """A ViT with a projector and, where patches are predicted, prototypes."""
+
+    def __init__(self, config: TrainConfig, runtime: Runtime, *, drop_path: float = 0.0):
+        super().__init__()
+        self.vit = backbone.build(
+            config.arch,
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            depth=config.depth,
+        )
+        require_plain(self.vit, config)
+        width = self.vit.embed_dim
+        self.projector = contrast_head(
+            3, width, config.head_hidden, config.head_out, config.head_norm, runtime
+        )
+        self.prototypes = (
+            PrototypeHead(
+                width, config.patch_head_hidden, config.patch_head_bottleneck, config.prototypes
+            )
+            if config.patch_weight
+            else None
+        )
+        rates = np.linspace(0, drop_path, len(self.vit.blocks)).tolist()  # rising with depth
+        for block, rate in zip(self.vit.blocks, rates, strict=True):
+            if rate:
+                block.drop_path1, block.drop_path2 = StochasticDepth(rate), StochasticDepth(rate)
+            if runtime.device.type == "cpu" and runtime.amp_dtype is not None:
+                block.attn.fused_attn = False  # several times slower than plain products there
+
+    def encode(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
+        """Return the tokens after the final norm, [B, 1 + N, D], the cls token first.
+
+        Args:
+            images: [B, 3, S, S], normalised; S any multiple of the patch size.
+            masks: [B, N], True where the mask token replaces the patch's embedding.
+        """
+        vit = self.vit
+        x = vit.patch_embed(images)  # [B, S / patch, S / patch, D]
+        side = x.shape[1]
+        x = x.flatten(1, 2)  # [B, N, D]
+        if masks is not None:
+            x = torch.where(masks[..., None], self.mask_token.to(x.dtype), x)
+        table = positions(vit.pos_embed, side)  # [1, 1 + N, D]
+        x = torch.cat([vit.cls_token.expand(len(x), -1, -1), x], dim=1) + table  # [B, 1 + N, D]
+        x = vit.norm_pre(x)
+        for block in vit.blocks:
+            x = block(x)
+        return vit.norm(x)
+
+
+class Student(Encoder):
+    """The encoder that is trained."""
+
+    def __init__(self, config: TrainConfig, runtime: Runtime):
+        super().__init__(config, runtime, drop_path=config.drop_path)
+        self.predictor = contrast_head(
+            2, config.head_out, config.head_hidden, config.head_out, config.head_norm, runtime
+        )
+        if config.patch_weight:
+            self.mask_token = nn.Parameter(torch.randn(1, 1, self.vit.embed_dim) * 0.02)
+
+    def set_depth(self, seed: int, step: int, ids: ArrayLike | None, crop: ArrayLike = 0) -> None:
+        """Draw which layers the next crops drop: a function of (seed, step, picture, crop).
+
+        Args:
+            ids: of the pictures of the crops to come, [B]; None: drop nothing.
+            crop: the number of each crop in its picture, [B] or one for all; the global one is 0.
+        """
+        for number, block in enumerate(self.vit.blocks):
+            for branch, layer in enumerate((block.drop_path1, block.drop_path2)):
+                if not isinstance(layer, StochasticDepth):
+                    continue
+                layer.keep = None
+                if ids is not None:
+                    lots = draws.uniform(seed, step, draws.DEPTH, ids, crop, number, branch)  # [B]
+                    device = self.vit.pos_embed.device
+                    layer.keep = torch.from_numpy(lots >= layer.rate).to(device)
+
+
+class Teacher(Encoder):
+    """The encoder that follows."""
+
+    def __init__(self, config: TrainConfig, runtime: Runtime, student: Student):
+        super().__init__(config, runtime)
+        own = self.state_dict()
+        self.load_state_dict({k: v for k, v in student.state_dict().items() if k in own})
+        self.requires_grad_(False)
+        followed = dict(student.named_parameters())
+        self._pairs = [(p, followed[name]) for name, p in self.named_parameters()]
+
+    @torch.no_grad()
+    def follow(self, momentum: float) -> None:
+        """Move the parameters: teacher <- momentum x teacher + (1 - momentum) x student."""
+        mine, students = [list(side) for side in zip(*self._pairs, strict=True)]
+        torch._foreach_lerp_(mine, students, 1 - momentum)
+
+
+def positions(table: Tensor, side: int) -> Tensor:
+    """Return the position table for side x side patches, [1, 1 + side^2, D].
+
+    Bicubic at the given scale (side + 0.1) / own side, as pre-training in the released code; not at
+    the ratio of the sizes, and not antialiased.
+    """
+    own = round((table.shape[1] - 1) ** 0.5)
+    if own == side:
+        return table
+    grid = table[:, 1:].unflatten(1, (own, own)).permute(0, 3, 1, 2)  # [1, D, own, own]
+    scale = (side + 0.1) / own
+    grid = F.interpolate(grid.float(), scale_factor=(scale, scale), mode="bicubic")
+    assert grid.shape[-1] == side, (grid.shape, side)
+    return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def require_plain(vit: VisionTransformer, config: TrainConfig) -> None:
+    """Refuse ViTs that `encode` would not run as they are, and crops the patches do not divide.
+
+    Raises:
+        UsageError: names the sizes that would do.
+    """
+    table = vit.pos_embed
+    plain = table is not None and table.shape[1] == 1 + vit.patch_embed.num_patches
+    if not plain or vit.num_prefix_tokens != 1 or vit.patch_drop.__class__ is not nn.Identity:
+        raise UsageError(
+            f"train.arch {config.arch}",
+            got="a ViT with other tokens or positions",
+            expected="one with a cls token and a learned position table",
+            do="try vit_base_patch16_224",
+        )
+    patch = int(vit.patch_embed.patch_size[0])
+    sizes = {"image_size": config.image_size}
+    if config.local_crops:
+        sizes["local_size"] = config.local_size
+    for name, size in sizes.items():
+        if size % patch:
+            below, above = size // patch * patch, (size // patch + 1) * patch
+            fitting = f"{below} or {above}" if below else f"{above}"
+            raise UsageError(
+                f"train.{name}",
+                got=size,
+                expected=f"a multiple of the patch size {patch}",
+                do=f"add --set train.{name}={fitting.split()[0]} (or {above})"
+                if below
+                else f"add --set train.{name}={above}",
+            )
