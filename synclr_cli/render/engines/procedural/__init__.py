@@ -1,0 +1,41 @@
+"""`procedural:` - pictures drawn from the caption itself, with the pixel mask of the concept.
+
+No model and no download: solids built by rule, one species per concept. A line of research of its
+own (pre-training on fractals, noise and shaders), not text-to-image diffusion, and never passed
+off as such. scene.py tells how a picture comes about; words.py what of a caption is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from synclr_cli.config import RenderEngineConfig
+from synclr_cli.engines import Painting
+from synclr_cli.errors import UsageError
+from synclr_cli.render.engines.procedural import scene
+
+DRAWING = 1  # raise when the same caption and seed would give other pixels
+
+
+class ProceduralEngine:
+    """Draws captions on the CPU; a picture depends on its caption, concept, seed and size only."""
+
+    parallel = True  # small, no device: run.py may paint in several processes
+
+    def __init__(self, target: str, config: RenderEngineConfig):
+        if target:
+            raise UsageError(
+                "render.engine.name", got=f"procedural:{target}", expected="procedural:"
+            )
+        self.size = config.size
+        self.revision = f"drawing {DRAWING}"
+
+    def paint(
+        self, captions: Sequence[str], concepts: Sequence[str], seeds: Sequence[int]
+    ) -> list[Painting]:
+        """Return one picture per caption, [size, size, 3], with the concept's pixels as 1."""
+        rows = zip(captions, concepts, seeds, strict=True)
+        return [
+            Painting(*scene.paint(caption, concept, seed, self.size))
+            for caption, concept, seed in rows
+        ]

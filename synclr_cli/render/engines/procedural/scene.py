@@ -1,0 +1,387 @@
+"""One view of a caption: who stands where, under which light, before which ground.
+
+    caption, concept, seed -> Reading -> species -> posed parts in pixels -> depth buffer ->
+    skin and shadow -> over the ground -> occluders -> camera -> pixels [S, S, 3], mask [S, S]
+
+Everything random comes from the view's seed, in one fixed order of draws per stream.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from synclr_cli.render.engines.procedural import grounds, noise, raster, surfaces
+from synclr_cli.render.engines.procedural.bodies import Parts
+from synclr_cli.render.engines.procedural.species import (
+    Species,
+    palette,
+    parts_of,
+    species,
+    surface,
+)
+from synclr_cli.render.engines.procedural.words import Reading, read
+
+OVERSAMPLE = 2  # rays per pixel side, for solids
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One solid individual, placed: its parts in picture units (width 1, y up), and its skin."""
+
+    kind: Species
+    parts: Parts
+    colours: np.ndarray  # [5, 3]
+    pattern: str
+    finish: str
+    size: float  # radius, picture units
+    asked: bool  # it is the captioned concept
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Where the view is taken from: angles in radians."""
+
+    elevation: float
+    roll: float
+
+    def axes(self, turn: float) -> np.ndarray:
+        """Return the rotation [3, 3] from a body that is turned about y to camera axes."""
+        ct, st = math.cos(turn), math.sin(turn)
+        ce, se = math.cos(self.elevation), math.sin(self.elevation)
+        cr, sr = math.cos(self.roll), math.sin(self.roll)
+        yaw = np.array([[ct, 0, st], [0, 1, 0], [-st, 0, ct]])
+        pitch = np.array([[1, 0, 0], [0, ce, -se], [0, se, ce]])
+        roll = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
+        return roll @ pitch @ yaw
+
+
+def paint(caption: str, concept: str, seed: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return one view: pixels [side, side, 3] uint8 and the concept's mask [side, side] uint8."""
+    view = np.random.Generator(np.random.PCG64(seed))
+    reading = read(caption, concept)
+    kind = species(concept)
+
+    camera = Camera(float(abs(view.normal(0.28, 0.2))), float(view.normal(0, 0.06)))
+    family, turn = grounds.choose(reading, view)
+    horizon = 0.46 - 0.75 * math.sin(camera.elevation) + float(view.normal(0, 0.05))
+    if family in ("sky", "deep"):
+        horizon = 1.2 if family == "sky" else horizon + 0.25
+    light, mood = _light(reading, family, view)
+    backdrop = grounds.paint(reading, family, turn, horizon, side, side, view)
+    picture = backdrop.light * mood
+
+    things = _cast_of_things(reading, kind, concept, camera, family, view)
+    picture = _soften(picture, view)
+    _shadows(picture, things, light, camera, horizon, view)
+    mask = _solids(picture, things, light, side, view)
+    _occlude(picture, mask, light, view)
+    return _develop(picture, view), mask
+
+
+def _light(reading: Reading, family: str, view) -> tuple[surfaces.Light, np.ndarray]:
+    """Return the light on solids, and the factor [3] on the ground's own colours."""
+    azimuth, height = float(view.uniform(-2.2, 2.2)), float(view.uniform(0.3, 1.2))
+    direction = np.array(
+        [math.sin(azimuth) * math.cos(height), math.sin(height),
+         math.cos(azimuth) * math.cos(height) * 0.8 + 0.25], np.float32,
+    )  # fmt: skip
+    direction /= np.sqrt(direction @ direction)
+    warmth = float(view.normal(0, 0.09))
+    strength, ambient = float(view.uniform(0.55, 1.05)), float(view.uniform(0.22, 0.5))
+    mood = np.ones(3, np.float32)
+    when = reading.light or ("night" if family == "night" else None)
+    if when == "night":
+        strength, ambient, warmth = strength * 0.55, ambient * 0.55, warmth - 0.12
+        mood = np.array([0.22, 0.25, 0.36], np.float32)
+    elif when == "dusk":
+        warmth += 0.3
+        mood = np.array([0.95, 0.62, 0.45], np.float32)
+    elif when in ("fog", "overcast"):
+        strength, ambient = strength * 0.4, ambient * 1.5
+        mood = np.array([0.75, 0.78, 0.82], np.float32)
+    elif when == "sun":
+        strength *= 1.25
+    if family == "night":
+        mood = np.ones(3, np.float32)
+    lamp = np.array([1 + warmth, 1, 1 - warmth], np.float32) * strength
+    cool = np.array([1 - 0.5 * warmth, 1, 1 + 0.5 * warmth], np.float32)
+    family_near = np.square(np.array(grounds.FAMILIES[family].near, np.float32))
+    below = ambient * (0.35 + 0.6 * family_near)
+    return surfaces.Light(direction, lamp, cool * ambient * 1.3, below), mood * (
+        0.75 + 0.35 * strength
+    )
+
+
+def _cast_of_things(reading, kind, concept, camera, family, view) -> list[Thing]:
+    """Return everything solid, the captioned concept first."""
+    # The main thing fills a third to four fifths of the width.
+    size = float(np.clip(view.normal(0.37, 0.075), 0.2, 0.55)) * reading.size
+    size = min(size, 0.62)
+    companion = reading.companion
+    if companion:
+        size *= 0.78
+    if reading.count > 1:
+        size *= 1.15 / math.sqrt(reading.count)
+    x, y = 0.5 + float(view.normal(0, 0.07)), 0.47 + float(view.normal(0, 0.05))
+    if family == "sky":
+        y = 0.5 + float(view.normal(0, 0.08))
+    turn = float(view.uniform(0, 2 * math.pi))
+    if kind.plan in ("fish", "aircraft", "tool", "ring", "vehicle", "serpent"):
+        # Things told by their outline are seldom shown from the front.
+        turn = math.pi * int(view.integers(2)) + float(view.normal(0, 0.65))
+
+    spots = [(x, y, 0.0)]
+    for i in range(1, reading.count):
+        a = 2.4 * i + turn
+        spots.append((x + math.cos(a) * size * (0.8 + 0.25 * i),
+                      y + math.sin(a) * size * 0.5, -0.5 * i))  # fmt: skip
+    things = [
+        _thing(kind, reading, reading.colours, size, spot, turn + 0.3 * i, camera, view, True)
+        for i, spot in enumerate(spots)
+    ]
+    if companion:
+        wide = reading.relation in ("on", "in")
+        grown = size * float(view.uniform(0.9, 1.15) if wide else view.uniform(0.75, 1.0))
+        other = _thing(species(companion), None, reading.companion_colours, grown, (x, y, 0.0),
+                       float(view.uniform(0, 6.28)), camera, view, False)  # fmt: skip
+        things.append(_arrange(things, other, reading.relation or "beside", view))
+        things = _centred(things, x, y)
+    for _ in range(int(view.integers(0, 3)) if family != "plain" else 0):  # clutter
+        stranger = species(f"clutter {int(view.integers(1 << 30))}")
+        side = 1 if view.random() < 0.5 else -1
+        at = (0.5 + side * float(view.uniform(0.22, 0.55)), float(view.uniform(0.35, 0.6)), -3.0)
+        things.append(_thing(stranger, None, (), float(view.uniform(0.06, 0.15)), at,
+                             float(view.uniform(0, 6.28)), camera, view, False))  # fmt: skip
+    return things
+
+
+def _arrange(things: list[Thing], other: Thing, relation: str, view) -> Thing:
+    """Return the companion, moved to where the relation says the asked things are from it."""
+    left, right, low, high = _extent(things)
+    o_left, o_right, o_low, o_high = _extent([other])
+    way = 1 if view.random() < 0.5 else -1
+    slack = float(view.uniform(0.0, 0.12)) * other.size
+    aside = right - o_left + slack if way > 0 else left - o_right - slack
+    wide, tall = right - left, high - low
+    move = {
+        "beside": (aside, low - o_low, 0.0),
+        "behind": (way * 0.3 * wide, low - o_low - 0.22 * tall, 2.5),  # the companion is nearer
+        "front": (way * 0.35 * wide, low - o_low + 0.3 * tall, -2.5),
+        "on": (0.0, low - o_high + 0.12 * tall, -0.3),
+        "in": (0.0, low - o_high + 0.55 * tall, 1.5),
+        "above": (0.0, low - o_high - slack - 0.08 * tall, 0.0),
+        "below": (0.0, high - o_low + slack + 0.08 * tall, 0.0),
+    }[relation]
+    return _moved(other, *move)
+
+
+def _extent(things: list[Thing]) -> tuple[float, float, float, float]:
+    """Return (left, right, low, high) of things, about, in picture units."""
+    centre = np.concatenate([t.parts.centre for t in things])
+    reach = np.concatenate([
+        np.abs(t.parts.axes * t.parts.radii[:, :, None]).sum(1) * 0.85 for t in things
+    ])  # fmt: skip
+    low, high = (centre - reach).min(0), (centre + reach).max(0)
+    return float(low[0]), float(high[0]), float(low[1]), float(high[1])
+
+
+def _moved(thing: Thing, x: float, y: float, z: float, scale: float = 1.0) -> Thing:
+    """Return the thing moved in picture units (z in its sizes), after scaling about 0."""
+    parts = thing.parts
+    centre = parts.centre * scale + [x, y, z * thing.size]
+    placed = replace(parts, centre=centre, radii=parts.radii * scale)
+    return replace(thing, parts=placed, size=thing.size * scale)
+
+
+def _centred(things: list[Thing], x: float, y: float) -> list[Thing]:
+    """Return things together in the middle, reduced if they would leave the picture."""
+    left, right, low, high = _extent(things)
+    scale = min(1.0, 0.95 / max(right - left, high - low))
+    to_x, to_y = x - scale * (left + right) / 2, y - scale * (low + high) / 2
+    return [_moved(t, to_x, to_y, 0.0, scale) for t in things]
+
+
+def _thing(kind, reading, words, size, at, turn, camera, view, asked) -> Thing:
+    body = parts_of(kind, view)
+    axes = camera.axes(turn)
+    top = (body.centre[:, 1] + 0.9 * np.abs(body.axes * body.radii[:, :, None]).sum(1)[:, 1]).max()
+    centre = (body.centre - [0, top / 2, 0]) @ axes.T * size
+    parts = Parts(
+        body.kind,
+        centre + [at[0], at[1], at[2] * size],
+        body.axes @ axes.T,
+        body.radii * size,
+        body.slot,
+    )
+    pattern, finish = surface(kind, reading)
+    return Thing(kind, parts, palette(kind, words, view), pattern, finish, size, asked)
+
+
+def _shadows(picture, things, light, camera, horizon, view) -> None:
+    """Darken the ground under solids: one soft blot per part, thrown away from the lamp."""
+    side = picture.shape[0]
+    coarse = max(side // 4, 16)
+    xs = ((np.arange(coarse, dtype=np.float32) + 0.5) / coarse)[None]
+    ys = 1 - ((np.arange(coarse, dtype=np.float32) + 0.5) / coarse)[:, None]
+    shade = np.zeros((coarse, coarse), np.float32)
+    flatness = max(math.sin(camera.elevation), 0.12)
+    slant = -light.direction[0] / max(float(light.direction[1]), 0.35)
+    for thing in things:
+        parts = thing.parts
+        foot = float((parts.centre[:, 1] - parts.radii.max(1) * 0.5).min())
+        if foot > 1 - horizon + 0.25:
+            continue
+        high = parts.centre[:, 1] - foot
+        x = parts.centre[:, 0] + slant * high * 0.8
+        y = np.full(len(x), foot + 0.02) + 0.25 * flatness * high
+        wide = parts.radii.max(1) * 0.8 + 0.25 * high + 0.015
+        thick = wide * (0.25 + 0.6 * flatness)
+        dx = (xs[None] - x[:, None, None]) / wide[:, None, None]
+        dy = (ys[None] - y[:, None, None]) / thick[:, None, None]
+        weight = 0.5 / (1 + 3 * high / thing.size)
+        blots = weight[:, None, None] / (1 + (dx * dx + dy * dy) ** 2)
+        shade += blots.sum(0).astype(np.float32)
+    strength = float(view.uniform(0.45, 0.85))
+    dark = 1 - strength * np.clip(shade, 0, 1.0)
+    smooth = _enlarge(dark, side)
+    below = (np.arange(side) > horizon * side)[:, None, None]
+    picture *= np.where(below, smooth[..., None], 1)
+
+
+def _enlarge(small: np.ndarray, side: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def _solids(picture, things, light, side, view) -> np.ndarray:
+    """Draw the things into the picture; return the captioned one's mask [side, side]."""
+    n = side * OVERSAMPLE
+    parts = Parts(*(
+        np.concatenate([getattr(t.parts, f) for t in things])
+        for f in ("kind", "centre", "axes", "radii", "slot")
+    ))  # fmt: skip
+    owner = np.repeat(np.arange(len(things)), [len(t.parts.kind) for t in things])
+    pixels = Parts(parts.kind, parts.centre * n, parts.axes, parts.radii * n, parts.slot)
+    seen = raster.cast(pixels, n, n)
+    mask = np.zeros((side, side), np.uint8)
+    if not len(seen.flat):
+        return mask
+    whose = owner[seen.part]
+    size = np.array([t.size for t in things])[whose]
+    unit = (parts.radii[seen.part] / size[:, None]).astype(np.float32)
+    q = seen.local * unit
+    slot = parts.slot[seen.part]
+    colour = np.empty((len(whose), 3), np.float32)
+    seed = float(view.uniform(0, 200))
+    for i, thing in enumerate(things):
+        mine = np.flatnonzero(whose == i)
+        if not len(mine):
+            continue
+        here, slots = q[mine], slot[mine]
+        base = thing.colours[:4][slots]
+        rough = surfaces.grain(thing.kind.tile, here, seed)
+        if thing.pattern != "plain":
+            share = surfaces.pattern(thing.pattern, here, thing.kind.scale, seed)
+            share = share * (slots == 0)
+            base = base + share[:, None] * (thing.colours[4] - base)
+        base = base * np.maximum(1 + thing.kind.grain * rough, 0.2)[:, None]
+        colour[mine] = surfaces.lit(base, seen.normal[mine], thing.finish, rough, light)
+        dark = mine[slots == 3]
+        if len(dark):
+            colour[dark] = surfaces.lit(
+                np.full((len(dark), 3), 0.012, np.float32), seen.normal[dark], "glossy",
+                np.zeros(len(dark), np.float32), light,
+            )  # fmt: skip
+    # Creases and undersides get less light: depth below the neighbourhood's mean depth.
+    colour *= _crease(seen, n)[:, None]
+
+    # Rows are counted from the bottom so far.
+    top = (n - 1 - seen.flat // n) * n + seen.flat % n
+    layer = np.zeros((n * n, 4), np.float32)
+    layer[top, :3] = colour
+    layer[top, 3] = 1
+    asked = np.zeros(n * n, np.float32)
+    asked[top] = np.array([t.asked for t in things])[whose]
+    k = OVERSAMPLE
+    layer = layer.reshape(side, k, side, k, 4).mean((1, 3))
+    picture *= 1 - layer[..., 3:]
+    picture += layer[..., :3]
+    mask[asked.reshape(side, k, side, k).mean((1, 3)) >= 0.5] = 1
+    return mask
+
+
+def _crease(seen: raster.Seen, n: int) -> np.ndarray:
+    """Return a factor [N] that darkens where the surface lies behind its neighbourhood."""
+    depth = np.full(n * n, np.nan, np.float32)
+    depth[seen.flat] = seen.depth
+    depth = depth.reshape(n, n)
+    reach = max(n // 40, 1)
+    factor = np.ones(len(seen.flat), np.float32)
+    y, x = seen.flat // n, seen.flat % n
+    for dy, dx in ((reach, 0), (-reach, 0), (0, reach), (0, -reach)):
+        other = depth[np.clip(y + dy, 0, n - 1), np.clip(x + dx, 0, n - 1)]
+        over = (other - seen.depth) / (4 * reach)
+        factor -= 0.14 * np.nan_to_num(np.clip(over, 0, 1))
+    return factor
+
+
+def _soften(picture: np.ndarray, view) -> np.ndarray:
+    """Blur the background as a lens out of focus would, in half of the views."""
+    amount = float(view.random())
+    if amount < 0.5:
+        return picture
+    side = picture.shape[0]
+    small = max(int(side * (1.25 - amount * 0.95)), 8)
+    planes = []
+    for c in range(3):
+        plane = Image.fromarray(np.ascontiguousarray(picture[..., c]))
+        plane = plane.resize((small, small), Image.Resampling.BOX)
+        planes.append(np.asarray(plane.resize((side, side), Image.Resampling.BICUBIC)))
+    return np.stack(planes, -1)
+
+
+def _occlude(picture, mask, light, view) -> None:
+    """Put something near and out of focus before the scene, in one view of five."""
+    if view.random() > 0.2:
+        return
+    side = picture.shape[0]
+    y = (np.arange(side, dtype=np.float32)[:, None] + 0.5) / side
+    x = (np.arange(side, dtype=np.float32)[None] + 0.5) / side
+    hue = np.array(
+        ((0.30, 0.22, 0.14), (0.16, 0.30, 0.10), (0.35, 0.35, 0.37))[int(view.integers(3))]
+    )
+    colour = np.square(hue * view.uniform(0.5, 1.7, 3)).astype(np.float32)
+    style = int(view.integers(3))
+    if style == 0:  # a post or a branch
+        slope, at, wide = (float(v) for v in view.uniform((-0.6, 0.1, 0.02), (0.6, 0.9, 0.06)))
+        cover = wide - np.abs(x - at + slope * (y - 0.5))
+    elif style == 1:  # blades from below
+        blades = noise.smooth_at("spots", x[0] * 110 + float(view.uniform(0, 250)), x[0] * 0)
+        cover = (0.12 * blades + float(view.uniform(0.02, 0.14)))[None] - (1 - y)
+    else:  # a blurred edge of something at a side
+        way, at = (1 if view.random() < 0.5 else -1), float(view.uniform(0.02, 0.16))
+        cover = at - (x if way > 0 else 1 - x) + 0.05 * np.sin(9 * y + 20 * at)
+    alpha = np.clip(cover * float(view.uniform(8, 30)) + 0.5, 0, 1)[..., None]
+    shade = (light.above + 0.6 * light.lamp) * colour
+    texture = 1 + 0.3 * noise.window("rough", view, side, side, 90)[..., None]
+    picture += alpha * (shade * texture - picture)
+    mask[alpha[..., 0] > 0.5] = 0
+
+
+def _develop(picture: np.ndarray, view) -> np.ndarray:
+    """Expose, tone and add the sensor's noise: light [S, S, 3] -> sRGB uint8."""
+    side = picture.shape[0]
+    exposure, vignette, noisy, haze = view.uniform((0.82, 0.0, 0.0, 0.0), (1.22, 0.35, 1.0, 1.0))
+    r = np.linspace(-1, 1, side, dtype=np.float32)
+    fall = 1 - np.float32(vignette) * 0.5 * (r[:, None] ** 2 + r[None] ** 2)
+    out = np.sqrt(np.maximum(picture * (np.float32(exposure) * fall)[..., None], 0))
+    # A soft shoulder keeps highlights from clipping flat.
+    out = np.where(out > 0.8, 0.8 + 0.2 * np.tanh((out - 0.8) * 4), out)
+    if haze > 0.85:
+        out = 0.85 * out + 0.12
+    sigma = 0.004 + 0.02 * float(noisy) ** 3
+    out += sigma * view.standard_normal((side, side, 1), np.float32)
+    return (np.clip(out, 0, 1) * 255 + 0.5).astype(np.uint8)

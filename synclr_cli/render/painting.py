@@ -1,0 +1,179 @@
+"""Rows to paint -> encoded rows: seeds, resizing, encoding, and who does it meanwhile.
+
+    rows -> batches of `engine.batch_size` -> engine.paint -> resize -> JPEG | WebP | PNG -> records
+
+A model paints in this process, one batch after the other, while threads encode the batches before.
+A `parallel` engine (small, no device) is built once in each of several processes instead. Either
+way a batch holds the same rows, so the records are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from synclr_cli import engines
+from synclr_cli.config import RenderConfig
+from synclr_cli.engines import ImageEngine, Painting
+from synclr_cli.errors import EngineError
+
+WORTH_PROCESSES = 256  # pictures; below, starting processes takes longer than painting
+
+
+@dataclass(frozen=True)
+class Row:
+    """One view to paint."""
+
+    caption_id: int
+    view: int
+    caption: str
+    concept: str
+    seed: int
+    class_id: int  # that its mask writes for the concept's pixels
+
+
+def view_seed(seed: int, caption_id: int, view: int) -> int:
+    """Return the seed of a view's starting noise, 63 bits, from what names it and nothing else."""
+    name = f"{seed}/{caption_id}/{view}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 1
+
+
+class Painter:
+    """Turns rows into futures of encoded records, in batches, in order."""
+
+    def __init__(self, engine: ImageEngine, config: RenderConfig, pool: Executor):
+        self._engine, self._config, self._pool = engine, config, pool
+        self._remote = isinstance(pool, ProcessPoolExecutor)
+
+    def submit(self, rows: list[Row]) -> list[Future[list[dict[str, Any]]]]:
+        """Paint the rows of one part."""
+        size = self._config.engine.batch_size
+        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        if self._remote:
+            return [self._pool.submit(_paint_there, batch) for batch in batches]
+        return [
+            self._pool.submit(encode, _paint(self._engine, batch), batch, self._config)
+            for batch in batches
+        ]
+
+
+@contextmanager
+def painter(engine: ImageEngine, config: RenderConfig, pictures: int) -> Iterator[Painter]:
+    """Give a painter for about so many pictures; its helpers end with the block."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    pool: Executor
+    if getattr(engine, "parallel", False) and pictures >= WORTH_PROCESSES and (cores or 1) > 1:
+        pool = ProcessPoolExecutor(
+            cores, multiprocessing.get_context("spawn"), _begin_process, (config,)
+        )
+    else:
+        pool = ThreadPoolExecutor(min(cores or 1, 8))
+    try:
+        yield Painter(engine, config, pool)
+    except BrokenProcessPool as e:
+        raise EngineError(
+            "a painting process died", do="look at memory; the same command continues"
+        ) from e
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_there: tuple[ImageEngine, RenderConfig]  # of a painting process
+
+
+def _begin_process(config: RenderConfig) -> None:
+    global _there
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    _there = (engines.load("image", config.engine), config)
+
+
+def _leave_with_parent() -> None:
+    """End this process when its parent is gone, killed or not."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _paint_there(batch: list[Row]) -> list[dict[str, Any]]:
+    engine, config = _there
+    return encode(_paint(engine, batch), batch, config)
+
+
+def _paint(engine: ImageEngine, batch: list[Row]) -> list[Painting]:
+    return engine.paint(
+        [r.caption for r in batch], [r.concept for r in batch], [r.seed for r in batch]
+    )
+
+
+def encode(
+    paintings: list[Painting], batch: list[Row], config: RenderConfig
+) -> list[dict[str, Any]]:
+    """Return a batch's records of the images/1 columns: resized, encoded, masks with class ids."""
+    records = []
+    for row, painting in zip(batch, paintings, strict=True):
+        picture = Image.fromarray(painting.pixels)
+        size = stored_size(picture.size, config.stored_size)
+        if picture.size != size:
+            picture = picture.resize(size, Image.Resampling.LANCZOS)
+        mask = None
+        if config.masks and painting.mask is not None:
+            mask = {"bytes": mask_png(painting.mask, row.class_id, size), "path": None}
+        records.append(
+            {
+                "caption_id": row.caption_id,
+                "view": row.view,
+                "caption": row.caption,
+                "concept": row.concept,
+                "image": {"bytes": _picture_bytes(picture, config), "path": None},
+                "width": size[0],
+                "height": size[1],
+                "seed": row.seed,
+                "mask": mask,
+            }
+        )
+    return records
+
+
+def stored_size(painted: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """Return (width, height) with the shorter side as stored; pictures are never enlarged."""
+    scale = min(1.0, shorter / min(painted))
+    return max(1, round(painted[0] * scale)), max(1, round(painted[1] * scale))
+
+
+def mask_png(mask: np.ndarray, class_id: int, size: tuple[int, int]) -> bytes:
+    """Return a mask of 0 and 1 [H, W] as a PNG of class ids in `size` (width, height)."""
+    picture = Image.fromarray(np.where(mask > 0, np.uint8(class_id), np.uint8(0)))
+    if picture.size != size:
+        picture = picture.resize(size, Image.Resampling.NEAREST)
+    sink = io.BytesIO()
+    picture.save(sink, "PNG")
+    return sink.getvalue()
+
+
+def _picture_bytes(picture: Image.Image, config: RenderConfig) -> bytes:
+    sink = io.BytesIO()
+    if config.image_format == "jpeg":
+        # Full chroma above 90: half of it would undo what the quality keeps.
+        chroma = 0 if config.quality > 90 else 2
+        picture.save(sink, "JPEG", quality=config.quality, subsampling=chroma)
+    elif config.image_format == "webp":
+        picture.save(sink, "WEBP", quality=config.quality, method=4)
+    else:
+        picture.save(sink, "PNG")
+    return sink.getvalue()

@@ -1,0 +1,103 @@
+"""A contact sheet: rows are captions with their words, columns their views.
+
+images/1 folder -> the first captions of evenly spaced parts -> one PNG
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw, ImageFont
+
+from synclr_cli import artifacts
+
+CELL = 160  # pixels of a picture on the sheet
+GAP, MARGIN, TEXT_WIDTH, LINE = 10, 24, 240, 20
+PAPER, INK, FAINT = (250, 250, 248), (28, 28, 30), (130, 130, 134)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One row of the sheet."""
+
+    caption_id: int
+    caption: str
+    concept: str
+    pictures: list[Image.Image]
+
+
+def contact_sheet(images_folder: Path, out_png: Path, captions: int = 8, views: int = 4) -> Path:
+    """Draw a sheet of captions x views of a finished images/1 folder, and return its path.
+
+    Raises:
+        DataError: no finished images/1 folder.
+    """
+    rows = spread(images_folder, captions, views)
+    columns = max((len(r.pictures) for r in rows), default=0)
+    width = 2 * MARGIN + TEXT_WIDTH + columns * (CELL + GAP)
+    height = 2 * MARGIN + 34 + len(rows) * (CELL + GAP)
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    title, words, small = _font(17), _font(15), _font(12)
+    draw.text((MARGIN, MARGIN - 8), f"{images_folder.name}: one caption a row", INK, title)
+    for i, row in enumerate(rows):
+        y = MARGIN + 34 + i * (CELL + GAP)
+        draw.text((MARGIN, y), row.concept, FAINT, small)
+        lines = textwrap.wrap(row.caption, 30)
+        if len(lines) > 6:
+            lines = [*lines[:5], lines[5][:27] + "..."]
+        for j, line in enumerate(lines):
+            draw.text((MARGIN, y + 20 + j * LINE), line, INK, words)
+        for column, picture in enumerate(row.pictures):
+            sheet.paste(_fitted(picture), (MARGIN + TEXT_WIDTH + column * (CELL + GAP), y))
+    with artifacts.atomic_file(out_png) as partial:
+        sheet.save(partial, "PNG")
+    return out_png
+
+
+def spread(images_folder: Path, captions: int, views: int) -> list[Shown]:
+    """Return so many captions from all over the set, each with its first views."""
+    parts, _, _ = artifacts.open_images(images_folder)
+    shown: list[Shown] = []
+    for i, path in enumerate(parts):
+        wanted = captions * (i + 1) // len(parts) - captions * i // len(parts)
+        if wanted:
+            shown += _some(path, wanted, views)
+    return shown
+
+
+def _some(path: Path, captions: int, views: int) -> list[Shown]:
+    file = pq.ParquetFile(path)
+    ids = file.read(columns=["caption_id"])["caption_id"].to_pylist()
+    distinct = list(dict.fromkeys(ids))
+    stride = max(len(distinct) // captions, 1)
+    wanted = set(distinct[::stride][:captions])
+    found: dict[int, Shown] = {}
+    for group in range(file.num_row_groups):
+        columns = ["caption_id", "caption", "concept", "image"]
+        for row in file.read_row_group(group, columns).to_pylist():
+            if row["caption_id"] in wanted:
+                shown = found.setdefault(
+                    row["caption_id"],
+                    Shown(row["caption_id"], row["caption"], row["concept"], []),
+                )
+                if len(shown.pictures) < views:
+                    shown.pictures.append(Image.open(io.BytesIO(row["image"]["bytes"])))
+    return list(found.values())
+
+
+def _fitted(picture: Image.Image) -> Image.Image:
+    """Return a picture as a square cell: cropped in the middle, small ones enlarged in whole steps."""
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    square = picture.convert("RGB").crop((left, top, left + side, top + side))
+    way = Image.Resampling.LANCZOS if side >= CELL / 2 else Image.Resampling.BICUBIC
+    return square.resize((CELL, CELL), way)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)  # Pillow's own, so a sheet looks alike everywhere
