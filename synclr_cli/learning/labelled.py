@@ -1,0 +1,263 @@
+"""Labelled pictures, wherever they lie, as three splits that never mix.
+
+    spec --open_data--> Labelled(classes, digest, splits{train, val, test})
+    spec: DIR/{train,val,test}/CLASS/*.jpg | DIR/CLASS/*.jpg           class folders
+          FILE.parquet | DIR of Parquet files named by split           Hugging Face layout
+          DIR made by synclr render                                    the concept is the label
+          DIR/images/SPLIT/x.jpg + DIR/annotations/SPLIT/x.png         masks, the ADE20K layout
+          torchvision:NAME | digits:                                   downloaded | in scikit-learn
+
+Pictures are decoded when asked for. A split the data lacks is held out of train: class by class,
+drawn from the seed, all views of one caption on one side. `facts` says which ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from synclr_cli.artifacts import Header
+from synclr_cli.errors import DataError
+from synclr_cli.learning import layouts
+from synclr_cli.learning.layouts import Found, RawSplit
+from synclr_cli.learning.sources import Source
+
+TRAIN, VAL, TEST = "train", "val", "test"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pictures of one split: a selection of a source's rows, with labels or masks."""
+
+    source: Source
+    rows: np.ndarray  # [n] of the source
+    labels: np.ndarray  # [n] int64 class ids; zeros if there are masks
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def where(self, i: int) -> str:
+        """Return what to call picture i in an error."""
+        return self.source.where(int(self.rows[i]))
+
+    def image(self, i: int) -> Image.Image:
+        """Return picture i as 8-bit RGB.
+
+        Raises:
+            DataError: it does not decode; names the file or row.
+        """
+        return self.source.image(int(self.rows[i]))
+
+    def mask(self, i: int) -> np.ndarray:
+        """Return the class ids of picture i's pixels, [H, W] int64, as large as the picture.
+
+        Raises:
+            DataError: it does not decode, or its size is not the picture's.
+        """
+        row = int(self.rows[i])
+        ids = self.source.mask(row)
+        width, height = self.source.size(row)
+        if ids.shape != (height, width):
+            raise DataError(
+                f"the mask of {self.where(i)}",
+                got=f"{ids.shape[1]}x{ids.shape[0]} pixels",
+                expected=f"the picture's {width}x{height}",
+            )
+        return ids
+
+    def take(self, chosen: np.ndarray) -> Split:
+        """Return the split reduced to the pictures at positions `chosen`."""
+        return replace(self, rows=self.rows[chosen], labels=self.labels[chosen])
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A data set, ready to be judged on."""
+
+    spec: str  # as the user named it
+    name: str
+    digest: str  # of the content
+    classes: Sequence[str]
+    splits: Mapping[str, Split]  # train, val, test
+    facts: Mapping[str, str]  # split -> where it came from
+    header: Header | None = None  # of rendered pictures
+
+
+def open_data(
+    spec: str,
+    *,
+    masks: bool = False,
+    validation_share: float,
+    seed: int,
+    ignore_index: int = 255,
+) -> Labelled:
+    """Open labelled pictures.
+
+    Args:
+        spec: see the module's docstring.
+        masks: the labels are masks of class ids.
+        validation_share: of train, for a split the data does not bring.
+        seed: of the draw of such splits.
+        ignore_index: the id of unlabelled pixels.
+
+    Raises:
+        DataError: nothing there, no split of it has pictures, one class only, a class that train
+            lacks, a label or id out of range, masks and pictures of different size.
+        EngineError: a download failed.
+    """
+    found = layouts.find(spec, masks=masks)
+    raw = {name: split for name, split in found.splits.items() if _has_labels(split)}
+    for name, split in raw.items():
+        if len(split.source) == 0:
+            raise DataError(f"{spec}: its {name} split is empty")
+    if TRAIN not in raw:
+        raise DataError(f"{spec} has no train split", got=", ".join(raw) or "nothing labelled")
+
+    if masks:
+        classes = _mask_classes(found, raw, ignore_index)
+        ids = frozenset([*range(len(classes)), ignore_index])
+        whole = {
+            name: _whole(split, np.zeros(len(split.source)), ids) for name, split in raw.items()
+        }
+    else:
+        classes, labels = _number_classes(found, raw)
+        whole = {name: _whole(split, labels[name]) for name, split in raw.items()}
+    groups = {name: split.groups for name, split in raw.items()}
+    splits, facts = _complete(spec, whole, groups[TRAIN], validation_share, seed)
+    if not masks:
+        _check_labels(spec, splits, classes)
+    return Labelled(
+        spec=spec,
+        name=found.name,
+        digest=found.digest(),
+        classes=classes,
+        splits=splits,
+        facts=facts,
+        header=found.header,
+    )
+
+
+def hold_out(
+    labels: np.ndarray, groups: np.ndarray | None, share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a share of each class, at least one and never all of it; whole groups only.
+
+    Args:
+        labels: [n] class ids.
+        groups: [n] ids of what must stay together; None: every picture alone.
+        share: of the groups of a class, 0 to 1.
+
+    Returns:
+        Positions kept and positions held out, ascending. A class of one group is kept.
+    """
+    n = len(labels)
+    every, first, member = np.unique(
+        np.arange(n) if groups is None else groups, return_index=True, return_inverse=True
+    )
+    held = np.zeros(len(every), bool)
+    of_class = labels[first]  # [groups]
+    for k in np.unique(of_class):
+        inside = np.flatnonzero(of_class == k)
+        count = min(max(1, round(share * len(inside))), len(inside) - 1)
+        drawn = np.random.default_rng([seed, int(k)]).permutation(len(inside))[:count]
+        held[inside[drawn]] = True
+    out = held[member]
+    return np.flatnonzero(~out), np.flatnonzero(out)
+
+
+def _complete(
+    spec: str, whole: dict[str, Split], groups: np.ndarray | None, share: float, seed: int
+) -> tuple[dict[str, Split], dict[str, str]]:
+    """Add the splits that are missing, out of train."""
+    splits, facts = dict(whole), dict.fromkeys(whole, "the data's own")
+    if TEST not in splits and VAL in splits:
+        # A data set with one public evaluation split is graded on it; selection needs another.
+        splits[TEST], facts[TEST] = splits.pop(VAL), "the data's own validation split"
+    for name in (TEST, VAL):
+        if name in splits:
+            continue
+        kept, held = hold_out(splits[TRAIN].labels, groups, share, seed)
+        if not len(held):
+            raise DataError(
+                f"{spec}: cannot hold out a {name} split, every class has one picture or caption",
+                do="bring more of each class, or folders train, val and test",
+            )
+        splits[name], splits[TRAIN] = splits[TRAIN].take(held), splits[TRAIN].take(kept)
+        groups = None if groups is None else groups[kept]
+        facts[name] = f"held out: {share:g} of train, by class, seed {seed}"
+    return {name: splits[name] for name in (TRAIN, VAL, TEST)}, facts
+
+
+def _has_labels(split: RawSplit) -> bool:
+    """Return false for a public test split whose labels are kept secret: all -1."""
+    labels = split.labels
+    secret = labels is not None and labels.dtype.kind == "i" and len(labels) > 0
+    return not (secret and bool((labels < 0).all()))
+
+
+def _number_classes(
+    found: Found, raw: Mapping[str, RawSplit]
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Return the class names and each split's labels as numbers of them."""
+    names = next((split.names for split in raw.values() if split.names), None)
+    for name, split in raw.items():
+        if split.names and split.names != names:
+            raise DataError(
+                f"{found.name}: the {name} split names other classes than another split"
+            )
+        if names and split.labels.dtype.kind == "i":
+            wrong = np.flatnonzero((split.labels < 0) | (split.labels >= len(names)))
+            if len(wrong):
+                raise DataError(
+                    f"the label of {split.source.where(int(wrong[0]))}",
+                    got=int(split.labels[wrong[0]]),
+                    expected=f"0 to {len(names) - 1}",
+                )
+    if names and all(split.labels.dtype.kind == "i" for split in raw.values()):
+        return list(names), {name: split.labels for name, split in raw.items()}
+    every = np.unique(np.concatenate([split.labels for split in raw.values()]))
+    numbered = {name: np.searchsorted(every, split.labels) for name, split in raw.items()}
+    return [str(value) for value in every.tolist()], numbered
+
+
+def _check_labels(spec: str, splits: Mapping[str, Split], classes: Sequence[str]) -> None:
+    known = set(np.unique(splits[TRAIN].labels).tolist())
+    if len(known) < 2:
+        (only,) = known
+        raise DataError(
+            f"{spec}: the train split has one class, {classes[only]}", do="a judge needs two"
+        )
+    for name in (VAL, TEST):
+        unseen = sorted(set(np.unique(splits[name].labels).tolist()) - known)
+        if unseen:
+            raise DataError(
+                f"{spec}: no train picture has class {classes[unseen[0]]} of the {name} split"
+            )
+
+
+def _mask_classes(found: Found, raw: Mapping[str, RawSplit], ignore_index: int) -> list[str]:
+    """Return the class names; read every mask once, so that no training stops at a bad one."""
+    reached = -1
+    for name in sorted(raw, key=lambda n: n != TRAIN):  # train says how many there are
+        split = raw[name]
+        checked = Split(split.source, np.arange(len(split.source)), np.empty(0))
+        for i in range(len(checked)):
+            ids = np.unique(checked.mask(i))
+            ids = ids[ids != ignore_index]
+            top, low = int(ids.max(initial=-1)), int(ids.min(initial=0))
+            limit = len(found.mask_names) if found.mask_names else None
+            if name != TRAIN and limit is None:
+                limit = reached + 1
+            if low < 0 or (limit is not None and top >= limit):
+                raise DataError(
+                    f"the mask of {checked.where(i)}",
+                    got=f"class id {low if low < 0 else top}",
+                    expected=f"0 to {(limit or 1) - 1}, or {ignore_index} for unlabelled",
+                )
+            reached = max(reached, top)
+    if reached < 1:
+        raise DataError(f"{found.name}: its masks hold fewer than two classes")
+    return list(found.mask_names or (str(i) for i in range(reached + 1)))
