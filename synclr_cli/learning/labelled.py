@@ -118,15 +118,14 @@ def open_data(
 
     if masks:
         classes = _mask_classes(found, raw, ignore_index)
-        ids = frozenset([*range(len(classes)), ignore_index])
-        whole = {
-            name: _whole(split, np.zeros(len(split.source)), ids) for name, split in raw.items()
-        }
+        labels = {name: np.zeros(len(split.source), np.int64) for name, split in raw.items()}
     else:
         classes, labels = _number_classes(found, raw)
-        whole = {name: _whole(split, labels[name]) for name, split in raw.items()}
-    groups = {name: split.groups for name, split in raw.items()}
-    splits, facts = _complete(spec, whole, groups[TRAIN], validation_share, seed)
+    whole = {
+        name: Split(split.source, np.arange(len(split.source)), labels[name].astype(np.int64))
+        for name, split in raw.items()
+    }
+    splits, facts = _complete(spec, whole, raw[TRAIN].groups, validation_share, seed)
     if not masks:
         _check_labels(spec, splits, classes)
     return Labelled(
