@@ -49,6 +49,9 @@ class CaptionsConfig:
     count: int = 1000  # captions
     seed: int = 0
     examples: int = 3  # demonstrations before each completion
+    examples_block: int = 256  # consecutive ids that share them; 1 draws them anew for each caption
+    examples_file: str = ""  # TOML of own demonstrations; "" for the shipped ones
+    attempts: int = 4  # draws of a caption the quality gate refuses, before a rule writes it
     share_c: float = 0.44  # of captions about objects: concept alone
     share_c_bg: float = 0.45  # concept and background
     share_c_rel: float = 0.11  # concept and positional relation
@@ -59,6 +62,8 @@ class CaptionsConfig:
         _at_least("captions.count", self.count, 1)
         _at_least("captions.seed", self.seed, 0)
         _at_least("captions.examples", self.examples, 0)
+        _at_least("captions.examples_block", self.examples_block, 1)
+        _at_least("captions.attempts", self.attempts, 1)
         _at_least("captions.captions_per_part", self.captions_per_part, 1)
         shares = (self.share_c, self.share_c_bg, self.share_c_rel)
         for name, share in zip(("share_c", "share_c_bg", "share_c_rel"), shares, strict=True):
@@ -262,6 +267,7 @@ class FinetuneConfig:
     cutmix: float = 1.0
     label_smoothing: float = 0.1
     weight_ema: float = 0.9999
+    weight_ema_warmup: bool = False  # let the average follow closely at first, for short runs
     test_crop: float = 0.95  # crop / resized shorter side
     validation_share: float = 0.2  # of train, if the data has no validation split
     workers: int = 4
@@ -282,20 +288,29 @@ class FinetuneConfig:
         _within("finetune.test_crop", self.test_crop, 0, 1, low_open=True)
         _within("finetune.validation_share", self.validation_share, 0, 0.9, low_open=True)
         _one_of("finetune.precision", self.precision, PRECISIONS)
+        if self.warmup_epochs >= self.epochs:
+            raise UsageError(
+                "finetune.warmup_epochs",
+                got=f"{self.warmup_epochs:g}",
+                expected=f"less than {self.epochs} epochs",
+            )
 
 
 @dataclass(frozen=True)
 class SegmentConfig:
     """UperNet on the backbone, trained on pictures with class-id masks (Table 15)."""
 
+    head: str = "upernet"  # upernet: all is trained | linear: backbone frozen, one linear layer
     image_size: int = 512  # training crop, and the test window
     short_side: int = 512  # pictures are resized to this shorter side; 0: left as they are
     stride: int = 341  # of the test window
     scale: tuple[float, float] = (0.5, 2.0)  # random resize before the crop
+    max_class_share: float = 0.75  # a crop that one class fills beyond this is drawn again
     steps: int = 60_000
     warmup_steps: int = 1500
     batch_size: int = 32  # over all ranks
     lr: float = 8e-5
+    poly_power: float = 1.0  # of the decay to 0 after the warm-up; 1: a straight line
     layer_decay: float = 0.6
     weight_decay: float = 0.05
     beta1: float = 0.9
@@ -307,6 +322,7 @@ class SegmentConfig:
     photometric: bool = True
     ignore_index: int = 255
     validation_share: float = 0.2  # of train, if the data has no validation split
+    validation_steps: int = 2000  # updates between two looks at the validation split
     checkpoint_steps: int = 2000
     workers: int = 4
     seed: int = 0
@@ -316,6 +332,10 @@ class SegmentConfig:
     def __post_init__(self) -> None:
         for name in ("image_size", "stride", "steps", "batch_size", "checkpoint_steps"):
             _at_least(f"segment.{name}", getattr(self, name), 1)
+        _at_least("segment.validation_steps", self.validation_steps, 1)
+        _one_of("segment.head", self.head, ("upernet", "linear"))
+        _within("segment.poly_power", self.poly_power, 0, 10)
+        _within("segment.max_class_share", self.max_class_share, 0, 1, low_open=True)
         for name in ("short_side", "warmup_steps", "lr", "weight_decay", "channels", "workers"):
             _at_least(f"segment.{name}", getattr(self, name), 0)
         for name in ("auxiliary_weight", "seed", "stop_after_minutes", "ignore_index"):
@@ -330,6 +350,12 @@ class SegmentConfig:
         if self.stride > self.image_size:
             raise UsageError(
                 "segment.stride", got=self.stride, expected=f"at most image_size {self.image_size}"
+            )
+        if self.warmup_steps >= self.steps:
+            raise UsageError(
+                "segment.warmup_steps",
+                got=self.warmup_steps,
+                expected=f"less than {self.steps} steps",
             )
 
 
@@ -352,7 +378,7 @@ STAGES: dict[str, type[StageConfig]] = {
 
 # Keys that change how a run goes, not what it makes: they may differ when a run is continued.
 RUNNING_KEYS = {
-    "captions": {"engine.batch_size"},
+    "captions": {"count", "engine.batch_size"},  # a larger count continues a finished file
     "render": {"engine.batch_size"},
     "train": {"workers", "checkpoint_steps", "keep_checkpoints", "log_steps", "stop_after_minutes"},
     "linear-probe": {"batch_size", "workers"},

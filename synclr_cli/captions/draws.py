@@ -1,0 +1,176 @@
+"""What is drawn for a row: a pure function of (seed, caption_id), never of order or batch.
+
+    (seed, caption_id) --hash--> uniforms --> concept, template, companion, demonstrations, noise
+
+A counter-based generator: each number is a hash of its coordinates (the finaliser of SplitMix64,
+Steele et al. 2014, twice), so any row can be drawn alone, and a block of rows as one array.
+N rows, K demonstrations, C concepts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from synclr_cli.captions import backgrounds
+from synclr_cli.captions.concepts import Pool
+from synclr_cli.captions.prompts import Bank
+
+# Each purpose has its own stream: adding one leaves the others as they are.
+SOURCE, CONCEPT, TEMPLATE, COMPANION, NOISE = range(1, 6)
+DEMONSTRATION = 16  # and the next: one stream per demonstration
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+
+def hash64(seed: int, stream: int, ids: np.ndarray) -> np.ndarray:
+    """Return 64 random bits per id [N], as uint64."""
+    key = _mix_int(_mix_int(seed & _MASK) ^ (stream * _GOLDEN & _MASK))
+    counter = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
+    return _mix(_mix(counter ^ np.uint64(key)) + np.uint64(key))
+
+
+def uniform(seed: int, stream: int, ids: np.ndarray) -> np.ndarray:
+    """Return one uniform number in [0, 1) per id [N], with 53 random bits."""
+    return (hash64(seed, stream, ids) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def noise_seeds(seed: int, ids: np.ndarray, attempt: int) -> np.ndarray:
+    """Return the seed [N] of each row's sampling noise at its n-th attempt, from 0 to 2^63 - 1."""
+    return (hash64(seed, NOISE + (attempt << 32), ids) >> np.uint64(1)).astype(np.int64)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _mix_int(x: int) -> int:
+    return int(_mix(np.array([(x + _GOLDEN) & _MASK], dtype=np.uint64))[0])
+
+
+def without_replacement(uniforms: np.ndarray, size: int) -> np.ndarray:
+    """Return K different numbers below `size` per row: [N, K] from uniforms [N, K], in draw order.
+
+    Each draw is a rank among the numbers still there, so every ordered selection is as likely.
+    """
+    count = uniforms.shape[1]
+    if count > size:
+        raise ValueError(f"cannot draw {count} of {size} without replacement")
+    drawn = np.empty(uniforms.shape, dtype=np.int64)
+    for k in range(count):
+        rank = np.minimum((uniforms[:, k] * (size - k)).astype(np.int64), size - k - 1)
+        for earlier in np.sort(drawn[:, :k], axis=1).T:  # skip what is taken, lowest first
+            rank += rank >= earlier
+        drawn[:, k] = rank
+    return drawn
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The draw of N rows."""
+
+    ids: np.ndarray  # [N] caption ids
+    concepts: np.ndarray  # [N] numbers in the pool
+    templates: list[str]  # c | c_bg | c_rel
+    companions: list[str]
+    banks: list[str]  # of prompts.Bank: which demonstrations
+    examples: np.ndarray  # [N, K] demonstration ids
+
+
+class Drawer:
+    """Draws rows from a pool of concepts and a bank of demonstrations."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        bank: Bank,
+        *,
+        seed: int,
+        shares: tuple[float, float, float],
+        demonstrations: int,
+        block: int,
+    ):
+        """Keep what every draw needs.
+
+        Args:
+            shares: of c, c_bg and c_rel among captions of objects.
+            demonstrations: K, per prompt.
+            block: as many consecutive ids share the demonstrations of each template, so that an
+                engine computes that part of the prompt once; 1 draws them anew for every row.
+        """
+        self.pool, self.bank, self.seed = pool, bank, seed
+        self.template_edges = np.cumsum(shares)[:2]
+        self.demonstrations, self.block = demonstrations, block
+        self._is_object = np.array([kind == "object" for kind in pool.kinds])
+        self._backgrounds: dict[int, tuple[str, ...]] = {}
+
+    def rows(self, ids: np.ndarray) -> Rows:
+        """Draw the rows of these caption ids."""
+        seed, pool = self.seed, self.pool
+        concepts = pool.draw(uniform(seed, SOURCE, ids), uniform(seed, CONCEPT, ids))
+        # Places and textures get only c -> caption.
+        number = np.searchsorted(self.template_edges, uniform(seed, TEMPLATE, ids), side="right")
+        number = np.where(self._is_object[concepts], number, 0)
+        templates = [("c", "c_bg", "c_rel")[n] for n in number.tolist()]
+        drawn = concepts.tolist()
+        banks = [
+            pool.kinds[c] if t == "c" else "background" if t == "c_bg" else "relation"
+            for c, t in zip(drawn, templates, strict=True)
+        ]
+        companions = [
+            self._companion(t, c, u)
+            for t, c, u in zip(
+                templates, drawn, uniform(seed, COMPANION, ids).tolist(), strict=True
+            )
+        ]
+        return Rows(ids, concepts, templates, companions, banks, self._examples(ids, banks))
+
+    def _companion(self, template: str, concept: int, u: float) -> str:
+        if template == "c":
+            return ""
+        if template == "c_rel":
+            return RELATIONS[int(u * len(RELATIONS))]
+        fitting = self._backgrounds.get(concept)
+        if fitting is None:
+            pool = self.pool
+            fitting = backgrounds.of_concept(
+                pool.names[concept],
+                pool.glosses[concept],
+                pool.backgrounds[concept],
+                pool.domains[concept],
+            )
+            self._backgrounds[concept] = fitting
+        return fitting[int(u * len(fitting))]
+
+    def _examples(self, ids: np.ndarray, banks: list[str]) -> np.ndarray:
+        blocks = ids // self.block
+        chosen = np.empty((len(ids), self.demonstrations), dtype=np.int32)  # [N, K]
+        names = np.array(banks)
+        for number, name in enumerate(self.bank.names):
+            here = names == name
+            if not here.any():
+                continue
+            stream = DEMONSTRATION + number * 64
+            uniforms = (
+                np.stack(
+                    [
+                        uniform(self.seed, stream + k, blocks[here])
+                        for k in range(self.demonstrations)
+                    ],
+                    axis=1,
+                )
+                if self.demonstrations
+                else np.empty((int(here.sum()), 0))
+            )  # [n, K]
+            first, size = self.bank.span(name)
+            chosen[here] = first + without_replacement(uniforms, size)
+        return chosen
+
+
+RELATIONS = (
+    "in", "on", "next to", "behind", "in front of", "over", "under", "above", "below", "besides",
+)  # fmt: skip
