@@ -1,0 +1,51 @@
+"""Engines: found by scheme, and the embedded ones keep the contract."""
+
+from __future__ import annotations
+
+import pytest
+from engine_contract import assert_caption_engine, assert_image_engine
+
+from synclr_cli import engines
+from synclr_cli.config import CaptionEngineConfig, RenderEngineConfig
+from synclr_cli.engines import Prompt
+from synclr_cli.errors import UsageError
+
+
+def test_the_template_engine_keeps_the_contract():
+    prompts = [
+        Prompt("acorn =>", "acorn", "object", "c", "", "fruit of an oak tree"),
+        Prompt("acorn, beach =>", "acorn", "object", "c_bg", "beach"),
+        Prompt("acorn, under =>", "acorn", "object", "c_rel", "under"),
+        Prompt("harbour =>", "harbour", "place", "c", ""),
+        Prompt("woven =>", "woven", "texture", "c", ""),
+    ]
+    engine = engines.load("caption", CaptionEngineConfig(name="template:"))
+    assert_caption_engine(engine, prompts, [3, 1, 4, 1, 5])
+    for prompt, text in zip(prompts, engine.complete(prompts, [0] * 5), strict=True):
+        assert prompt.concept in text and prompt.companion in text
+
+
+def test_the_procedural_engine_keeps_the_contract():
+    captions = ["A red acorn on a beach.", "A kettle next to a window.", "A blue anchor at night."]
+    engine = engines.load("image", RenderEngineConfig(name="procedural:", size=64))
+    assert_image_engine(engine, captions, ["acorn", "kettle", "anchor"], [7, 8, 9])
+
+
+def test_another_packages_engine_is_found_by_its_entry_point(tmp_path, monkeypatch):
+    (tmp_path / "shouting.py").write_text(
+        "class Engine:\n"
+        "    revision = '1'\n"
+        "    def __init__(self, target, config): self.end = target or config.options['end']\n"
+        "    def complete(self, ps, seeds): return [p.concept.upper() + self.end for p in ps]\n"
+    )
+    info = tmp_path / "shouting-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shouting\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[synclr.caption_engines]\nshout = shouting:Engine\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    assert "shout" in engines.schemes("caption")
+    engine = engines.load("caption", CaptionEngineConfig(name="shout:", options={"end": "!"}))
+    assert engine.complete([Prompt("", "cat", "object", "c", "")], [0]) == ["CAT!"]
+    with pytest.raises(UsageError, match=r"Did you mean shout:\?"):
+        engines.require_scheme("caption", "shuot:")
