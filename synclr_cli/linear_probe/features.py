@@ -1,0 +1,136 @@
+"""Frozen features of labelled pictures, computed once and found again only if they are the same.
+
+    split --resize, crop, normalise--> images [B, 3, S, S] --frozen ViT--> cls features [n, D]
+
+A features file is named after a digest of everything its numbers depend on (weights, pictures,
+their order and labels, preprocessing, precision), so it cannot be stale: another input, another
+name.
+
+Shapes: B pictures of a batch, n of a split, S pixels, D features.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from synclr_cli import artifacts, console
+from synclr_cli.artifacts import Header
+from synclr_cli.config import LinearProbeConfig
+from synclr_cli.errors import DataError
+from synclr_cli.learning import backbone as backbones, loading
+from synclr_cli.learning.backbone import Backbone
+from synclr_cli.learning.images import EvalTransform
+from synclr_cli.learning.labelled import Labelled, Split
+from synclr_cli.learning.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features and labels of one split."""
+
+    x: Tensor  # [n, D] float32
+    y: Tensor  # [n] int64
+
+
+def of_splits(
+    config: LinearProbeConfig,
+    backbone: Backbone,
+    data: Labelled,
+    folder: Path,
+    made: Header,
+    rt: Runtime,
+) -> dict[str, Features]:
+    """Return the features of every split, from `folder` where they are already there.
+
+    Raises:
+        DataError: a picture does not decode, or its features are not finite.
+    """
+    model = backbone.model.to(rt.device).eval()
+    found = {}
+    for name, split in data.splits.items():
+        key = _key(backbone, data, split, rt)
+        path = folder / f"features-{name}-{key[:16]}.safetensors"
+        if not path.is_file():
+            x = _extract(name, config, model, backbone, split, rt)
+            header = replace(made, schema="features", facts={"key": key, "split": name})
+            artifacts.write_tensors(path, {"x": x, "y": torch.from_numpy(split.labels)}, header)
+        tensors, _ = artifacts.read_tensors(path, "features")
+        found[name] = Features(tensors["x"], tensors["y"])
+    return found
+
+
+def transform(backbone: Backbone) -> EvalTransform:
+    """Return the protocol's view of a picture: shorter side to S, centre crop S, no augmentation.
+
+    Normalisation and interpolation are those the backbone was trained with.
+    """
+    return EvalTransform(
+        size=backbone.image_size,
+        resize=backbone.image_size,
+        mean=backbone.mean,
+        std=backbone.std,
+        interpolation=backbone.interpolation,
+    )
+
+
+def standardise(statistics: Tensor, *others: Tensor) -> list[Tensor]:
+    """Return `statistics` and the others z-scored by the mean and spread of `statistics`.
+
+    The spread is the population's. A feature that never varies becomes zero.
+    """
+    mean, spread = statistics.mean(0), statistics.std(0, correction=0)
+    spread[spread == 0] = 1
+    return [(x - mean) / spread for x in (statistics, *others)]
+
+
+def _key(backbone: Backbone, data: Labelled, split: Split, rt: Runtime) -> str:
+    depends_on: Mapping[str, object] = {
+        "backbone": backbone.digest,
+        "data": data.digest,
+        "rows": hashlib.sha256(split.rows.tobytes()).hexdigest(),
+        "labels": hashlib.sha256(split.labels.tobytes()).hexdigest(),
+        "view": vars(transform(backbone)),
+        "precision": str(rt.amp_dtype or torch.float32),
+    }
+    return hashlib.sha256(json.dumps(depends_on, default=list).encode()).hexdigest()
+
+
+def _extract(
+    name: str,
+    config: LinearProbeConfig,
+    model: nn.Module,
+    backbone: Backbone,
+    split: Split,
+    rt: Runtime,
+) -> Tensor:
+    """Return the features of a split in its order, [n, D] float32."""
+    rows = []
+    batches = loading.in_batches(range(len(split)), config.batch_size)
+    view = functools.partial(_view, split, transform(backbone))
+    with console.progress(f"features of {name}", len(split), unit="pictures") as meter:
+        loaded = loading.load(view, batches, workers=config.workers)
+        for keys, images in zip(batches, loaded, strict=True):
+            with torch.inference_mode(), rt.autocast():
+                x = backbones.cls_features(model, images.to(rt.device)).float().cpu()  # [B, D]
+            finite = torch.isfinite(x).all(1)
+            if not finite.all():
+                first = keys[int((~finite).nonzero()[0])]
+                raise DataError(
+                    f"the features of {split.where(first)} are not finite",
+                    do=f"look at the weights of {backbone.spec}",
+                )
+            rows.append(x)
+            meter.advance(len(keys))
+    return torch.cat(rows)  # [n, D]
+
+
+def _view(split: Split, view: EvalTransform, i: int) -> Tensor:
+    return view(split.image(i))
