@@ -91,7 +91,7 @@ def _some(path: Path, captions: int, views: int) -> list[Shown]:
 
 
 def _fitted(picture: Image.Image) -> Image.Image:
-    """Return a picture as a square cell: cropped in the middle, small ones enlarged in whole steps."""
+    """Return a picture as a square cell, cropped in the middle."""
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     square = picture.convert("RGB").crop((left, top, left + side, top + side))

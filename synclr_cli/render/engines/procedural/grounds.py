@@ -117,7 +117,7 @@ def paint(
     picture = np.empty((height, width, 3), np.float32)
     above = int(np.clip(np.ceil(row), 0, height))
     if above:
-        picture[:above] = _sky(look, top, low, above, row, width, view)
+        picture[:above] = _sky(look, top, low, above, width, view)
     if above < height:
         picture[above:] = _floor(look, near, second, height, above, row, width, view)
         haze = np.exp(-(np.arange(above, height) - row) / (0.12 * height)) * 0.35
@@ -127,7 +127,7 @@ def paint(
     return Backdrop(picture, float(row), family)
 
 
-def _sky(look, top, low, rows, horizon, width, view) -> np.ndarray:
+def _sky(look, top, low, rows, width, view) -> np.ndarray:
     down = np.linspace(0, 1, rows, dtype=np.float32)[:, None, None]
     sky = top + (low - top) * down
     sky = np.broadcast_to(sky, (rows, width, 3)).copy()
@@ -200,7 +200,7 @@ def _floor(look, near, second, height, above, row, width, view) -> np.ndarray:
 
 def _skyline(picture, look, colours, above, view) -> None:
     """Draw what stands at the horizon over the sky's lower rows."""
-    top, low, near, second = colours
+    _, low, _, second = colours
     width = picture.shape[1]
     x = np.arange(width, dtype=np.float32) / width
     shift = float(view.uniform(0, 250))

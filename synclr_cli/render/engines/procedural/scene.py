@@ -74,7 +74,7 @@ def paint(caption: str, concept: str, seed: int, side: int) -> tuple[np.ndarray,
     backdrop = grounds.paint(reading, family, turn, horizon, side, side, view)
     picture = backdrop.light * mood
 
-    things = _cast_of_things(reading, kind, concept, camera, family, view)
+    things = _cast_of_things(reading, kind, camera, family, view)
     picture = _soften(picture, view)
     _shadows(picture, things, light, camera, horizon, view)
     mask = _solids(picture, things, light, side, view)
@@ -116,7 +116,7 @@ def _light(reading: Reading, family: str, view) -> tuple[surfaces.Light, np.ndar
     )
 
 
-def _cast_of_things(reading, kind, concept, camera, family, view) -> list[Thing]:
+def _cast_of_things(reading, kind, camera, family, view) -> list[Thing]:
     """Return everything solid, the captioned concept first."""
     # The main thing fills a third to four fifths of the width.
     size = float(np.clip(view.normal(0.37, 0.075), 0.2, 0.55)) * reading.size
@@ -212,7 +212,7 @@ def _thing(kind, reading, words, size, at, turn, camera, view, asked) -> Thing:
     centre = (body.centre - [0, top / 2, 0]) @ axes.T * size
     parts = Parts(
         body.kind,
-        centre + [at[0], at[1], at[2] * size],
+        centre + np.array([at[0], at[1], at[2] * size]),
         body.axes @ axes.T,
         body.radii * size,
         body.slot,

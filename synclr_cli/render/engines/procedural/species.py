@@ -9,12 +9,14 @@ not tell the concept.
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from synclr_cli.render.engines.procedural.bodies import PLANS
+from synclr_cli.render.engines.procedural import artefacts, creatures, plants
+from synclr_cli.render.engines.procedural.bodies import Body, Parts, Rng
 from synclr_cli.render.engines.procedural.words import (
     COLOURS,
     Reading,
@@ -24,6 +26,15 @@ from synclr_cli.render.engines.procedural.words import (
     singular,
 )
 
+PLANS: dict[str, Callable[[Rng, Rng], Body]] = {
+    plan.__name__: plan
+    for plan in (
+        creatures.quadruped, creatures.bird, creatures.fish, creatures.insect, creatures.serpent,
+        creatures.biped, artefacts.vehicle, artefacts.aircraft, artefacts.vessel,
+        artefacts.furniture, artefacts.building, plants.tree, plants.flower, plants.fruit,
+        artefacts.tool, artefacts.ring, plants.star, artefacts.gadget,
+    )
+}  # fmt: skip
 PATTERN_NAMES = (
     "plain", "stripes", "bands", "spots", "checks", "marble", "speckle", "patches", "rings",
     "scales", "veins",
@@ -145,7 +156,7 @@ def species(concept: str) -> Species:
     )
 
 
-def parts_of(kind: Species, view: np.random.Generator):
+def parts_of(kind: Species, view: Rng) -> Parts:
     """Return the body of one individual: the species' genes in this view's posture."""
     genes = np.random.Generator(np.random.PCG64(kind.genes))
     return PLANS[kind.plan](genes, view).arrays()
