@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from synclr_cli import console
 from synclr_cli.config import FinetuneConfig
-from synclr_cli.errors import DataError, DivergedError, UsageError
+from synclr_cli.errors import DivergedError, UsageError
 from synclr_cli.finetune import recipe
 from synclr_cli.finetune.mixing import Mixing
 from synclr_cli.learning import (
@@ -97,7 +97,7 @@ def run(
                 now.model.train()
                 with rt.autocast():
                     loss = loss_of(trained(images), targets)
-                value = float(loss)
+                value = loss.item()
                 if not math.isfinite(value):
                     raise DivergedError(
                         f"the loss of step {step} is {value}", do="lower finetune.base_lr"
@@ -207,12 +207,6 @@ def _steps_per_epoch(
     config: FinetuneConfig, opened: Backbone, pictures: Labelled, world: int
 ) -> int:
     n, batch = len(pictures.splits["train"]), config.batch_size
-    if len(pictures.classes) < 2:
-        raise DataError(f"{pictures.name}", got="one class", expected="at least two")
-    if pictures.splits["train"].labels.ndim > 1:
-        raise DataError(
-            f"{pictures.name} has several labels a picture", do="use synclr linear-probe"
-        )
     if batch > n:
         raise UsageError(
             "finetune.batch_size", got=batch, expected=f"at most the {n} training pictures"

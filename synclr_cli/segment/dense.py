@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
 from synclr_cli.config import SegmentConfig
-from synclr_cli.errors import DataError
 from synclr_cli.learning import images
 from synclr_cli.learning.labelled import Split
 
@@ -27,41 +26,11 @@ _TRIES = 10  # crops drawn, at most, in search of one that no class fills
 _CLASSES_AT_ONCE = 16  # enlarged together when the winner is looked for: bounds the memory
 
 
-def read_mask(split: Split, i: int, classes: int, ignore_index: int) -> np.ndarray:
-    """Return the class ids of picture i, [H, W] int64, ignored pixels as `IGNORED`.
-
-    Raises:
-        DataError: a class id is out of range.
-    """
-    ids = np.asarray(split.mask(i)).astype(np.int64)
+def read_mask(split: Split, i: int, ignore_index: int) -> np.ndarray:
+    """Return the class ids of picture i, [H, W] int64, ignored pixels as `IGNORED`."""
+    ids = np.array(split.mask(i), dtype=np.int64)
     ids[ids == ignore_index] = IGNORED
-    wrong = (ids >= classes) | (ids < IGNORED)
-    if wrong.any():
-        raise DataError(
-            f"mask {i} has a pixel out of range",
-            got=f"class id {ids[wrong][0]}",
-            expected=f"0 to {classes - 1}, or {ignore_index} for ignored",
-            do="name the id of unlabelled pixels with --set segment.ignore_index=ID",
-        )
     return ids
-
-
-def read_pair(
-    split: Split, i: int, classes: int, ignore_index: int
-) -> tuple[Image.Image, np.ndarray]:
-    """Return picture i and its class ids.
-
-    Raises:
-        DataError: their sizes differ, or a class id is out of range.
-    """
-    picture, ids = split.image(i), read_mask(split, i, classes, ignore_index)
-    if picture.size != ids.shape[::-1]:
-        raise DataError(
-            f"mask {i} has another size than its picture",
-            got=f"{ids.shape[1]} x {ids.shape[0]}",
-            expected=f"{picture.width} x {picture.height}",
-        )
-    return picture, ids
 
 
 # ----------------------------------------------------------------------------------- training

@@ -60,11 +60,10 @@ def train_item(
 ) -> tuple[Tensor, Tensor]:
     """Return one crop and its class ids; what is drawn depends on (seed, epoch, picture) alone."""
     epoch, i = key
-    picture, ids = dense.read_pair(
-        pictures.splits["train"], i, len(pictures.classes), config.ignore_index
-    )
+    split = pictures.splits["train"]
+    ids = dense.read_mask(split, i, config.ignore_index)
     rng = np.random.default_rng([config.seed, epoch, i])
-    return dense.training_crop(picture, ids, config, mean, std, rng)
+    return dense.training_crop(split.image(i), ids, config, mean, std, rng)
 
 
 def grade(
@@ -122,7 +121,7 @@ def floor(config: SegmentConfig, pictures: Labelled, tested: Counts) -> np.ndarr
     some = np.linspace(0, len(split) - 1, min(len(split), _FLOOR_PICTURES)).astype(int)
     pixels = np.zeros(classes, dtype=np.int64)
     for i in some:
-        ids = dense.read_mask(split, int(i), classes, config.ignore_index)
+        ids = dense.read_mask(split, int(i), config.ignore_index)
         pixels += np.bincount(ids[ids != dense.IGNORED], minlength=classes)
     if not pixels.any():
         raise DataError(f"the training masks of {pictures.name} label no pixel")
@@ -134,10 +133,9 @@ def floor(config: SegmentConfig, pictures: Labelled, tested: Counts) -> np.ndarr
 def _test_item(
     config: SegmentConfig, pictures: Labelled, opened: Backbone, split: str, i: int
 ) -> tuple[Tensor, np.ndarray, int]:
-    picture, ids = dense.read_pair(
-        pictures.splits[split], i, len(pictures.classes), config.ignore_index
-    )
-    return dense.test_view(picture, config.short_side, opened.mean, opened.std), ids, i
+    chosen = pictures.splits[split]
+    ids = dense.read_mask(chosen, i, config.ignore_index)
+    return dense.test_view(chosen.image(i), config.short_side, opened.mean, opened.std), ids, i
 
 
 def _the_only(items: list[Any]) -> Any:

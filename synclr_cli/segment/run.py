@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from synclr_cli import console
 from synclr_cli.config import SegmentConfig
-from synclr_cli.errors import DataError, DivergedError, UsageError
+from synclr_cli.errors import DivergedError, UsageError
 from synclr_cli.learning import (
     backbone as backbones,
     checkpoint,
@@ -61,8 +61,9 @@ def run(
     with runtime.started(config.precision) as rt:
         # Open: what is judged, on what, and what was done of it.
         pictures = labelled.open_data(
-            data, masks=True, validation_share=config.validation_share, seed=config.seed
-        )
+            data, masks=True, ignore_index=config.ignore_index,
+            validation_share=config.validation_share, seed=config.seed,
+        )  # fmt: skip
         opened = backbones.open_backbone(
             backbone, image_size=config.image_size, drop_path=config.drop_path, seed=config.seed
         )
@@ -93,7 +94,7 @@ def run(
                 with rt.autocast():
                     logits = trained(crops.to(rt.device))
                 loss = loss_of(logits, ids.to(rt.device), config.auxiliary_weight)
-                value = float(loss)
+                value = loss.item()
                 if not math.isfinite(value):
                     raise DivergedError(
                         f"the loss of step {step} is {value}", do="lower segment.lr"
@@ -207,8 +208,6 @@ class _Moment:
 
 def _check(config: SegmentConfig, opened: Backbone, pictures: Labelled, world: int) -> None:
     n, batch = len(pictures.splits["train"]), config.batch_size
-    if len(pictures.classes) < 2:
-        raise DataError(f"{pictures.name}", got="one class", expected="at least two")
     if batch > n:
         raise UsageError(
             "segment.batch_size", got=batch, expected=f"at most the {n} training pictures"

@@ -33,19 +33,19 @@ class Pyramid(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.times4 = nn.Sequential(
+        self.up4 = nn.Sequential(
             nn.ConvTranspose2d(width, width, 2, stride=2),
             nn.BatchNorm2d(width),
             nn.GELU(),
             nn.ConvTranspose2d(width, width, 2, stride=2),
         )
-        self.times2 = nn.ConvTranspose2d(width, width, 2, stride=2)
-        self.half = nn.MaxPool2d(2)
+        self.up2 = nn.ConvTranspose2d(width, width, 2, stride=2)
+        self.down2 = nn.MaxPool2d(2)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Return [B, D, 4g, 4g], [B, D, 2g, 2g], [B, D, g, g], [B, D, g/2, g/2]."""
         first, second, third, fourth = maps
-        return [self.times4(first), self.times2(second), third, self.half(fourth)]
+        return [self.up4(first), self.up2(second), third, self.down2(fourth)]
 
 
 class UperNetSegmenter(nn.Module):
