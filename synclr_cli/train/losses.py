@@ -57,7 +57,8 @@ class _Contrast(torch.autograd.Function):
             if own is not None:
                 s.scatter_(1, own[block, None], float("-inf"))
                 positive.scatter_(1, own[block, None], False)
-            p = positive / positive.sum(1, keepdim=True).clamp(min=1)  # [block, C]
+            p = positive.to(s.dtype)  # [block, C]
+            p /= p.sum(1, keepdim=True).clamp(min=1)
             log_q = s.log_softmax(1)  # [block, C]
             losses.append(-(p * log_q.masked_fill(~positive, 0)).sum(1))  # [block]
             weight = p.sum(1, keepdim=True)  # 1; 0 without a positive

@@ -82,7 +82,7 @@ class Encoder(nn.Module):
             masks: [B, N], True where the mask token replaces the patch's embedding.
         """
         vit = self.vit
-        x = vit.patch_embed(images)  # [B, S / patch, S / patch, D]
+        x = vit.patch_embed(images.to(vit.pos_embed.dtype))  # [B, S / patch, S / patch, D]
         side = x.shape[1]
         x = x.flatten(1, 2)  # [B, N, D]
         if masks is not None:
@@ -153,7 +153,7 @@ def positions(table: Tensor, side: int) -> Tensor:
         return table
     grid = table[:, 1:].unflatten(1, (own, own)).permute(0, 3, 1, 2)  # [1, D, own, own]
     scale = (side + 0.1) / own
-    grid = F.interpolate(grid.float(), scale_factor=(scale, scale), mode="bicubic")
+    grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic")
     assert grid.shape[-1] == side, (grid.shape, side)
     return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
