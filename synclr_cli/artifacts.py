@@ -5,6 +5,7 @@
     backbone/1    safetensors + config.json      a ViT under timm's key names
     checkpoint/1  folder of safetensors + JSON   everything a training run needs to go on
     features/1    safetensors                    frozen features and labels
+    model/1       safetensors                    a fine-tuned classifier or segmenter
     report/1      JSON                           a grade and what it was measured on
 
 Each carries a `Header`: schema, version, the resolved config, engine and revision, seed, and its
@@ -38,6 +39,7 @@ VERSIONS = {
     "backbone": 1,
     "checkpoint": 1,
     "features": 1,
+    "model": 1,
     "report": 1,
 }
 
