@@ -58,8 +58,11 @@ class Encoded:
             raise DataError(f"{self.where(i)} does not decode as a picture ({e})") from e
 
     def mask(self, i: int) -> np.ndarray:
+        data = self._mask(i)
+        if data is None:
+            raise DataError(f"{self.where(i)} has no mask")
         try:
-            picture = Image.open(io.BytesIO(self._mask(i) or b""))
+            picture = Image.open(io.BytesIO(data))
             picture.load()
         except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as e:
             raise DataError(f"the mask of {self.where(i)} does not decode ({e})") from e

@@ -32,7 +32,7 @@ HISTORY = 12  # curvature pairs kept
 ARMIJO = 1e-4
 SHORTEST_STEP = 2.0**-20
 FLOAT64_OPERATIONS = 2e12  # below this many multiplications the path is solved in double precision
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-7}  # estimated (f - minimum) / f
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-9}  # estimated (f - minimum) / f
 EIGENVALUE_FLOOR = {torch.float64: 1e-12, torch.float32: 1e-6}  # of the largest
 CHUNK_NUMBERS = 2**20  # logits held at a time
 
@@ -261,7 +261,7 @@ def _solve(problem: _Problem, solved: _Solved, wave: list[int], iterations: int)
         trial = state.theta + state.step.to(problem.dtype)[:, None] * state.direction
         data_loss, data_gradient, spread = problem.evaluate(trial)
         loss = data_loss + _half_square(state.penalty, trial)
-        rounding = 4 * torch.finfo(problem.dtype).eps * state.loss
+        rounding = torch.finfo(problem.dtype).eps / 4 * state.loss
         fresh = loss <= state.loss + ARMIJO * state.step * state.slope + rounding
         pair = _Pair(trial - state.theta, data_gradient - state.data_gradient, fresh.double())
         state.pairs = [*state.pairs[-(HISTORY - 1) :], pair]

@@ -1,0 +1,73 @@
+"""Reports: what the same command finds again, and what it refuses."""
+
+import json
+
+import pytest
+
+from synclr_cli.config import LinearProbeConfig
+from synclr_cli.errors import DataError, UsageError
+from synclr_cli.learning import backbone as backbones, labelled, reports
+
+
+@pytest.fixture(scope="module")
+def judged():
+    """Return a header and a report of a small random ViT on the digits."""
+    config = LinearProbeConfig(seed=3)
+    data = labelled.open_data("digits:", validation_share=0.2, seed=3)
+    opened = backbones.open_backbone("random:vit_tiny_patch16_224", image_size=32)
+    made = reports.header(config, opened, data)
+    report = reports.build(
+        "linear-probe",
+        made,
+        opened,
+        data,
+        metric="top1",
+        scores={"top1": 0.5, "mean_per_class": 0.4567891},
+        interval=(0.4, 0.6),
+        details={"penalty": 1.0},
+    )
+    return made, report
+
+
+def test_a_report_says_what_was_measured_on_what(judged):
+    _, report = judged
+    assert report["value"] == report["top1"] == 50
+    assert report["mean_per_class"] == 45.6789
+    assert report["interval"] == [40, 60]
+    assert (report["unit"], report["split"], report["n"], report["seed"]) == ("%", "test", 359, 3)
+    assert report["backbone"]["digest"].startswith("sha256:")
+    assert report["data"]["digest"].startswith("sha256:")
+    assert "held out" in report["data"]["splits"]["test"]
+    assert report["penalty"] == 1.0
+
+
+def test_the_same_command_finds_its_report(judged, tmp_path):
+    made, report = judged
+    path = tmp_path / "report.json"
+    assert reports.stored(path, "linear-probe", made, overwrite=False) is None
+    reports.write(path, report)
+    assert reports.stored(path, "linear-probe", made, overwrite=False) == report
+    assert reports.stored(path, "linear-probe", made, overwrite=True) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"config": {"penalties": 7}}, "linear-probe.penalties"),
+        ({"parents": ({"name": "other", "digest": "sha256:1"},)}, "other"),
+    ],
+)
+def test_a_report_of_another_command_is_refused(judged, tmp_path, change, named):
+    made, report = judged
+    reports.write(tmp_path / "report.json", report)
+    other = type(made)(**{**vars(made), **change})
+    with pytest.raises(UsageError, match=named):
+        reports.stored(tmp_path / "report.json", "linear-probe", other, overwrite=False)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"schema": "captions"})])
+def test_a_file_that_is_no_report_is_refused(tmp_path, content):
+    path = tmp_path / "report.json"
+    path.write_text(content)
+    with pytest.raises(DataError):
+        reports.read(path)
