@@ -1,6 +1,6 @@
 """Write completions with a causal language model, many at once, computing shared prefixes once.
 
-    prompts --tokens--> groups with a common prefix --prefill--> rows --sample, append--> completions
+    prompts --tokens--> groups with a common prefix --prefill--> rows --sample--> completions
 
 Prompts of one block of ids show the same demonstrations, so all but their last line is the same.
 That prefix runs through the model once; its keys and values are kept once per group, and the rows
@@ -208,7 +208,7 @@ class Decoder:
 
     @torch.inference_mode()
     def complete(self, texts: Sequence[str], seeds: Sequence[int]) -> list[str]:
-        """Return one completion per text: what was sampled with that row's seed before a newline."""
+        """Return one completion per text: what its row's seed samples before a newline."""
         if not texts:
             return []
         prompts: list[list[int]] = self.tokenizer(list(texts))["input_ids"]
@@ -361,7 +361,7 @@ class _Batch:
 
 
 def _groups(texts: Sequence[str], prompts: list[list[int]]) -> list[tuple[int, list[int]]]:
-    """Return (tokens in common, prompt numbers) of the prompts whose text is one up to the last line.
+    """Return (tokens in common, prompt numbers) of prompts that differ in their last line only.
 
     Prompts that share with too few others go together, with nothing in common.
     """
