@@ -15,6 +15,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from synclr_cli.config import FinetuneConfig
+from synclr_cli.errors import UsageError
 from synclr_cli.learning import loading, runtime, schedules
 from synclr_cli.learning.backbone import Backbone
 from synclr_cli.learning.images import EvalTransform
@@ -49,18 +50,28 @@ def learning_rate(config: FinetuneConfig, step: int, steps_per_epoch: int) -> fl
 
 
 def train_view(config: FinetuneConfig, backbone: Backbone) -> Callable[..., Tensor]:
-    """Return timm's training view: crop, flip, auto-augment, erasing; [3, S, S]."""
-    return create_transform(
-        backbone.image_size,
-        is_training=True,
-        color_jitter=None,
-        auto_augment=config.augment or None,
-        interpolation="bicubic",
-        re_prob=config.random_erasing,
-        re_mode="pixel",  # erased with noise, as in the released command
-        mean=tuple(backbone.mean),
-        std=tuple(backbone.std),
-    )
+    """Return timm's training view: crop, flip, auto-augment, erasing; [3, S, S].
+
+    Raises:
+        UsageError: timm does not know the auto-augment policy.
+    """
+    try:
+        return create_transform(
+            backbone.image_size,
+            is_training=True,
+            color_jitter=None,
+            auto_augment=config.augment or None,
+            interpolation="bicubic",
+            re_prob=config.random_erasing,
+            re_mode="pixel",  # erased with noise, as in the released command
+            mean=tuple(backbone.mean),
+            std=tuple(backbone.std),
+        )
+    except AssertionError as e:  # timm's way to refuse a policy
+        raise UsageError(
+            f"finetune.augment ({e})", got=repr(config.augment),
+            expected='a policy of timm such as "rand-m9-mstd0.5-inc1", or ""',
+        ) from e  # fmt: skip
 
 
 def train_item(
