@@ -51,9 +51,7 @@ def sinkhorn(scores: Array, temperature: float, iterations: int) -> Array:
     return q * tokens
 
 
-def patch_loss(
-    scores: Sequence[Array], targets: Sequence[Array], temperature: float
-) -> float:
+def patch_loss(scores: Sequence[Array], targets: Sequence[Array], temperature: float) -> float:
     """The mean over masked pictures of the mean over their masked patches of H(target, student).
 
     Args:

@@ -36,9 +36,7 @@ def test_the_contrast_equals_the_equations(own: Tensor | None, temperature: floa
 def test_more_anchors_than_candidates_have_their_own_labels() -> None:
     a, b, labels = rows(20, 6, 2), rows(10, 6, 3), LABELS.repeat_interleave(2)
     ours = losses.contrast(a, b, labels, LABELS, None, 0.08).item()
-    theirs = reference.contrast(
-        a.numpy(), b.numpy(), labels.tolist(), LABELS.tolist(), None, 0.08
-    )
+    theirs = reference.contrast(a.numpy(), b.numpy(), labels.tolist(), LABELS.tolist(), None, 0.08)
     assert ours == pytest.approx(theirs, rel=1e-12)
 
 

@@ -1,0 +1,169 @@
+"""Batches: functions of (seed, step, rank), of nothing else; and what pictures are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from synclr_cli import artifacts
+from synclr_cli.config import TrainConfig
+from synclr_cli.errors import DataError, UsageError
+from synclr_cli.train import batches
+
+TENSORS = ("globals", "locals", "masks", "ids", "labels")
+
+
+def source(folder: Path, config: TrainConfig, rank: int = 0, world: int = 1) -> batches.Batches:
+    corpus = batches.open_corpus(artifacts.open_images(folder)[0])
+    batches.require(corpus, config, folder, world)
+    return batches.Batches(corpus, config, patches=16, rank=rank, world=world)
+
+
+def same(a: batches.Batch, b: batches.Batch) -> bool:
+    return a.caption_ids == b.caption_ids and all(
+        torch.equal(getattr(a, name), getattr(b, name)) for name in TENSORS
+    )
+
+
+def test_a_batch_is_a_function_of_its_step(images: Path, small: Callable) -> None:
+    config = small()
+    first = source(images, config)
+    walked = [first.make(step) for step in (0, 3, 17)]
+    assert same(source(images, config).make(17), walked[-1])
+    assert not same(walked[0], walked[1])
+    assert not same(source(images, small(seed=1)).make(0), walked[0])
+
+
+def test_shapes_and_labels(images: Path, small: Callable) -> None:
+    batch = source(images, small()).make(0)
+    assert batch.globals.shape == (12, 3, 32, 32) and batch.globals.dtype == torch.uint8
+    assert batch.locals.shape == (24, 3, 16, 16)
+    assert batch.masks.shape == (12, 16) and batch.masks.sum() == 6 * 8
+    assert len(set(batch.caption_ids)) == 4 and len(set(batch.ids.tolist())) == 12
+    assert (batch.labels.reshape(4, 3) == batch.labels[::3, None]).all()
+    assert len(set(batch.labels.tolist())) == 4
+
+
+def test_the_union_of_the_ranks_is_the_batch_of_one(images: Path, small: Callable) -> None:
+    whole = source(images, small()).make(2)
+    parts = [source(images, small(), rank, 2).make(2) for rank in range(2)]
+    for name in TENSORS:
+        union = torch.cat([getattr(part, name) for part in parts])
+        assert torch.equal(union, getattr(whole, name)), name
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_loader_processes_change_nothing(images: Path, small: Callable, workers: int) -> None:
+    config = small()
+    expected = source(images, config)
+    steps = range(2, 6)
+    loaded = list(batches.load(source(images, config), steps, workers=workers, pin=False))
+    assert [b.step for b in loaded] == list(steps)
+    assert all(same(b, expected.make(b.step)) for b in loaded)
+
+
+def test_an_epoch_shows_each_caption_once(images: Path, small: Callable) -> None:
+    made = source(images, small())
+    epochs = [np.concatenate([made.captions(e * 6 + s) for s in range(6)]) for e in range(2)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(24))
+    assert (epochs[0] != epochs[1]).any()
+
+
+def test_all_views_of_a_caption_get_their_turn(images: Path, small: Callable) -> None:
+    made = source(images, small(views=2))
+    seen = {tuple(row) for step in range(40) for row in made.pictures(step)[0].tolist()}
+    assert seen == {(a, b) for a in range(4) for b in range(4) if a != b}
+
+
+def test_two_captions_of_one_text_are_one_class(
+    tmp_path: Path, make_images: Callable, small: Callable
+) -> None:
+    def repeat(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [r | {"caption": "the same words"} if r["caption_id"] < 102 else r for r in rows]
+
+    folder = make_images(tmp_path / "images", captions=4, edit=repeat)
+    batch = source(folder, small()).make(0)
+    labels = dict(zip(batch.caption_ids, batch.labels[::3].tolist(), strict=True))
+    assert labels[100] == labels[101] != labels[102]
+
+
+def test_one_picture_a_caption_is_refused(
+    tmp_path: Path, make_images: Callable, small: Callable
+) -> None:
+    folder = make_images(tmp_path / "images", views=1)
+    with pytest.raises(DataError, match=r"24 of 24 captions have one picture.*no positive"):
+        source(folder, small())
+
+
+def test_a_single_caption_with_one_picture_is_refused(
+    tmp_path: Path, make_images: Callable, small: Callable
+) -> None:
+    folder = make_images(
+        tmp_path / "images",
+        edit=lambda rows: [r for r in rows if r["caption_id"] != 105 or r["view"] == 0],
+    )
+    with pytest.raises(DataError, match=r"1 of 24 captions have one picture"):
+        source(folder, small())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"views": 5}, r"got 4, expected at least train.views = 5. Render more views"),
+        ({"captions_per_batch": 25}, r"captions: got 24, expected at least train.captions_per"),
+    ],
+)
+def test_a_recipe_that_asks_for_more_than_there_is_is_refused(
+    images: Path, small: Callable, change: dict[str, int], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        source(images, small(**change))
+
+
+def test_a_batch_that_the_ranks_do_not_divide_is_refused(images: Path, small: Callable) -> None:
+    with pytest.raises(UsageError, match="a multiple of the 3 ranks"):
+        source(images, small(), 0, 3)
+
+
+def damage(*broken: tuple[int, int]) -> Callable:
+    def edit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for row in rows:
+            if (row["caption_id"], row["view"]) in broken:
+                row["image"] = {"bytes": row["image"]["bytes"][:90], "path": None}
+        return rows
+
+    return edit
+
+
+def test_a_damaged_picture_is_replaced_by_another_view_and_told(
+    tmp_path: Path, make_images: Callable, small: Callable
+) -> None:
+    folder = make_images(tmp_path / "images", edit=damage((107, 2)))
+    made = source(folder, small(views=4, captions_per_batch=24))
+    batch = made.make(0)
+    assert [d[:2] for d in batch.damaged] == [(107, 2)]
+    assert "row" in batch.damaged[0][2] and batch.globals.shape[0] == 96
+
+
+def test_more_damage_than_one_in_a_hundred_stops(
+    tmp_path: Path, make_images: Callable, small: Callable
+) -> None:
+    folder = make_images(tmp_path / "images", captions=32, edit=damage((107, 2), (109, 0)))
+    made = source(folder, small(views=4, captions_per_batch=32))
+    counted = batches.Damage(made.corpus, folder)
+    with pytest.raises(DataError, match=r"got 2 of 128 read.*expected at most 1%"):
+        counted.add(made.make(0))
+
+
+def test_a_caption_without_any_whole_picture_stops(
+    tmp_path: Path, make_images: Callable, small: Callable
+) -> None:
+    folder = make_images(tmp_path / "images", edit=damage(*((107, v) for v in range(4))))
+    with pytest.raises(DataError, match="no picture of caption 107 decodes"):
+        source(folder, small(captions_per_batch=24)).make(0)

@@ -1,0 +1,163 @@
+"""Augmentation: each colour step against Pillow's, the boxes' distribution, draws by picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from synclr_cli.config import TrainConfig
+from synclr_cli.train import crops, draws
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Tensor:
+    """Smooth and noisy pictures, with every corner of the colour cube."""
+    g = torch.Generator().manual_seed(0)
+    noisy = torch.randint(0, 256, (3, 3, 32, 32), generator=g)
+    smooth = F.resize(torch.randint(0, 256, (3, 3, 4, 4), generator=g), [32, 32])
+    corners = torch.cartesian_prod(*[torch.tensor([0, 255])] * 3).T.reshape(3, 2, 4)
+    flat = corners.repeat_interleave(16, 1).repeat_interleave(8, 2)[None]
+    return torch.cat([noisy, smooth, flat]).float()
+
+
+def pillow(x: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
+    done = [change(F.to_pil_image(p.to(torch.uint8))) for p in x]
+    return torch.stack([F.pil_to_tensor(p) for p in done]).float()
+
+
+@pytest.mark.parametrize("factor", [0.6, 0.93, 1.0, 1.4])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (crops.brighten, F.adjust_brightness),
+        (crops.contrast, F.adjust_contrast),
+        (crops.saturate, F.adjust_saturation),
+    ],
+)
+def test_blends_are_pillows(pictures: Tensor, ours, theirs, factor: float) -> None:
+    done = ours(pictures, torch.full((len(pictures),), factor))
+    expected = pillow(pictures, lambda p: theirs(p, factor))
+    # One level where a product falls on a whole number within float32's rounding.
+    assert (done - expected).abs().max() <= 1
+    assert (done != expected).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("turns", [-0.1, -0.031, 0.0, 0.05, 0.1])
+def test_hue_turns_as_pillows_eight_bit_hsv(pictures: Tensor, turns: float) -> None:
+    done = crops.turn_hue(pictures, torch.full((len(pictures),), turns))
+    expected = pillow(pictures, lambda p: F.adjust_hue(p, turns))
+    # Where hue falls on a whole level within rounding it may land on the next, 6 levels of colour.
+    assert ((done - expected).abs() > 1).float().mean() < 2e-3
+    assert (done - expected).abs().max() <= 7
+
+
+def test_grey_is_pillows(pictures: Tensor) -> None:
+    expected = pillow(pictures, lambda p: p.convert("L"))
+    torch.testing.assert_close(crops.luma(pictures), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.3, 2.0])
+def test_blur_is_torchvisions(pictures: Tensor, sigma: float) -> None:
+    done = crops.blur(pictures, torch.full((len(pictures),), sigma))
+    expected = F.gaussian_blur(pictures.to(torch.uint8), [9, 9], [sigma, sigma]).float()
+    assert (done - expected).abs().max() <= 1
+    assert (done != expected).float().mean() < 1e-3
+
+
+def test_cutting_is_cropping_then_resizing_with_antialiasing() -> None:
+    picture = torch.randint(0, 256, (1, 3, 40, 60), dtype=torch.uint8)
+    boxes = np.array([[3, 5, 30, 20], [0, 0, 40, 60], [10, 2, 8, 9]])
+    done = crops.cut(picture, 1, boxes, [24, 24, 16])
+    for crop, box, size in zip(done, boxes.tolist(), [24, 24, 16], strict=True):
+        expected = F.resized_crop(
+            picture, *box, size=[size, size], interpolation=v2.InterpolationMode.BICUBIC
+        )[0]
+        assert (crop.int() - expected.int()).abs().max() <= 1
+
+
+def test_a_downsampled_picture_loses_detail_and_keeps_its_size() -> None:
+    picture = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    whole = np.array([[0, 0, 64, 64]])
+    (sharp,), (dull,) = (crops.cut(picture, d, whole, [64]) for d in (1, 4))
+    assert dull.shape == sharp.shape == (3, 64, 64)
+    assert dull.float().std() < 0.5 * sharp.float().std()
+
+
+@pytest.fixture(scope="module")
+def many() -> tuple[TrainConfig, crops.Plan]:
+    config = TrainConfig(local_crops=4)
+    ids = draws.key(np.arange(6000))
+    return config, crops.plan(config, 1, ids, np.full((6000, 2), (256, 192)))
+
+
+def share(x: np.ndarray) -> float:
+    return float(x.mean())
+
+
+def test_boxes_have_the_areas_and_shapes_asked_for(many: tuple[TrainConfig, crops.Plan]) -> None:
+    config, drawn = many
+    top, left, height, width = np.moveaxis(drawn.box, -1, 0)
+    assert (top >= 0).all() and (left >= 0).all() and (height > 0).all() and (width > 0).all()
+    assert (top + height <= 256).all() and (left + width <= 192).all()
+    area = height * width / (256 * 192)
+    for crop, (low, high) in ((0, config.global_scale), (1, config.local_scale)):
+        assert area[:, crop].min() > low * 0.97 and area[:, crop].max() < high * 1.03
+    # Local areas always fit, so they are uniform: mean and deviation of U(0.08, 0.32).
+    local = area[:, 1:].reshape(-1)
+    assert abs(local.mean() - 0.20) < 4 * local.std() / len(local) ** 0.5
+    assert abs(local.std() - 0.24 / 12**0.5) < 0.002
+    ratio = np.log(width / height)[:, 1:]
+    assert abs(ratio.mean()) < 0.01 and np.abs(ratio).max() < np.log(4 / 3) + 0.05
+
+
+def test_colours_are_as_likely_as_in_the_released_code(
+    many: tuple[TrainConfig, crops.Plan],
+) -> None:
+    _, drawn = many
+    within = 4 * 0.5 / 6000**0.5
+    assert abs(share(drawn.flip[:, 0]) - 0.5) < within
+    assert abs(share(drawn.order[:, 0, 0] >= 0) - 0.8) < within
+    assert abs(share(drawn.grey[:, 0]) - 0.2) < within
+    assert abs(share(drawn.sigma[:, 0] > 0) - (0.5 + 0.5 * 0.1)) < within
+    assert abs(share(drawn.solarise[:, 0]) - 0.5 * 0.2) < within
+    assert abs(share(drawn.sigma[:, 1:] > 0) - 0.5) < within
+    assert not drawn.solarise[:, 1:].any()
+    assert abs(share(drawn.divisor > 1) - 0.05) < within
+    assert set(drawn.divisor.tolist()) == {1, 2, 4}
+    sigma = drawn.sigma[drawn.sigma > 0]
+    assert sigma.min() > 0.1 and sigma.max() < 2 and abs(sigma.mean() - 1.05) < 0.02
+    spread = np.abs(drawn.factor - [1, 1, 1, 0]).max((0, 1))
+    np.testing.assert_allclose(spread, [0.4, 0.4, 0.2, 0.1], rtol=0.01)
+    assert np.unique(drawn.order[drawn.order[..., 0] >= 0], axis=0).shape == (24, 4)
+    solarised = drawn.solarise[:, 0]  # only under the recipe that blurs one crop in ten
+    assert abs(share(drawn.sigma[solarised, 0] > 0) - 0.1) < 4 * 0.3 / solarised.sum() ** 0.5
+
+
+def test_a_picture_is_drawn_alike_in_any_company() -> None:
+    config = TrainConfig(local_crops=2)
+    ids, sizes = draws.key(np.arange(10)), np.full((10, 2), 64)
+    whole = crops.plan(config, 4, ids, sizes)
+    part = crops.plan(config, 4, ids[[7, 2]], sizes[:2])
+    for name in vars(whole):
+        np.testing.assert_array_equal(getattr(whole, name)[[7, 2]], getattr(part, name))
+    other = crops.plan(config, 5, ids, sizes)
+    assert (whole.box != other.box).any(-1).all()
+
+
+def test_painting_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(local_crops=1)
+    drawn = crops.plan(config, 0, draws.key(np.arange(9)), np.full((9, 2), 64))
+    original = torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8)
+    whole = crops.paint(original.clone(), drawn, slice(0, 1))
+    monkeypatch.setattr(crops, "CHUNK", 1)
+    torch.testing.assert_close(
+        crops.paint(original.clone(), drawn, slice(0, 1)), whole, rtol=0, atol=0
+    )
+    assert (whole != original).any((1, 2, 3)).sum() >= 8

@@ -1,0 +1,156 @@
+"""One update against the written-out optimiser, and what an update must leave alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import torch
+
+from synclr_cli import artifacts
+from synclr_cli.config import TrainConfig
+from synclr_cli.learning.runtime import Runtime
+from synclr_cli.train import batches, timetable
+from synclr_cli.train.learner import Learner, NotFinite
+
+ALONE = Runtime(torch.device("cpu"), None)
+
+
+def start(config: TrainConfig, images: Path) -> tuple[Learner, batches.Batches]:
+    learner = Learner(config, ALONE)
+    learner.student.double()
+    learner.teacher.double()
+    corpus = batches.open_corpus(artifacts.open_images(images)[0])
+    return learner, batches.Batches(corpus, config, patches=learner.patches)
+
+
+@pytest.mark.parametrize("head_norm", ["batch", "layer"])
+def test_updates_equal_the_written_out_adamw(images: Path, small: Callable, head_norm: str) -> None:
+    config = small(head_norm=head_norm)
+    learner, source = start(config, images)
+    watched = {
+        "projector.0.weight": 1.0,
+        "vit.cls_token": 1.0,  # more than one dimension: decayed
+        "mask_token": 1.0,
+        "prototypes.gain": 1.0,
+        "vit.norm.weight": 0.0,
+        "vit.blocks.1.attn.qkv.bias": 0.0,
+    }
+    parameters = dict(learner.student.named_parameters())
+    before = {n: parameters[n].detach().numpy().copy() for n in watched}
+    gradients: dict[str, list[np.ndarray]] = {n: [] for n in watched}
+    values = [timetable.at(step, config) for step in range(4)]
+    for step, now in enumerate(values):
+        batch = source.make(step)
+        learner.objective(batch, now.teacher_temperature).total.backward()
+        for name in watched:
+            gradients[name].append(parameters[name].grad.numpy().copy())
+        learner.optimizer.zero_grad()
+        learner.update(batch, now)
+    for name, decayed in watched.items():
+        expected = reference.adamw(
+            before[name],
+            gradients[name],
+            [now.lr for now in values],
+            [decayed * now.weight_decay for now in values],
+            config.beta1,
+            config.beta2,
+        )
+        np.testing.assert_allclose(
+            parameters[name].detach().numpy(), expected, rtol=1e-9, atol=1e-12, err_msg=name
+        )
+
+
+def test_the_first_update_of_a_warmup_moves_nothing_but_the_moments(
+    images: Path, small: Callable
+) -> None:
+    config = small()
+    learner, source = start(config, images)
+    before = {n: p.detach().clone() for n, p in learner.student.named_parameters()}
+    learner.update(source.make(0), timetable.at(0, config))
+    assert all(torch.equal(p, before[n]) for n, p in learner.student.named_parameters())
+    assert all(s["exp_avg"].abs().max() > 0 for s in learner.optimizer.state.values())
+
+
+def test_every_parameter_learns(images: Path, small: Callable) -> None:
+    learner, source = start(small(), images)
+    learner.objective(source.make(0), 0.04).total.backward()
+    for name, parameter in learner.student.named_parameters():
+        assert parameter.grad is not None, name
+    assert all(p.grad is None for p in learner.teacher.parameters())
+
+
+def test_the_total_is_the_sum_of_its_terms(images: Path, small: Callable) -> None:
+    learner, source = start(small(patch_weight=0.5), images)
+    losses = learner.objective(source.make(1), 0.05)
+    expected = losses.of_globals + losses.of_locals + 0.5 * losses.of_patches
+    assert losses.total.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_the_terms_equal_the_equations(images: Path, small: Callable) -> None:
+    """Eq. 4 read anew from the embeddings: what is an anchor, a candidate, a positive."""
+    config = small(drop_path=0.0, head_norm="layer", sinkhorn_iterations=3)
+    learner, source = start(config, images)
+    batch = source.make(2)
+    losses = learner.objective(batch, 0.05)
+    student, teacher = learner.student, learner.teacher
+    with torch.no_grad():
+        mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+        std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+        g = ((batch.globals / 255 - mean) / std).double()
+        s = ((batch.locals / 255 - mean) / std).double()
+        candidates = teacher.projector(teacher.encode(g)[:, 0]).numpy()
+        tokens = student.encode(g, batch.masks)
+        anchors = student.predictor(student.projector(tokens[:, 0])).numpy()
+        local = student.predictor(student.projector(student.encode(s)[:, 0])).numpy()
+        seen = [student.prototypes(t[1:][m]).numpy() for t, m in zip(tokens, batch.masks)]
+        hidden = teacher.encode(g)[:, 1:][batch.masks]
+        targets = reference.sinkhorn(teacher.prototypes(hidden).numpy(), 0.05, 3)
+    labels = batch.labels.tolist()
+    of_globals = reference.contrast(
+        anchors, candidates, labels, labels, list(range(len(labels))), config.temperature
+    )
+    of_locals = reference.contrast(
+        local, candidates, [x for x in labels for _ in range(2)], labels, None, config.temperature
+    )
+    masked = [x for x in seen if len(x)]
+    of_patches = reference.patch_loss(
+        masked, np.split(targets, len(masked)), config.student_temperature
+    )
+    # Pictures are normalised in float32, here and there in another order.
+    assert losses.of_globals.item() == pytest.approx(of_globals, rel=1e-5)
+    assert losses.of_locals.item() == pytest.approx(of_locals, rel=1e-5)
+    assert losses.of_patches.item() == pytest.approx(of_patches, rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing(images: Path, small: Callable) -> None:
+    config = small()
+    learner, source = start(config, images)
+    with torch.no_grad():
+        learner.student.predictor[0].weight[0, 0] = torch.nan
+    before = {n: p.detach().clone() for n, p in learner.student.named_parameters()}
+    with pytest.raises(NotFinite):
+        learner.update(source.make(3), timetable.at(3, config))
+    for name, p in learner.student.named_parameters():
+        torch.testing.assert_close(p.detach(), before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_clipping_bounds_the_gradient(images: Path, small: Callable) -> None:
+    config = small(clip_grad=1e-3, beta1=0.0)
+    learner, source = start(config, images)
+    update = learner.update(source.make(0), timetable.at(0, config))
+    assert update.grad_norm > 1
+    clipped = torch.stack([s["exp_avg"].norm() for s in learner.optimizer.state.values()]).norm()
+    assert clipped.item() == pytest.approx(1e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize("without", ["local_crops", "patch_weight"])
+def test_a_term_that_is_switched_off_is_zero(images: Path, small: Callable, without: str) -> None:
+    config = small(**{without: 0})
+    learner, source = start(config, images)
+    losses = learner.update(source.make(0), timetable.at(0, config)).losses
+    term = losses.of_locals if without == "local_crops" else losses.of_patches
+    assert term.item() == 0 and torch.isfinite(losses.total)

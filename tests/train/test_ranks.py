@@ -1,0 +1,98 @@
+"""Two processes with half of the batch each do what one does with all of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import multiprocessing
+
+from synclr_cli import artifacts
+from synclr_cli.config import TrainConfig
+from synclr_cli.learning import runtime
+from synclr_cli.train import batches, timetable
+from synclr_cli.train.learner import Learner
+from synclr_cli.train.run import run
+
+UPDATES = 3
+
+
+def train(images: Path, config: TrainConfig) -> dict[str, Any]:
+    """Do some updates in float64; return this rank's gradient, weights and losses."""
+    torch.set_num_threads(1)
+    with runtime.started("float32") as rt:
+        learner = Learner(config, rt)
+        learner.student.double()
+        learner.teacher.double()
+        corpus = batches.open_corpus(artifacts.open_images(images)[0])
+        source = batches.Batches(
+            corpus, config, patches=learner.patches, rank=rt.rank, world=rt.world
+        )
+        losses = []
+        for step in range(UPDATES):
+            update = learner.update(source.make(step), timetable.at(step, config))
+            terms = (update.losses.of_globals, update.losses.of_locals, update.losses.of_patches)
+            losses.append(rt.sum(torch.stack(terms)) / rt.world)
+        return {
+            "losses": torch.stack(losses),
+            "norm": update.grad_norm,
+            "student": {k: v.clone() for k, v in learner.student.state_dict().items()},
+            "teacher": {k: v.clone() for k, v in learner.teacher.state_dict().items()},
+        }
+
+
+def one_of_two(
+    rank: int, port: int, images: Path, out: Path, configs: dict[str, TrainConfig]
+) -> None:
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    for name, config in configs.items():
+        torch.save(train(images, config), out / f"{name}-{rank}.pt")
+    run(configs["batch"], images, out / "run")
+
+
+@pytest.fixture(scope="module")
+def configs(small: Callable) -> dict[str, TrainConfig]:
+    common = {"workers": 0, "patch_weight": 0.7}
+    return {n: small(head_norm=n, **common) for n in ("batch", "layer")}
+
+
+@pytest.fixture(scope="module")
+def two(
+    images: Path, configs: dict[str, TrainConfig], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    multiprocessing.spawn(one_of_two, (port, images, out, configs), nprocs=2)
+    return out
+
+
+@pytest.mark.parametrize("head_norm", ["batch", "layer"])
+def test_two_ranks_do_what_one_does(
+    images: Path, configs: dict[str, TrainConfig], two: Path, head_norm: str
+) -> None:
+    alone = train(images, configs[head_norm])
+    ranks = [torch.load(two / f"{head_norm}-{rank}.pt") for rank in range(2)]
+    for rank in ranks:
+        torch.testing.assert_close(rank["losses"], alone["losses"], rtol=1e-9, atol=0)
+        torch.testing.assert_close(rank["norm"], alone["norm"], rtol=1e-9, atol=0)
+        for part in ("student", "teacher"):
+            for name, tensor in alone[part].items():
+                torch.testing.assert_close(
+                    rank[part][name], tensor, rtol=1e-7, atol=1e-9, msg=f"{part} {name}"
+                )
+
+
+def test_two_ranks_write_one_run(two: Path) -> None:
+    assert (two / "run" / "backbone.safetensors").is_file()
+    assert len((two / "run" / "metrics.jsonl").read_text().splitlines()) == 6
+    assert [p.name for p in (two / "run" / "checkpoints").iterdir()]
