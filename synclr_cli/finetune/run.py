@@ -125,7 +125,7 @@ def run(
                     return folder.unfinished(step + 1, steps)
 
         # Write: the test split, for the last weights and the selected ones.
-        return _conclude(now, grade, folder, pictures, opened)
+        return _conclude(config, now, grade, folder, pictures, opened)
 
 
 @dataclass
@@ -266,13 +266,20 @@ def _grade(
 
 
 def _conclude(
-    now: _Moment, grade: Any, folder: RunFolder, pictures: Labelled, opened: Backbone
+    config: FinetuneConfig,
+    now: _Moment,
+    grade: Any,
+    folder: RunFolder,
+    pictures: Labelled,
+    opened: Backbone,
 ) -> dict[str, Any]:
     models = {f"last_{kind}": model for kind, model in now.weights().items()}
     for kind, best in now.best.items():
-        models[f"selected_{kind}"] = copy.deepcopy(now.model)
-        models[f"selected_{kind}"].load_state_dict(best.weights)
+        if best.epoch < config.epochs:  # otherwise the last moment is the selected one
+            models[f"selected_{kind}"] = copy.deepcopy(now.model)
+            models[f"selected_{kind}"].load_state_dict(best.weights)
     counts = grade("test", models)
+    counts = {f"selected_{kind}": counts[f"last_{kind}"] for kind in now.best} | counts
     # Which of the two kinds is the result is also for the validation split to say.
     kind = max(now.best, key=lambda k: (now.best[k].top1, k == AVERAGED))
     chosen = counts[f"selected_{kind}"]

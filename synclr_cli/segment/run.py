@@ -247,10 +247,13 @@ def _conclude(
     pictures: Labelled,
     opened: Backbone,
 ) -> dict[str, Any]:
-    selected = copy.deepcopy(now.model)
-    selected.load_state_dict(now.best_weights)
-    found = grade("test", {"selected": selected, "last": now.model})
-    chosen, floor = found["selected"], grading.floor(config, pictures, found["selected"])
+    models = {"last": now.model}
+    if now.best["step"] < config.steps:  # otherwise the last moment is the selected one
+        models["selected"] = copy.deepcopy(now.model)
+        models["selected"].load_state_dict(now.best_weights)
+    found = grade("test", models)
+    last, chosen = found["last"], found.get("selected", found["last"])
+    floor = grading.floor(config, pictures, chosen)
     report = reports.build(
         "segment", folder.header, opened, pictures,
         metric="mean_iou",
@@ -258,8 +261,8 @@ def _conclude(
             "mean_iou": chosen.mean_iou(),
             "pixel_accuracy": metrics.top1(chosen.confusion),
             "mean_per_class": metrics.mean_per_class(chosen.confusion),
-            "mean_iou_last": found["last"].mean_iou(),
-            "pixel_accuracy_last": metrics.top1(found["last"].confusion),
+            "mean_iou_last": last.mean_iou(),
+            "pixel_accuracy_last": metrics.top1(last.confusion),
             "mean_iou_floor": metrics.mean_iou(floor),
             "pixel_accuracy_floor": metrics.top1(floor),
         },
