@@ -1,4 +1,4 @@
-"""A small images/1 folder, written with the trunk alone: coloured stripes, one texture a concept."""
+"""A small images/1 folder, written with the trunk alone: stripes, one direction a concept."""
 
 from __future__ import annotations
 
@@ -92,13 +92,30 @@ def make_images() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def small() -> Callable[..., TrainConfig]:
     def config(**changes: Any) -> TrainConfig:
-        values: dict[str, Any] = dict(
-            arch="vit_tiny_patch16_224", patch_size=8, depth=2, drop_path=0.2,
-            head_hidden=32, head_out=16, patch_head_hidden=32, patch_head_bottleneck=16,
-            prototypes=24, captions_per_batch=4, views=3, image_size=32, local_size=16,
-            local_crops=2, workers=0, teacher_temperature_steps=4, steps=6, warmup_steps=2,
-            peak_lr=1e-3, precision="float32", checkpoint_steps=3, log_steps=1,
-        )  # fmt: skip
+        values: dict[str, Any] = {
+            "arch": "vit_tiny_patch16_224",
+            "patch_size": 8,
+            "depth": 2,
+            "drop_path": 0.2,
+            "head_hidden": 32,
+            "head_out": 16,
+            "patch_head_hidden": 32,
+            "patch_head_bottleneck": 16,
+            "prototypes": 24,
+            "captions_per_batch": 4,
+            "views": 3,
+            "image_size": 32,
+            "local_size": 16,
+            "local_crops": 2,
+            "workers": 0,
+            "teacher_temperature_steps": 4,
+            "steps": 6,
+            "warmup_steps": 2,
+            "peak_lr": 1e-3,
+            "precision": "float32",
+            "checkpoint_steps": 3,
+            "log_steps": 1,
+        }
         return TrainConfig(**values | changes)
 
     return config

@@ -106,7 +106,8 @@ def test_the_terms_equal_the_equations(images: Path, small: Callable) -> None:
         tokens = student.encode(g, batch.masks)
         anchors = student.predictor(student.projector(tokens[:, 0])).numpy()
         local = student.predictor(student.projector(student.encode(s)[:, 0])).numpy()
-        seen = [student.prototypes(t[1:][m]).numpy() for t, m in zip(tokens, batch.masks)]
+        pairs = zip(tokens, batch.masks, strict=True)
+        seen = [student.prototypes(t[1:][m]).numpy() for t, m in pairs]
         hidden = teacher.encode(g)[:, 1:][batch.masks]
         targets = reference.sinkhorn(teacher.prototypes(hidden).numpy(), 0.05, 3)
     labels = batch.labels.tolist()
