@@ -261,6 +261,7 @@ class FinetuneConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     drop_path: float = 0.1
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # of training crops: area / picture area
     augment: str = "rand-m9-mstd0.5-inc1"  # timm's auto-augment string; "" for crop and flip only
     random_erasing: float = 0.25
     mixup: float = 0.8
@@ -288,6 +289,10 @@ class FinetuneConfig:
         _within("finetune.test_crop", self.test_crop, 0, 1, low_open=True)
         _within("finetune.validation_share", self.validation_share, 0, 0.9, low_open=True)
         _one_of("finetune.precision", self.precision, PRECISIONS)
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise UsageError(
+                "finetune.crop_scale", got=list(self.crop_scale), expected="0 < low <= high <= 1"
+            )
         if self.warmup_epochs >= self.epochs:
             raise UsageError(
                 "finetune.warmup_epochs",

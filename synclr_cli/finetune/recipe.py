@@ -59,6 +59,7 @@ def train_view(config: FinetuneConfig, backbone: Backbone) -> Callable[..., Tens
         return create_transform(
             backbone.image_size,
             is_training=True,
+            scale=config.crop_scale,
             color_jitter=None,
             auto_augment=config.augment or None,
             interpolation="bicubic",
