@@ -90,7 +90,7 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
     judgements = (
         Judgement("linear-probe", "digits:", "top1", "handwritten digits, linear probe"),
         Judgement("finetune", str(held_out), "top1", "rendered objects, fine-tuned"),
-        Judgement("segment", str(held_out), "miou", "rendered objects, segmented"),
+        Judgement("segment", str(held_out), "mean_iou", "rendered objects, segmented"),
     )
     rows: list[dict[str, Any]] = []
     for judgement in judgements:
