@@ -50,12 +50,11 @@ class Folder:
     def claim(self, *, overwrite: bool) -> None:
         """Make the folder this run's; with `overwrite`, throw away what another left here."""
         self._runtime.barrier()
-        if self._runtime.is_main:
-            if overwrite or not self._run.is_file():
-                for file in (self.path / backbone.WEIGHTS_FILE, self._metrics, self._damaged):
-                    file.unlink(missing_ok=True)
-                shutil.rmtree(self._checkpoints, ignore_errors=True)
-                artifacts.write_json(self._run, json.loads(self.header.json()))
+        if self._runtime.is_main and (overwrite or not self._run.is_file()):
+            for file in (self.path / backbone.WEIGHTS_FILE, self._metrics, self._damaged):
+                file.unlink(missing_ok=True)
+            shutil.rmtree(self._checkpoints, ignore_errors=True)
+            artifacts.write_json(self._run, json.loads(self.header.json()))
         self._runtime.barrier()
 
     def newest(self) -> Checkpoint | None:

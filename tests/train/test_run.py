@@ -19,7 +19,6 @@ import timm
 import torch
 
 from synclr_cli import artifacts
-from synclr_cli.config import TrainConfig
 from synclr_cli.errors import DataError, DivergedError, UsageError
 from synclr_cli.learning import backbone, checkpoint
 from synclr_cli.train import batches
