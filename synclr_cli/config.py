@@ -108,6 +108,10 @@ class RenderConfig:
     quality: int = 95  # of jpeg and webp, 1 to 100
     masks: bool = True  # keep the pixel masks, if the engine yields them
     captions_per_part: int = 256  # the unit of resuming, and one Parquet file
+    redraws: int = 3  # times a rejected view is painted again, from another seed
+    least_entropy: float = 2.0  # bits of a view's grey levels; less is rejected; 0: any passes
+    duplicate_bits: int = 3  # views of a caption are duplicates up to so many of 64; -1: never
+    least_views: int = 0  # captions that end with fewer are set aside; 0: fewer than `views`
     engine: RenderEngineConfig = field(default_factory=RenderEngineConfig)
 
     def __post_init__(self) -> None:
@@ -117,6 +121,10 @@ class RenderConfig:
         _one_of("render.image_format", self.image_format, ("jpeg", "webp", "png"))
         _within("render.quality", self.quality, 1, 100)
         _at_least("render.captions_per_part", self.captions_per_part, 1)
+        _at_least("render.redraws", self.redraws, 0)
+        _within("render.least_entropy", self.least_entropy, 0, 8)
+        _within("render.duplicate_bits", self.duplicate_bits, -1, 64)
+        _within("render.least_views", self.least_views, 0, self.views)
 
 
 @dataclass(frozen=True)
@@ -170,6 +178,7 @@ class TrainConfig:
     seed: int = 0
     precision: str = "auto"  # auto: bfloat16 autocast where the hardware has it
     checkpoint_steps: int = 1000
+    micro_batch: int = 0  # pictures the ViTs see at a time, per rank; 0: all; changes no result
     keep_checkpoints: int = 2
     log_steps: int = 50
     stop_after_minutes: float = 0.0  # save, stop and exit 0 after this long; 0: never
@@ -187,7 +196,7 @@ class TrainConfig:
             _at_least(f"train.{name}", getattr(self, name), 0)
         for name in ("peak_lr", "end_lr", "weight_decay", "weight_decay_end", "patch_weight"):
             _at_least(f"train.{name}", getattr(self, name), 0)
-        for name in ("clip_grad", "stop_after_minutes", "teacher_temperature_steps"):
+        for name in ("clip_grad", "stop_after_minutes", "teacher_temperature_steps", "micro_batch"):
             _at_least(f"train.{name}", getattr(self, name), 0)
         for name in ("temperature", "student_temperature", "teacher_temperature"):
             _within(f"train.{name}", getattr(self, name), 0, 100, low_open=True)
@@ -385,7 +394,14 @@ STAGES: dict[str, type[StageConfig]] = {
 RUNNING_KEYS = {
     "captions": {"count", "engine.batch_size"},  # a larger count continues a finished file
     "render": {"engine.batch_size"},
-    "train": {"workers", "checkpoint_steps", "keep_checkpoints", "log_steps", "stop_after_minutes"},
+    "train": {
+        "workers",
+        "micro_batch",
+        "checkpoint_steps",
+        "keep_checkpoints",
+        "log_steps",
+        "stop_after_minutes",
+    },
     "linear-probe": {"batch_size", "workers"},
     "finetune": {"workers", "stop_after_minutes"},
     "segment": {"workers", "stop_after_minutes", "checkpoint_steps"},

@@ -29,7 +29,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.2, 0.1  # 1 +- the first thr
 ALWAYS_BLURRED = 0.5  # share of the global crops under the first recipe: blur, never solarise
 GLOBAL_BLUR, GLOBAL_SOLARISE = 0.1, 0.2  # under the second recipe
 LOCAL_BLUR = 0.5
-SIGMA = (0.1, 2.0)
+SIGMA = (0.1, 2.0)  # pixels of a 224 px picture; as much smaller as the global crop is
 KERNEL = 9  # pixels
 RATIO = (3 / 4, 4 / 3)  # width / height of a crop
 TRIES = 10  # boxes tried before the crop falls back to the centre
@@ -71,6 +71,7 @@ def plan(config: TrainConfig, step: int, ids: NDArray[np.uint64], sizes: NDArray
     blur = np.where(is_global, np.where(first_recipe, 1.0, GLOBAL_BLUR), LOCAL_BLUR)  # [B, K]
     solarise = np.where(is_global & ~first_recipe, GLOBAL_SOLARISE, 0.0)  # [B, K]
     sigma = SIGMA[0] + (SIGMA[1] - SIGMA[0]) * u[..., 13]  # [B, K]
+    sigma = sigma * config.image_size / 224
     return Plan(
         divisor=np.where(lots[:, 0] < config.downsample, choice, 1),
         box=_boxes(config, step, ids, sizes),

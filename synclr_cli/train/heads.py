@@ -1,9 +1,9 @@
 """Heads: projector and predictor of the contrast, and the prototypes of the patch loss.
 
     cls token [B, D] --projector--> [B, E] --predictor (student only)--> [B, E]
-    masked patch tokens [M, D] --PrototypeHead--> scores [M, P]
+    masked patch tokens [M, D] --PrototypeHead--> unit vectors [M, K], prototypes [P, K]
 
-Shapes: B crops, D width of the ViT, E embedding, M masked patches, P prototypes.
+Shapes: B crops, D width of the ViT, E embedding, M masked patches, P prototypes, K bottleneck.
 """
 
 from __future__ import annotations
@@ -82,15 +82,12 @@ class PrototypeHead(nn.Module):
         self.gain = nn.Parameter(torch.ones(prototypes, 1))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return scores [M, P] of tokens [M, D]."""
-        return F.linear(self.embed(tokens), self.prototypes())  # [M, P]
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Return unit vectors [M, bottleneck]."""
-        return F.normalize(self.layers(tokens), dim=-1)  # [M, bottleneck]
+        """Return unit vectors [M, K] of tokens [M, D]; times the prototypes they are scores."""
+        x = self.layers(tokens)  # [M, K]
+        return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
     def prototypes(self) -> Tensor:
-        """Return the prototypes, [P, bottleneck]."""
+        """Return the prototypes, [P, K]."""
         return self.gain * F.normalize(self.direction, dim=-1)
 
 

@@ -62,8 +62,7 @@ class Learner:
         Raises:
             NotFinite: on every rank alike, before anything is changed.
         """
-        losses = self.objective(batch, now.teacher_temperature)
-        losses.total.backward()
+        losses = self.objective.gradient(batch, now.teacher_temperature)
         parameters = [p for p in self.student.parameters() if p.grad is not None]
         self.runtime.average_gradients(parameters)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -1,9 +1,13 @@
 """The two losses of stage 3, as pure functions of embeddings and scores.
 
     anchors, candidates, labels --contrast--> L              multi-positive contrast, eq. 1-3
-    teacher scores --sinkhorn--> targets --patch_loss--> L   masked patches, iBOT
+    teacher tokens --Scores, Sinkhorn--> targets
+    student tokens, targets --patch_loss--> L                masked patches, iBOT
 
-Shapes: A anchors, C candidates, E embedding, M masked patches of this rank, P prototypes.
+Neither keeps more than a block of similarities at a time, nor does its gradient.
+
+Shapes: A anchors, C candidates, E embedding, M masked patches of this rank, P prototypes, K width
+of their space.
 """
 
 from __future__ import annotations
@@ -72,39 +76,125 @@ class _Contrast(torch.autograd.Function):
         return upstream * gradient, None, None, None, None, None
 
 
-def sinkhorn(scores: Tensor, temperature: float, iterations: int, runtime: Runtime) -> Tensor:
-    """Return targets [M, P] that sum to 1 over prototypes and nearly alike over all ranks' tokens.
+class Scores:
+    """The scores of M tokens against P prototypes, by blocks of rows.
+
+    All of them together are kept only while they are few; else a block is multiplied anew each time
+    it is asked for, so that memory does not grow with tokens x prototypes.
+    """
+
+    def __init__(self, tokens: Tensor, prototypes: Tensor, dtype: torch.dtype | None = None):
+        """Take tokens [M, K] and prototypes [P, K]; `dtype` is what they are multiplied in."""
+        self._tokens = tokens if dtype is None else tokens.to(dtype)
+        self._prototypes = prototypes if dtype is None else prototypes.to(dtype)
+        self._size = max(1, LOGITS // len(prototypes))
+        whole = len(tokens) <= self._size
+        self._kept = self._multiply(slice(None)) if whole else None
+
+    def blocks(self) -> list[slice]:
+        """Return the rows of each block; there may be none."""
+        rows = len(self._tokens)
+        return [slice(i, i + self._size) for i in range(0, rows, self._size)]
+
+    def __getitem__(self, block: slice) -> Tensor:
+        """Return the scores of a block, [rows, P], in float32 or better."""
+        return self._multiply(block) if self._kept is None else self._kept[block]
+
+    def _multiply(self, block: slice) -> Tensor:
+        scores = self._tokens[block] @ self._prototypes.T  # [rows, P]
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+    def per_prototype(self) -> Tensor:
+        """Return zeros, [P]."""
+        dtype = torch.promote_types(self._prototypes.dtype, torch.float32)
+        return torch.zeros(len(self._prototypes), dtype=dtype, device=self._prototypes.device)
+
+
+class Sinkhorn:
+    """The teacher's targets: rows sum to 1, and prototypes are used nearly alike over all ranks.
 
     Sinkhorn-Knopp on exp(scores / temperature): per iteration the prototypes' totals are made equal
     first, then the tokens'. Only scaling vectors are iterated. The first prototype scaling is
     taken in the log domain and put into the matrix, after which every row and column of it holds
     a number of ordinary size, so nothing overflows or vanishes, whatever the scores.
-
-    Args:
-        scores: [M, P] of the teacher, on this rank; M may differ between ranks.
-        temperature: of the teacher.
     """
-    logits = scores.to(torch.promote_types(scores.dtype, torch.float32)) / temperature  # [M, P]
-    low = logits.new_full((1, logits.shape[1]), -torch.inf)
-    highest = runtime.gather(torch.cat([logits, low]).amax(0, keepdim=True)).amax(0)  # [P]
-    total = runtime.sum(torch.exp(logits - highest).sum(0))  # [P]
-    logits = logits - highest - total.log()  # prototypes are equal: columns sum to 1
-    matrix = torch.exp(logits - logits.amax(1, keepdim=True))  # [M, P]
-    tokens = 1 / matrix.sum(1)  # [M]
-    prototypes = torch.ones_like(total)  # [P]
-    for _ in range(iterations - 1):
-        prototypes = 1 / runtime.sum(tokens @ matrix)
-        tokens = 1 / (matrix @ prototypes)
-    return matrix * prototypes * tokens[:, None]
+
+    def __init__(self, scores: Scores, temperature: float, iterations: int, runtime: Runtime):
+        """Iterate on scores [M, P] of the teacher; M may differ between ranks."""
+        self._scores, self._temperature = scores, temperature
+        highest = torch.full_like(scores.per_prototype(), -torch.inf)  # [P]
+        for block in scores.blocks():
+            highest = torch.maximum(highest, scores[block].amax(0))
+        highest = runtime.gather(highest[None]).amax(0) / temperature  # [P]
+        total = scores.per_prototype()
+        for block in scores.blocks():
+            total += torch.exp(scores[block] / temperature - highest).sum(0)
+        self._log_prototypes = highest + runtime.sum(total).log()  # [P]
+        self._prototypes = torch.ones_like(total)  # [P], what the iterations add
+        for _ in range(iterations - 1):
+            total = scores.per_prototype()
+            for block in scores.blocks():
+                matrix = self._matrix(block)  # [rows, P]
+                total += (1 / (matrix @ self._prototypes)) @ matrix
+            self._prototypes = 1 / runtime.sum(total)
+
+    def _matrix(self, block: slice) -> Tensor:
+        logits = self._scores[block] / self._temperature - self._log_prototypes  # [rows, P]
+        return logits.sub_(logits.amax(1, keepdim=True)).exp_()
+
+    def __getitem__(self, block: slice) -> Tensor:
+        """Return the targets of a block of tokens, [rows, P]."""
+        targets = self._matrix(block).mul_(self._prototypes)
+        return targets.div_(targets.sum(1, keepdim=True))
 
 
-def patch_loss(scores: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Return the sum over tokens of H(targets, softmax(scores / temperature)).
+def patch_loss(
+    tokens: Tensor,
+    prototypes: Tensor,
+    targets: Sinkhorn,
+    temperature: float,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return the sum over tokens of H(targets, softmax(tokens @ prototypes / temperature)).
 
     Args:
-        scores: [M, P] of the student.
-        targets: [M, P], rows summing to 1; no gradient flows to them.
+        tokens: [M, K] of the student; gradient flows to them and to the prototypes.
+        prototypes: [P, K] of the student.
+        targets: of the same M tokens.
         temperature: of the student.
+        dtype: what tokens and prototypes are multiplied in.
     """
-    logits = scores.to(torch.promote_types(scores.dtype, torch.float32)) / temperature
-    return (logits.logsumexp(1) - (targets.detach() * logits).sum(1)).sum()
+    return _PatchLoss.apply(tokens, prototypes, targets, temperature, dtype)
+
+
+class _PatchLoss(torch.autograd.Function):
+    """The cross entropy by blocks of tokens: the gradients are made with the loss.
+
+    With z = t.c / temperature: dL/dz = softmax(z) - target.
+    """
+
+    @staticmethod
+    def forward(ctx, tokens, prototypes, targets, temperature, dtype):
+        scores = Scores(tokens, prototypes, dtype)
+        loss = scores.per_prototype().sum()
+        of_tokens, of_prototypes = torch.zeros_like(tokens), torch.zeros_like(prototypes)
+        for block in scores.blocks():
+            z, target = scores[block] / temperature, targets[block]  # [rows, P]
+            log_sum = z.logsumexp(1, keepdim=True)  # [rows, 1]
+            loss += log_sum.sum() - torch.dot(target.view(-1), z.view(-1))
+            of_scores = z.sub_(log_sum).exp_().sub_(target).to(dtype or z.dtype)  # [rows, P]
+            of_tokens[block] = (of_scores @ prototypes.to(of_scores.dtype)).to(tokens.dtype)
+            of_prototypes += (of_scores.T @ tokens[block].to(of_scores.dtype)).to(of_prototypes)
+        ctx.save_for_backward(of_tokens / temperature, of_prototypes / temperature)
+        return loss
+
+    @staticmethod
+    def backward(ctx, upstream):
+        of_tokens, of_prototypes = ctx.saved_tensors
+        return (
+            (upstream * of_tokens).to(of_tokens.dtype),
+            (upstream * of_prototypes).to(of_prototypes.dtype),
+            None,
+            None,
+            None,
+        )

@@ -1,7 +1,12 @@
-"""One step's loss: L(global) + mean of L(local) + iBOT, eq. 4, over the crops of all ranks.
+"""One step's loss and gradient: L(global) + mean of L(local) + iBOT, eq. 4, over all ranks' crops.
 
-    batch --teacher--> candidates, targets   --\
-    batch --student--> anchors, scores       ----> Losses
+    batch --teacher--> cls and masked patch features --heads--> candidates, targets
+    batch --student--> cls and masked patch features --heads--> anchors, scores --> Losses
+
+With `micro_batch` the ViTs see that many pictures at a time, the heads and losses always the whole
+batch: the student's features are computed without a graph, the losses' gradient at them is kept,
+and then each piece is computed again and given its part of that gradient. The result is the
+gradient of the whole batch, batch norms and Sinkhorn included.
 
 Shapes: B pictures of this rank, L local crops of each, M masked patches, D width, E embedding.
 """
@@ -18,8 +23,8 @@ from synclr_cli.config import TrainConfig
 from synclr_cli.learning.backbone import IMAGENET_MEAN, IMAGENET_STD
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train.batches import Batch
-from synclr_cli.train.losses import contrast, patch_loss, sinkhorn
-from synclr_cli.train.student_teacher import Student, Teacher
+from synclr_cli.train.losses import Scores, Sinkhorn, contrast, patch_loss
+from synclr_cli.train.student_teacher import Encoder, Student, Teacher
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,30 @@ class Losses:
     of_patches: Tensor
 
 
+@dataclass(frozen=True)
+class Features:
+    """What the heads need of a ViT's tokens."""
+
+    of_globals: Tensor  # [B, D] cls
+    of_locals: Tensor  # [B x L, D] cls; [0, D] of the teacher
+    of_patches: Tensor  # [M, D]
+
+    @staticmethod
+    def join(pieces: list[Features]) -> Features:
+        """Return the features of pieces of a batch as those of the batch."""
+        if len(pieces) == 1:
+            return pieces[0]
+        return Features(
+            torch.cat([p.of_globals for p in pieces]),
+            torch.cat([p.of_locals for p in pieces]),
+            torch.cat([p.of_patches for p in pieces]),
+        )
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the three, the cls features first."""
+        return self.of_globals, self.of_locals, self.of_patches
+
+
 class Objective:
     """The loss of a batch, as a config asks for it."""
 
@@ -39,55 +68,101 @@ class Objective:
         self.config, self.runtime = config, runtime
         self.student, self.teacher = student, teacher
 
-    def __call__(self, batch: Batch, teacher_temperature: float) -> Losses:
+    def gradient(self, batch: Batch, teacher_temperature: float) -> Losses:
+        """Add the gradient of this rank's losses to the student's, and return the losses."""
+        pictures = len(batch.globals)
+        size = self.config.micro_batch or pictures
+        pieces = [slice(i, min(i + size, pictures)) for i in range(0, pictures, size)]
+        with torch.no_grad():
+            taught = Features.join([self._taught(batch, piece) for piece in pieces])
+        if len(pieces) == 1:
+            losses = self.losses(batch, self._learnt(batch, pieces[0]), taught, teacher_temperature)
+            losses.total.backward()
+            return losses
+        with torch.no_grad():
+            of_pieces = [self._learnt(batch, piece) for piece in pieces]
+        learnt = Features(*(t.requires_grad_() for t in Features.join(of_pieces).tensors()))
+        losses = self.losses(batch, learnt, taught, teacher_temperature)
+        losses.total.backward()
+        ends = [0, 0, 0]
+        for piece, seen in zip(pieces, of_pieces, strict=True):
+            again, gradients = self._learnt(batch, piece).tensors(), []
+            for i, (whole, part) in enumerate(zip(learnt.tensors(), seen.tensors(), strict=True)):
+                start, ends[i] = ends[i], ends[i] + len(part)
+                gradients.append(None if whole.grad is None else whole.grad[start : ends[i]])
+            given = [(t, g) for t, g in zip(again, gradients, strict=True) if g is not None]
+            torch.autograd.backward([t for t, _ in given], [g for _, g in given])
+        return losses
+
+    def _taught(self, batch: Batch, piece: slice) -> Features:
+        """Return the teacher's features of some pictures; it sees all patches, no local crop."""
+        return self._features(self.teacher, batch, piece, masked=False)
+
+    def _learnt(self, batch: Batch, piece: slice) -> Features:
+        """Return the student's features of some pictures."""
+        config, student = self.config, self.student
+        ids = batch.ids[piece].cpu().numpy().view(np.uint64)  # [b]
+        student.set_depth(config.seed, batch.step, ids)
+        features = self._features(student, batch, piece, masked=True)
+        if not config.local_crops:
+            return features
+        crops = config.local_crops
+        ids, numbers = np.repeat(ids, crops), np.tile(np.arange(1, 1 + crops), len(ids))  # [b x L]
+        student.set_depth(config.seed, batch.step, ids, numbers)
+        locals_ = batch.locals[piece.start * crops : piece.stop * crops]  # [b x L, 3, s, s]
+        with self.runtime.autocast():
+            of_locals = student.encode(normalise(locals_))[:, 0]  # [b x L, D]
+        return Features(features.of_globals, of_locals, features.of_patches)
+
+    def _features(self, model: Encoder, batch: Batch, piece: slice, *, masked: bool) -> Features:
+        masks = batch.masks[piece] if self.config.patch_weight else None  # [b, N]
+        with self.runtime.autocast():
+            tokens = model.encode(normalise(batch.globals[piece]), masks if masked else None)
+        none = tokens.new_empty(0, tokens.shape[-1])
+        of_patches = none if masks is None else tokens[:, 1:][masks]  # [m, D]
+        return Features(tokens[:, 0], none, of_patches)
+
+    def losses(
+        self, batch: Batch, learnt: Features, taught: Features, teacher_temperature: float
+    ) -> Losses:
         """Return the losses of this rank's crops against all ranks' candidates."""
         config, runtime, student, teacher = self.config, self.runtime, self.student, self.teacher
-        pictures, zero = len(batch.globals), torch.zeros((), device=runtime.device)
-        masked = batch.masks if config.patch_weight else None
-        ids, crop = batch.ids.cpu().numpy().view(np.uint64), np.arange(1, 1 + config.local_crops)
-        globals_ = normalise(batch.globals)  # [B, 3, S, S]
+        pictures, temperature = len(learnt.of_globals), config.temperature
         with torch.no_grad(), runtime.autocast():
-            tokens = teacher.encode(globals_)  # [B, 1 + N, D]
-            candidates = teacher.projector(tokens[:, 0])  # [B, E]
-            hidden = tokens[:, 1:][masked] if masked is not None else None  # [M, D]
+            candidates = runtime.gather(teacher.projector(taught.of_globals))  # [all B, E]
         with runtime.autocast():
-            student.set_depth(config.seed, batch.step, ids)
-            tokens = student.encode(globals_, masked)  # [B, 1 + N, D]
-            features = tokens[:, 0]  # [B, D]
-            if config.local_crops:
-                locals_ = normalise(batch.locals)  # [B x L, 3, s, s]
-                student.set_depth(
-                    config.seed,
-                    batch.step,
-                    np.repeat(ids, config.local_crops),
-                    np.tile(crop, pictures),
-                )
-                features = torch.cat([features, student.encode(locals_)[:, 0]])  # [B + B x L, D]
+            # Global and local crops share the heads' batch statistics.
+            features = torch.cat([learnt.of_globals, learnt.of_locals])  # [B + B x L, D]
             anchors = student.predictor(student.projector(features))  # [B + B x L, E]
-
-        candidates = runtime.gather(candidates)  # [all B, E]
         labels, own_labels = runtime.gather(batch.labels), batch.labels  # [all B], [B]
         own = runtime.rank * pictures + torch.arange(pictures, device=runtime.device)  # [B]
-        temperature = config.temperature
         of_globals = contrast(anchors[:pictures], candidates, own_labels, labels, own, temperature)
-        of_locals = of_patches = zero
+        of_locals = of_patches = torch.zeros((), device=runtime.device)
         if config.local_crops:
             # A local crop has its own picture's global crop among its positives.
             local_labels = own_labels.repeat_interleave(config.local_crops)  # [B x L]
             of_locals = contrast(
                 anchors[pictures:], candidates, local_labels, labels, None, temperature
             )
-        if masked is not None and hidden is not None:
-            with torch.no_grad(), runtime.autocast():
-                scores = teacher.prototypes(hidden)  # [M, P]
-            targets = sinkhorn(scores, teacher_temperature, config.sinkhorn_iterations, runtime)
+        if student.prototypes is not None and teacher.prototypes is not None:
+            with torch.no_grad():
+                with runtime.autocast():
+                    tokens = teacher.prototypes(taught.of_patches)  # [M, K]
+                scores = Scores(tokens, teacher.prototypes.prototypes(), runtime.amp_dtype)
+                targets = Sinkhorn(scores, teacher_temperature, config.sinkhorn_iterations, runtime)
             with runtime.autocast():
-                scores = student.prototypes(tokens[:, 1:][masked])  # [M, P]
+                tokens = student.prototypes(learnt.of_patches)  # [M, K]
+            total = patch_loss(
+                tokens,
+                student.prototypes.prototypes(),
+                targets,
+                config.student_temperature,
+                runtime.amp_dtype,
+            )
             # Each masked picture has equally many masked patches, so this is the mean over
             # patches inside a picture, then over masked pictures.
-            count = runtime.sum(masked.sum()).clamp(min=1)
-            share = runtime.world / count
-            of_patches = share * patch_loss(scores, targets, config.student_temperature)
+            count = runtime.sum(torch.tensor(len(tokens), device=runtime.device)).clamp(min=1)
+            of_patches = total * (runtime.world / count)
         total = of_globals + of_locals + config.patch_weight * of_patches
         return Losses(total, of_globals.detach(), of_locals.detach(), of_patches.detach())
 

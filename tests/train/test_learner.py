@@ -15,6 +15,7 @@ from synclr_cli.config import TrainConfig
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import batches, timetable
 from synclr_cli.train.learner import Learner, NotFinite
+from synclr_cli.train.student_teacher import Encoder
 
 ALONE = Runtime(torch.device("cpu"), None)
 
@@ -45,7 +46,7 @@ def test_updates_equal_the_written_out_adamw(images: Path, small: Callable, head
     values = [timetable.at(step, config) for step in range(4)]
     for step, now in enumerate(values):
         batch = source.make(step)
-        learner.objective(batch, now.teacher_temperature).total.backward()
+        learner.objective.gradient(batch, now.teacher_temperature)
         for name in watched:
             gradients[name].append(parameters[name].grad.numpy().copy())
         learner.optimizer.zero_grad()
@@ -77,7 +78,7 @@ def test_the_first_update_of_a_warmup_moves_nothing_but_the_moments(
 
 def test_every_parameter_learns(images: Path, small: Callable) -> None:
     learner, source = start(small(), images)
-    learner.objective(source.make(0), 0.04).total.backward()
+    learner.objective.gradient(source.make(0), 0.04)
     for name, parameter in learner.student.named_parameters():
         assert parameter.grad is not None, name
     assert all(p.grad is None for p in learner.teacher.parameters())
@@ -85,9 +86,13 @@ def test_every_parameter_learns(images: Path, small: Callable) -> None:
 
 def test_the_total_is_the_sum_of_its_terms(images: Path, small: Callable) -> None:
     learner, source = start(small(patch_weight=0.5), images)
-    losses = learner.objective(source.make(1), 0.05)
+    losses = learner.objective.gradient(source.make(1), 0.05)
     expected = losses.of_globals + losses.of_locals + 0.5 * losses.of_patches
     assert losses.total.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def scores(model: Encoder, tokens: torch.Tensor) -> np.ndarray:
+    return (model.prototypes(tokens) @ model.prototypes.prototypes().T).numpy()
 
 
 def test_the_terms_equal_the_equations(images: Path, small: Callable) -> None:
@@ -95,7 +100,7 @@ def test_the_terms_equal_the_equations(images: Path, small: Callable) -> None:
     config = small(drop_path=0.0, head_norm="layer", sinkhorn_iterations=3)
     learner, source = start(config, images)
     batch = source.make(2)
-    losses = learner.objective(batch, 0.05)
+    losses = learner.objective.gradient(batch, 0.05)
     student, teacher = learner.student, learner.teacher
     with torch.no_grad():
         mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
@@ -107,9 +112,9 @@ def test_the_terms_equal_the_equations(images: Path, small: Callable) -> None:
         anchors = student.predictor(student.projector(tokens[:, 0])).numpy()
         local = student.predictor(student.projector(student.encode(s)[:, 0])).numpy()
         pairs = zip(tokens, batch.masks, strict=True)
-        seen = [student.prototypes(t[1:][m]).numpy() for t, m in pairs]
+        seen = [scores(student, t[1:][m]) for t, m in pairs]
         hidden = teacher.encode(g)[:, 1:][batch.masks]
-        targets = reference.sinkhorn(teacher.prototypes(hidden).numpy(), 0.05, 3)
+        targets = reference.sinkhorn(scores(teacher, hidden), 0.05, 3)
     labels = batch.labels.tolist()
     of_globals = reference.contrast(
         anchors, candidates, labels, labels, list(range(len(labels))), config.temperature
@@ -155,3 +160,20 @@ def test_a_term_that_is_switched_off_is_zero(images: Path, small: Callable, with
     losses = learner.update(source.make(0), timetable.at(0, config)).losses
     term = losses.of_locals if without == "local_crops" else losses.of_patches
     assert term.item() == 0 and torch.isfinite(losses.total)
+
+
+@pytest.mark.parametrize("head_norm", ["batch", "layer"])
+@pytest.mark.parametrize("micro_batch", [1, 5])
+def test_micro_batches_give_the_gradient_of_the_whole(
+    images: Path, small: Callable, head_norm: str, micro_batch: int
+) -> None:
+    results = []
+    for size in (0, micro_batch):
+        learner, source = start(small(head_norm=head_norm, micro_batch=size), images)
+        losses = learner.objective.gradient(source.make(1), 0.05)
+        gradients = {n: p.grad for n, p in learner.student.named_parameters()}
+        results.append((losses, gradients))
+    (whole, wanted), (pieced, found) = results
+    torch.testing.assert_close(vars(pieced), vars(whole), rtol=1e-10, atol=0)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-7, atol=1e-10, msg=name)

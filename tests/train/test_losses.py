@@ -86,31 +86,65 @@ def test_an_anchor_without_a_positive_adds_nothing_and_poisons_nothing() -> None
     assert a.grad is not None and a.grad[2].abs().max() == 0
 
 
+def sinkhorn(scores: Tensor, temperature: float, iterations: int) -> Tensor:
+    """Return the package's targets for given scores: tokens are the scores, prototypes axes."""
+    axes = torch.eye(scores.shape[1], dtype=scores.dtype)
+    made = losses.Scores(scores, axes)
+    targets = losses.Sinkhorn(made, temperature, iterations, ALONE)
+    return torch.cat([targets[block] for block in made.blocks()])
+
+
 @pytest.mark.parametrize("iterations", [1, 2, 3, 8])
 @pytest.mark.parametrize("shape", [(12, 7), (3, 40), (1, 5), (6, 1)])
-def test_sinkhorn_equals_the_loops(iterations: int, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("most", [losses.LOGITS, 25])
+def test_sinkhorn_equals_the_loops(
+    iterations: int, shape: tuple[int, int], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "LOGITS", most)  # 25: by blocks of a few rows
     scores = rows(*shape, 14) * 0.3
-    ours = losses.sinkhorn(scores, 0.04, iterations, ALONE)
     theirs = reference.sinkhorn(scores.numpy(), 0.04, iterations)
-    np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(
+        sinkhorn(scores, 0.04, iterations).numpy(), theirs, rtol=1e-9, atol=1e-14
+    )
 
 
 def test_sinkhorn_stays_finite_where_exponentials_overflow() -> None:
     scores = (rows(32, 16, 15) * 40).float()  # up to about 100 / 0.04 = 2500 in the exponent
-    targets = losses.sinkhorn(scores, 0.04, 3, ALONE)
+    targets = sinkhorn(scores, 0.04, 3)
     assert torch.isfinite(targets).all()
     torch.testing.assert_close(targets.sum(1), torch.ones(32))
 
 
 def test_many_sinkhorn_iterations_use_all_prototypes_alike() -> None:
-    targets = losses.sinkhorn(rows(60, 6, 16), 0.5, 200, ALONE)
+    targets = sinkhorn(rows(60, 6, 16), 0.5, 200)
     torch.testing.assert_close(targets.sum(0), torch.full((6,), 10.0, dtype=torch.float64))
 
 
-def test_the_patch_loss_is_the_mean_over_patches_then_masked_pictures() -> None:
-    scores, targets = rows(12, 8, 17), rows(12, 8, 18).softmax(1)
-    ours = losses.patch_loss(scores, targets, 0.1) / 12
-    theirs = reference.patch_loss(
-        np.split(scores.numpy(), 3), np.split(targets.numpy(), 3), 0.1
-    )  # three pictures of four masked patches each
-    assert ours.item() == pytest.approx(theirs, rel=1e-12)
+def patch_case() -> tuple[Tensor, Tensor, losses.Sinkhorn]:
+    tokens, prototypes = rows(12, 4, 17).requires_grad_(), rows(8, 4, 18).requires_grad_()
+    scores = losses.Scores(rows(12, 4, 19) * 0.1, rows(8, 4, 20))
+    return tokens, prototypes, losses.Sinkhorn(scores, 0.07, 3, ALONE)
+
+
+@pytest.mark.parametrize("most", [losses.LOGITS, 25])
+def test_the_patch_loss_is_the_mean_over_patches_then_masked_pictures(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "LOGITS", most)
+    tokens, prototypes, targets = patch_case()
+    ours = losses.patch_loss(tokens, prototypes, targets, 0.1) / 12
+    scores = (tokens @ prototypes.T).detach().numpy()
+    taught = reference.sinkhorn((rows(12, 4, 19) * 0.1 @ rows(8, 4, 20).T).numpy(), 0.07, 3)
+    theirs = reference.patch_loss(np.split(scores, 3), np.split(taught, 3), 0.1)
+    assert ours.item() == pytest.approx(theirs, rel=1e-12)  # 3 pictures of 4 masked patches each
+
+
+@pytest.mark.parametrize("most", [losses.LOGITS, 25])
+def test_the_gradient_of_the_patch_loss_is_that_of_finite_differences(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "LOGITS", most)
+    tokens, prototypes, targets = patch_case()
+    assert torch.autograd.gradcheck(
+        lambda t, c: losses.patch_loss(t, c, targets, 0.5), (tokens, prototypes), atol=1e-7
+    )
