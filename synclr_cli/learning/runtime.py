@@ -100,6 +100,12 @@ class Runtime:
             return module
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
 
+    def same_buffers(self, module: nn.Module) -> None:
+        """Give every rank the main rank's buffers: batch norms that count each rank for itself."""
+        if self.world > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """Return the module so that its gradients are averaged over ranks."""
         if self.world == 1:

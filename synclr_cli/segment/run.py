@@ -40,6 +40,7 @@ from synclr_cli.learning import (
 from synclr_cli.learning.backbone import Backbone
 from synclr_cli.learning.labelled import Labelled
 from synclr_cli.learning.run_folder import RunFolder
+from synclr_cli.learning.runtime import Runtime
 from synclr_cli.segment import dense, grading
 from synclr_cli.segment.linear import LinearSegmenter
 from synclr_cli.segment.upernet import UperNetSegmenter
@@ -93,7 +94,7 @@ def run(
                 trained.train()
                 with rt.autocast():
                     logits = trained(crops.to(rt.device))
-                loss = loss_of(logits, ids.to(rt.device), config.auxiliary_weight)
+                loss = loss_of(logits, ids.to(rt.device), config.auxiliary_weight, rt)
                 value = loss.item()
                 if not math.isfinite(value):
                     raise DivergedError(
@@ -108,6 +109,7 @@ def run(
 
                 done = step + 1
                 if done % config.validation_steps == 0 or done == config.steps:
+                    rt.same_buffers(now.model)
                     (counts,) = grade("val", {"last": now.model}).values()
                     now.look(done, counts.mean_iou())
                     folder.log({"step": done, "lr": lr, **now.summary()})
@@ -138,21 +140,23 @@ def segmenter(config: SegmentConfig, opened: Backbone, classes: int) -> nn.Modul
         )
 
 
-def loss_of(logits: list[Tensor], ids: Tensor, auxiliary_weight: float) -> Tensor:
+def loss_of(logits: list[Tensor], ids: Tensor, auxiliary_weight: float, rt: Runtime) -> Tensor:
     """Return the mean cross entropy over the labelled pixels, the auxiliary head's weighed in.
+
+    Averaged over ranks it is the mean over the labelled pixels of all of them.
 
     Args:
         logits: of the head and, if there is one, the auxiliary head, [B, K, h, w].
         ids: [B, S, S]; `dense.IGNORED` where there is no label.
     """
-    labelled_pixels = (ids != dense.IGNORED).sum().clamp(min=1)  # all ignored: a loss of 0
-    total = ids.new_zeros((), dtype=torch.float32)
+    pixels = rt.sum((ids != dense.IGNORED).sum()).clamp(min=1) / rt.world  # none: a loss of 0
+    total = torch.zeros((), device=ids.device)
     for weight, each in zip((1.0, auxiliary_weight), logits, strict=False):
         full = F.interpolate(
             each.float(), size=ids.shape[1:], mode="bilinear", align_corners=False
         )  # [B, K, S, S]
         entropy = F.cross_entropy(full, ids, ignore_index=dense.IGNORED, reduction="sum")
-        total = total + weight * entropy / labelled_pixels
+        total = total + weight * entropy / pixels
     return total
 
 
@@ -228,7 +232,7 @@ def _batches(
     config: SegmentConfig,
     pictures: Labelled,
     opened: Backbone,
-    rt: runtime.Runtime,
+    rt: Runtime,
     start: int,
 ) -> Any:
     order = loading.EpochOrder(

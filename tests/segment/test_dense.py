@@ -7,10 +7,12 @@ from PIL import Image
 from torch.nn import functional as F
 
 from synclr_cli.config import SegmentConfig
+from synclr_cli.learning.runtime import Runtime
 from synclr_cli.segment import dense
 from synclr_cli.segment.grading import Counts
 from synclr_cli.segment.run import loss_of
 
+ALONE = Runtime(torch.device("cpu"), None)
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 
@@ -171,12 +173,12 @@ def test_the_loss_is_the_mean_over_labelled_pixels_plus_the_weighed_auxiliary_he
                  if ids[b, i, j] >= 0]  # fmt: skip
         parts.append(sum(terms) / len(terms))
     expected = parts[0] + 0.4 * parts[1]
-    assert loss_of(logits, ids, 0.4).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss_of(logits, ids, 0.4, ALONE).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_a_batch_of_ignored_pixels_has_loss_zero_and_no_nan():
     logits = [torch.randn(1, 3, 4, 4, requires_grad=True)]
-    loss = loss_of(logits, torch.full((1, 8, 8), dense.IGNORED), 0.4)
+    loss = loss_of(logits, torch.full((1, 8, 8), dense.IGNORED), 0.4, ALONE)
     loss.backward()
     assert loss.item() == 0
     assert logits[0].grad.abs().max() == 0
