@@ -6,6 +6,7 @@ carries the result: the path that was made, or a judge's report as one JSON obje
 
 from __future__ import annotations
 
+import importlib
 import signal
 import sys
 from collections.abc import Callable
@@ -73,7 +74,16 @@ JudgeOut = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="Folder to make. [default: runs/COMMAND/BACKBONE-on-DATA]"),
 ]
-DATA_HELP = "Labelled pictures: a folder tree, Parquet (HF layout), torchvision:NAME, or digits:."
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        "-d",
+        metavar="DATA",
+        help="Labelled pictures (segment: with class-id masks): a folder tree, Parquet in the"
+        " Hugging Face layout, torchvision:NAME, or digits:.",
+    ),
+]
 
 
 def _resolve(
@@ -112,12 +122,8 @@ def _input(name: str) -> str:
     return lines[0]
 
 
-def _judge_out(command: str, out: Path | None, backbone: str, data: str) -> Path:
-    """Return a judge's folder, by default named after what is judged on what."""
-    return out or Path("runs") / command / f"{_stem(backbone)}-on-{_stem(data)}"
-
-
 def _stem(spec: str) -> str:
+    """Return a short name for a backbone or a data set, to name a judge's folder by."""
     scheme, _, rest = spec.rpartition(":")
     last = Path(rest).resolve().name if rest else ""
     return "-".join(part for part in (scheme, last.removesuffix(".safetensors")) if part)
@@ -219,85 +225,33 @@ def train(
 # ---------------------------------------------------------------------------------- the judges
 
 
-@app.command("linear-probe")
-def linear_probe(
-    backbone: BackboneArgument,
-    data: Annotated[str, typer.Option("--data", "-d", metavar="DATA", help=DATA_HELP)],
-    seed: Seed = None,
-    out: JudgeOut = None,
-    preset: Preset = "tiny",
-    sets: Sets = None,
-    print_config: PrintConfig = False,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
-    """Judge a backbone by a linear classifier on its frozen features."""
-    settings = _resolve(
-        "linear-probe", preset, sets, print_config, quiet, seed=("--seed", seed)
-    )  # fmt: skip
-    _judge("linear-probe", "linear_probe", settings, backbone, data, out, overwrite)
+def _add_judge(command: str, what: str) -> None:
+    """Add a judge's command; the three differ in their settings and in their stage only."""
+
+    def judge(
+        backbone: BackboneArgument,
+        data: DataOption,
+        seed: Seed = None,
+        out: JudgeOut = None,
+        preset: Preset = "tiny",
+        sets: Sets = None,
+        print_config: PrintConfig = False,
+        overwrite: Overwrite = False,
+        quiet: Quiet = False,
+    ) -> None:
+        settings = _resolve(command, preset, sets, print_config, quiet, seed=("--seed", seed))
+        name = _input(backbone)
+        folder = out or Path("runs") / command / f"{_stem(name)}-on-{_stem(data)}"
+        stage = importlib.import_module(f"synclr_cli.{command.replace('-', '_')}.run")
+        report = stage.run(settings, name, data, folder, overwrite=overwrite)
+        console.result_json(report, inspection.report_rows(report))
+
+    app.command(command, help=what)(judge)
 
 
-@app.command()
-def finetune(
-    backbone: BackboneArgument,
-    data: Annotated[str, typer.Option("--data", "-d", metavar="DATA", help=DATA_HELP)],
-    seed: Seed = None,
-    out: JudgeOut = None,
-    preset: Preset = "tiny",
-    sets: Sets = None,
-    print_config: PrintConfig = False,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
-    """Judge a backbone by training all of it on labelled pictures."""
-    settings = _resolve(
-        "finetune", preset, sets, print_config, quiet, seed=("--seed", seed)
-    )  # fmt: skip
-    _judge("finetune", "finetune", settings, backbone, data, out, overwrite)
-
-
-@app.command()
-def segment(
-    backbone: BackboneArgument,
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data", "-d", metavar="DATA", help="Pictures with class-id masks: Parquet or folders."
-        ),
-    ],
-    seed: Seed = None,
-    out: JudgeOut = None,
-    preset: Preset = "tiny",
-    sets: Sets = None,
-    print_config: PrintConfig = False,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
-    """Judge a backbone by semantic segmentation with an UperNet head."""
-    settings = _resolve(
-        "segment", preset, sets, print_config, quiet, seed=("--seed", seed)
-    )  # fmt: skip
-    _judge("segment", "segment", settings, backbone, data, out, overwrite)
-
-
-def _judge(
-    command: str,
-    package: str,
-    settings: Any,
-    backbone: str,
-    data: str,
-    out: Path | None,
-    overwrite: bool,
-) -> None:
-    """Run one judge and show its report."""
-    backbone = _input(backbone)
-    import importlib
-
-    run = importlib.import_module(f"synclr_cli.{package}.run").run
-    folder = _judge_out(command, out, backbone, data)
-    report = cast(dict[str, Any], run(settings, backbone, data, folder, overwrite=overwrite))
-    console.result_json(report, inspection.report_rows(report))
+_add_judge("linear-probe", "Judge a backbone by a linear classifier on its frozen features.")
+_add_judge("finetune", "Judge a backbone by training all of it on labelled pictures.")
+_add_judge("segment", "Judge a backbone by semantic segmentation with an UperNet head.")
 
 
 # ------------------------------------------------------------------------------- the onlookers
