@@ -51,7 +51,10 @@ class CaptionsConfig:
     examples: int = 3  # demonstrations before each completion
     examples_block: int = 256  # consecutive ids that share them; 1 draws them anew for each caption
     examples_file: str = ""  # TOML of own demonstrations; "" for the shipped ones
+    quality_gate: bool = True  # refuse captions with a fault; false refuses empty ones only
+    max_similarity: float = 1.0  # of a caption to an earlier one nearby; 1 refuses only equal ones
     attempts: int = 4  # draws of a caption the quality gate refuses, before a rule writes it
+    shard: str = "1/1"  # I/N makes the I-th of N files; every N-th part belongs to it
     share_c: float = 0.44  # of captions about objects: concept alone
     share_c_bg: float = 0.45  # concept and background
     share_c_rel: float = 0.11  # concept and positional relation
@@ -63,7 +66,9 @@ class CaptionsConfig:
         _at_least("captions.seed", self.seed, 0)
         _at_least("captions.examples", self.examples, 0)
         _at_least("captions.examples_block", self.examples_block, 1)
+        _within("captions.max_similarity", self.max_similarity, 0, 1, low_open=True)
         _at_least("captions.attempts", self.attempts, 1)
+        _shard("captions.shard", self.shard)
         _at_least("captions.captions_per_part", self.captions_per_part, 1)
         shares = (self.share_c, self.share_c_bg, self.share_c_rel)
         for name, share in zip(("share_c", "share_c_bg", "share_c_rel"), shares, strict=True):
@@ -541,6 +546,12 @@ def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
         near = difflib.get_close_matches(value, allowed, n=1)
         hint = f"did you mean {near[0]}?" if near else ""
         raise UsageError(key, got=repr(value), expected=" | ".join(allowed), do=hint)
+
+
+def _shard(key: str, value: str) -> None:
+    number, _, of = value.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise UsageError(key, got=repr(value), expected="I/N with I from 1 to N")
 
 
 def _scheme(key: str, value: str) -> None:

@@ -53,6 +53,7 @@ class Painting:
 
     pixels: np.ndarray  # [H, W, 3] uint8
     mask: np.ndarray | None = None  # [H, W] uint8 of class ids; 0 is background
+    flaw: str = ""  # why the engine itself would not keep it: "not finite", "unsafe"
 
 
 class ImageEngine(Protocol):

@@ -29,6 +29,7 @@ from synclr_cli import engines
 from synclr_cli.config import RenderConfig
 from synclr_cli.engines import ImageEngine, Painting
 from synclr_cli.errors import EngineError
+from synclr_cli.render import quality
 
 WORTH_PROCESSES = 256  # pictures; below, starting processes takes longer than painting
 
@@ -45,10 +46,10 @@ class Row:
     class_id: int  # that its mask writes for the concept's pixels
 
 
-def view_seed(seed: int, caption_id: int, view: int) -> int:
+def view_seed(seed: int, caption_id: int, view: int, attempt: int = 0) -> int:
     """Return the seed of a view's starting noise, 63 bits, from what names it and nothing else."""
-    name = f"{seed}/{caption_id}/{view}".encode()
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 1
+    name = f"{seed}/{caption_id}/{view}" + (f"/{attempt}" if attempt else "")
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
 
 
 class Painter:
@@ -124,7 +125,11 @@ def _paint(engine: ImageEngine, batch: list[Row]) -> list[Painting]:
 def encode(
     paintings: list[Painting], batch: list[Row], config: RenderConfig
 ) -> list[dict[str, Any]]:
-    """Return a batch's records of the images/1 columns: resized, encoded, masks with class ids."""
+    """Return a batch's records: the images/1 columns, and what the gate wants to know.
+
+    Pictures are resized and encoded, masks get their class ids; `flaw` is why a view would be
+    rejected alone, `fingerprint` tells near-duplicates.
+    """
     records = []
     for row, painting in zip(batch, paintings, strict=True):
         picture = Image.fromarray(painting.pixels)
@@ -134,17 +139,20 @@ def encode(
         mask = None
         if config.masks and painting.mask is not None:
             mask = {"bytes": mask_png(painting.mask, row.class_id, size), "path": None}
+        encoded = _picture_bytes(picture, config)
         records.append(
             {
                 "caption_id": row.caption_id,
                 "view": row.view,
                 "caption": row.caption,
                 "concept": row.concept,
-                "image": {"bytes": _picture_bytes(picture, config), "path": None},
+                "image": {"bytes": encoded, "path": None},
                 "width": size[0],
                 "height": size[1],
                 "seed": row.seed,
                 "mask": mask,
+                "flaw": painting.flaw or quality.flaw(painting.pixels, config),
+                "fingerprint": quality.fingerprint(encoded),
             }
         )
     return records

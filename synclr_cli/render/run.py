@@ -1,7 +1,7 @@
 """`synclr render`: captions -> pictures, several of each, in Parquet (paper, section 3.2).
 
-    captions/1 -> parts of `captions_per_part` captions -> batches -> engine -> encoded rows ->
-    part-00000.parquet ... -> manifest.json
+    captions/1 -> parts of `captions_per_part` captions -> batches -> engine -> gate -> encoded
+    rows -> part-00000.parquet ... -> manifest.json (and rejected.jsonl)
 
 A picture depends on (render.seed, caption_id, view) and the engine, never on batches, processes,
 shards or where the last run stopped. A part is the unit of resuming and of batching. While the
@@ -12,7 +12,7 @@ is `parallel` is painted by processes instead.
 from __future__ import annotations
 
 import json
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import Future
 from dataclasses import replace
 from hashlib import sha256
@@ -21,23 +21,34 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from synclr_cli import artifacts, config as configs, console, engines
 from synclr_cli.config import RenderConfig
-from synclr_cli.errors import DataError
+from synclr_cli.errors import DataError, UsageError
 from synclr_cli.render import painting
-from synclr_cli.render.painting import Row, view_seed
+from synclr_cli.render.part import Part, Plan
 
-MANIFEST = "manifest.json"
+MANIFEST, REJECTED = "manifest.json", "rejected.jsonl"
 CAPTIONS_PER_GROUP = 16  # a row group is what a reader fetches at once; no caption is split
 PARTS_IN_FLIGHT = 2  # parts being painted, encoded or written at the same time
-LARGEST_CLASS = 254  # mask ids: 0 is background, 255 is left for "ignore"
 
 
-def run(config: RenderConfig, captions: Path, out: Path, *, overwrite: bool = False) -> Path:
+def run(
+    config: RenderConfig,
+    captions: Path,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    shard: tuple[int, int] = (1, 1),
+) -> Path:
     """Paint every caption of a captions/1 file into the images/1 folder `out`, and return it.
+
+    A folder that was finished with fewer views or captions is continued: what it has is kept.
+
+    Args:
+        shard: (i, n): of n jobs that share the folder, this is the i-th, from 1. Each paints every
+            n-th part; whichever ends last writes the manifest.
 
     Raises:
         DataError: no captions/1 file, an empty one, or caption ids that repeat.
@@ -45,7 +56,10 @@ def run(config: RenderConfig, captions: Path, out: Path, *, overwrite: bool = Fa
         EngineError: the engine is not there or gave up; the disk is full.
     """
     # --- open
+    if not 1 <= shard[0] <= shard[1]:
+        raise UsageError("--shard", got=f"{shard[0]}/{shard[1]}", expected="i/n with 1 <= i <= n")
     table, origin = _read_captions(captions)
+    plan = Plan(table, config)
     header = artifacts.Header(
         schema="images",
         config=configs.flatten(config),
@@ -55,40 +69,53 @@ def run(config: RenderConfig, captions: Path, out: Path, *, overwrite: bool = Fa
     )
     if overwrite:
         _clear(out)
-    elif (out / MANIFEST).is_file():
-        artifacts.require_same("render", artifacts.open_images(out)[1], header, out)
-        return out
+    found = _found_header(out)
+    if found:
+        _require_continuable(found, header, out)
+        if (out / MANIFEST).is_file() and _is_finished(found, header):
+            return out
+    parts = artifacts.Parts(out, "images", header)
+    todo = _todo(parts, plan)
 
     # --- build
     engine = engines.load("image", config.engine)
-    header = replace(header, revision=engine.revision)
+    parts.header = header = replace(header, revision=engine.revision)
+    if found and found.revision != engine.revision:
+        console.warn(
+            f"{out} was begun with {found.revision}; what is painted now is by {engine.revision}"
+        )
     with artifacts.disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    parts = artifacts.Parts(out, "images", header)
-    total_parts = -(-table.num_rows // config.captions_per_part)
-    todo = parts.missing(total_parts)
-    classes = _class_names(table)
+        if todo:
+            (out / MANIFEST).unlink(missing_ok=True)  # not whole until it is written again
+    mine = [i for i in todo if i % shard[1] == shard[0] - 1]
 
     # --- loop
     total = table.num_rows * config.views
-    left = config.views * sum(
-        min(config.captions_per_part, table.num_rows - i * config.captions_per_part) for i in todo
-    )
+    left = len(mine) * config.captions_per_part * config.views
     with (
         painting.painter(engine, config, left) as painter,
-        console.progress("render", total, done=total - left, unit="pictures") as meter,
+        console.progress("render", total, done=max(total - left, 0), unit="pictures") as meter,
     ):
-        in_flight: deque[tuple[int, list[Future[Any]]]] = deque()
-        for index in todo:
-            rows = _rows(table, index, config, classes)
-            in_flight.append((index, painter.submit(rows)))
+        in_flight: deque[tuple[Part, list[Future[Any]]]] = deque()
+        for index in mine:
+            part = Part(plan, index)
+            if parts.path(index).exists():
+                part.keep(parts.path(index))
+            in_flight.append((part, painter.submit(part.missing())))
             if len(in_flight) == PARTS_IN_FLIGHT:
-                _finish(parts, *in_flight.popleft(), config, meter)
+                _finish(parts, *in_flight.popleft(), painter, meter)
         while in_flight:
-            _finish(parts, *in_flight.popleft(), config, meter)
+            _finish(parts, *in_flight.popleft(), painter, meter)
+    if truncated := len(getattr(engine, "truncated", ())):
+        console.warn(f"{truncated} captions were longer than the text encoder reads")
 
     # --- write
-    _write_manifest(parts, total_parts, captions.name, config, classes)
+    unfinished = len(_todo(parts, plan))
+    if unfinished:
+        console.note(f"{unfinished} of {plan.parts} parts are for the other jobs to paint")
+    else:
+        _write_manifest(parts, plan, captions.name)
     return out
 
 
@@ -111,72 +138,122 @@ def _read_captions(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     return table, artifacts.parent(path, header, artifacts.digest(path))
 
 
-def _class_names(table: pa.Table) -> list[str]:
-    """Return the concept behind each mask id, from id 1 on; one class if there are too many."""
-    names = sorted(pc.unique(table["concept"]).to_pylist())
-    return names if len(names) <= LARGEST_CLASS else ["object"]
+def _found_header(out: Path) -> artifacts.Header | None:
+    """Return the header of what an earlier run left in `out`, finished or not."""
+    if (out / MANIFEST).is_file():
+        return artifacts.open_images(out)[1]
+    first = next(iter(sorted(out.glob("part-*.parquet"))), None)
+    return artifacts.open_parquet(first, "images")[1] if first else None
 
 
-def _rows(table: pa.Table, index: int, config: RenderConfig, classes: list[str]) -> list[Row]:
-    """Return the views that part `index` holds, caption by caption."""
-    class_ids = {name: i for i, name in enumerate(classes, 1)}
-    piece = table.slice(index * config.captions_per_part, config.captions_per_part)
-    return [
-        Row(
-            c["caption_id"],
-            view,
-            c["caption"],
-            c["concept"],
-            view_seed(config.seed, c["caption_id"], view),
-            class_ids.get(c["concept"], 1),
-        )
-        for c in piece.to_pylist()
-        for view in range(config.views)
+def _is_finished(found: artifacts.Header, wanted: artifacts.Header) -> bool:
+    """Return whether a manifest's header is of just what is asked for."""
+    same_config = not configs.differing_keys("render", found.config, wanted.config)
+    return same_config and [p["digest"] for p in found.parents] == [
+        p["digest"] for p in wanted.parents
     ]
+
+
+def _require_continuable(found: artifacts.Header, wanted: artifacts.Header, out: Path) -> None:
+    """Refuse to continue what other settings began; more views and more captions are welcome.
+
+    Raises:
+        UsageError: names the settings that differ.
+    """
+    views = found.config.get("views", 0)
+    config = dict(wanted.config)
+    if views <= config["views"]:
+        config["views"] = views
+    same_parents = replace(wanted, config=config, parents=found.parents)
+    artifacts.require_same("render", found, same_parents, out)
+
+
+def _todo(parts: artifacts.Parts, plan: Plan) -> list[int]:
+    """Return the numbers of the parts that do not hold what they should.
+
+    Raises:
+        UsageError: there are parts beyond the last: the folder holds more captions.
+    """
+    beyond = parts.path(plan.parts).name
+    if any(p.name >= beyond for p in parts.present()):
+        raise UsageError(
+            f"{parts.folder} holds pictures of more captions than there are now",
+            do="continue with the captions file it began with, or add --overwrite",
+        )
+    return [i for i in range(plan.parts) if not _holds(parts.path(i), plan.mark(i))]
+
+
+def _holds(path: Path, mark: str) -> bool:
+    if not path.exists():
+        return False
+    facts = artifacts.open_parquet(path, "images")[1].facts or {}
+    return facts.get("mark") == mark
 
 
 def _finish(
     parts: artifacts.Parts,
-    index: int,
+    part: Part,
     batches: list[Future[Any]],
-    config: RenderConfig,
+    painter: painting.Painter,
     meter: console.Meter,
 ) -> None:
-    """Wait for a part's pictures and write it."""
-    records = []
-    for batch in batches:
-        made = batch.result()
-        records += made
-        meter.advance(len(made))
-    schema = artifacts.arrow_schema("images")
-    table = pa.Table.from_pylist(records, schema=schema)
-    parts.write(index, table, rows_per_group=CAPTIONS_PER_GROUP * config.views)
+    """Wait for a part's pictures, have the rejected ones painted again, and write the part."""
+    advanced = False
+    while True:
+        painted = [record for batch in batches for record in batch.result()]
+        if not advanced:
+            meter.advance(len(painted))
+            advanced = True
+        again = part.settle(painted)
+        if not again:
+            break
+        batches = painter.submit(again)
+    artifacts.write_parquet(
+        parts.path(part.index),
+        "images",
+        replace(parts.header, facts=part.facts()),
+        [part.table()],
+        rows_per_group=CAPTIONS_PER_GROUP * part.plan.config.views,
+    )
 
 
-def _write_manifest(
-    parts: artifacts.Parts, total: int, captions: str, config: RenderConfig, classes: list[str]
-) -> None:
-    """Write the list of parts that says the folder is whole."""
-    listed = []
-    for index in range(total):
-        file, _ = artifacts.open_parquet(parts.path(index), "images")
-        listed.append(
-            {
-                "name": parts.path(index).name,
-                "rows": file.metadata.num_rows,
-                "digest": artifacts.digest(parts.path(index)),
-            }
+def _write_manifest(parts: artifacts.Parts, plan: Plan, captions: str) -> None:
+    """Write the lists that say the folder is whole: what it holds, and what it does not."""
+    listed: list[dict[str, Any]] = []
+    rejected: list[dict[str, Any]] = []
+    set_aside: list[dict[str, Any]] = []
+    masked = False
+    for index in range(plan.parts):
+        path = parts.path(index)
+        file, header = artifacts.open_parquet(path, "images")
+        facts = header.facts or {}
+        rejected += facts.get("rejected", [])
+        set_aside += facts.get("set_aside", [])
+        if not masked and file.metadata.num_rows:
+            masked = pq.read_table(path, columns=["mask"])["mask"].null_count == 0
+        digest = artifacts.digest(path)
+        listed.append({"name": path.name, "rows": file.metadata.num_rows, "digest": digest})
+    for lists, kind in ((rejected, "rejected view"), (set_aside, "caption set aside")):
+        for entry in lists:
+            entry["what"] = kind
+    (parts.folder / REJECTED).unlink(missing_ok=True)
+    if rejected or set_aside:
+        with artifacts.atomic_file(parts.folder / REJECTED) as partial:
+            lines = [json.dumps(e, ensure_ascii=False) for e in (*rejected, *set_aside)]
+            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        console.note(
+            f"{len(rejected)} views rejected, {len(set_aside)} captions set aside: see {REJECTED}"
         )
-    first = parts.path(0)
-    masked = pq.read_table(first, columns=["mask"])["mask"].null_count == 0
     whole = sha256("".join(f"{p['name']}\0{p['digest']}\n" for p in listed).encode())
     manifest = {
         "header": json.loads(parts.header.json()),
         "digest": f"sha256:{whole.hexdigest()}",
         "captions": captions,
-        "views": config.views,
+        "views": plan.config.views,
         "pictures": sum(p["rows"] for p in listed),
-        "classes": classes if masked else [],
+        "rejected": dict(Counter(e["reason"].split(" of ")[0] for e in rejected)),
+        "set_aside": len(set_aside),
+        "classes": plan.classes if masked else [],
         "parts": listed,
     }
     artifacts.write_json(parts.folder / MANIFEST, manifest)
@@ -185,6 +262,7 @@ def _write_manifest(
 def _clear(out: Path) -> None:
     """Remove what an earlier run made in `out`, the manifest first."""
     with artifacts.disk_errors(out):
-        (out / MANIFEST).unlink(missing_ok=True)
+        for name in (MANIFEST, REJECTED):
+            (out / name).unlink(missing_ok=True)
         for part in [*out.glob("part-*.parquet"), *out.glob(".part-*.partial")]:
             part.unlink()

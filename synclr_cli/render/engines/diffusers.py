@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -92,15 +91,12 @@ class DiffusersEngine:
                 start = len(painted)
                 rows = slice(start, start + self._batch)
                 try:
-                    pixels = self._paint_batch(captions[rows], seeds[rows])
+                    painted += self._paint_batch(captions[rows], seeds[rows])
                 except torch.OutOfMemoryError as e:
                     self._halve(min(self._batch, len(captions) - start), e)
-                    continue
-                painted += [Painting(p) for p in pixels]
         return painted
 
-    def _paint_batch(self, captions: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
-        """Return pixels [B, H, W, 3] uint8."""
+    def _paint_batch(self, captions: Sequence[str], seeds: Sequence[int]) -> list[Painting]:
         arguments: dict[str, Any] = {
             "num_inference_steps": self._config.steps,
             "guidance_scale": self._config.guidance,
@@ -113,8 +109,13 @@ class DiffusersEngine:
             arguments["eta"] = 0.0
         arguments |= self._text(captions)
         pictures = self._pipe(**arguments).images  # [B, 3, H, W] in 0..1
-        pictures = (pictures.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
-        return pictures.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # [B, H, W, 3]
+        finite = pictures.isfinite().flatten(1).all(1).tolist()  # [B]
+        levels = (pictures.float().nan_to_num() * 255).round_().clamp_(0, 255).to(torch.uint8)
+        pixels = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # [B, H, W, 3]
+        return [
+            Painting(p, flaw="" if whole else "not finite")
+            for p, whole in zip(pixels, finite, strict=True)
+        ]
 
     def _text(self, captions: Sequence[str]) -> dict[str, Any]:
         """Return the call's text arguments: embeddings, each caption's computed once."""

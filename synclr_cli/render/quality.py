@@ -1,0 +1,120 @@
+"""The gate: which views are kept, and why the others are not.
+
+    a view -> flaws of its own (not finite, black, blank, low entropy)
+    the views of a caption, in order -> near-duplicates of an earlier one
+
+A view is judged by itself and by the views before it, so that neither batches, nor a resume, nor
+views added later change a verdict.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from synclr_cli.config import RenderConfig
+
+BLACK_LEVEL = 10  # of 255; a picture that is nowhere brighter is black
+BLANK_RANGE = 6  # levels; a picture whose channels vary less is of one colour
+
+
+def flaw(pixels: np.ndarray, config: RenderConfig) -> str:
+    """Return what is wrong with a picture [H, W, 3] uint8 taken alone, or ""."""
+    flat = pixels.reshape(-1, 3)
+    low, high = flat.min(0).astype(int), flat.max(0).astype(int)
+    if high.max() <= BLACK_LEVEL:
+        return "black"
+    if (high - low).max() <= BLANK_RANGE:
+        return "blank"
+    if entropy(pixels) < config.least_entropy:
+        return "low entropy"
+    return ""
+
+
+def entropy(pixels: np.ndarray) -> float:
+    """Return the Shannon entropy of the grey levels of [H, W, 3] uint8, in bits (0 to 8)."""
+    grey = np.asarray(Image.fromarray(pixels).convert("L"))
+    share = np.bincount(grey.ravel(), minlength=256) / grey.size
+    share = share[share > 0]
+    return float(-(share * np.log2(share)).sum())
+
+
+def fingerprint(picture: bytes) -> int:
+    """Return a stored picture's 64-bit perceptual hash.
+
+    The signs of the 8 x 8 lowest frequencies of the cosine transform of its 32 x 32 reduction,
+    each against their median. Taken from the stored bytes, so that it is the same later.
+    """
+    image = Image.open(io.BytesIO(picture))
+    image.draft("L", (64, 64))  # a JPEG is then decoded at a fraction of its size
+    grey = image.convert("L").resize((32, 32), Image.Resampling.BOX)
+    waves = _waves()
+    low = waves @ np.asarray(grey, np.float64) @ waves.T  # [8, 8]
+    bits = (low > np.median(low)).ravel()
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+@cache
+def _waves() -> np.ndarray:
+    """Return the cosine transform's first 8 rows over 32 samples, [8, 32], without the mean."""
+    k, n = np.arange(1, 9)[:, None], np.arange(32)[None]
+    return np.cos(np.pi * k * (2 * n + 1) / 64)
+
+
+@dataclass
+class CaptionViews:
+    """The views of one caption, settled one after the other."""
+
+    caption_id: int
+    wanted: int  # views
+    kept: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # view -> record
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    waiting: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # painted, not judged
+    settled: int = 0  # views before this one are kept or given up
+    attempts: int = 0  # spent on the view to settle next
+
+    def settle(self, config: RenderConfig) -> tuple[int, int] | None:
+        """Judge the waiting views in order; return the (view, attempt) to paint again, if any."""
+        while self.settled < self.wanted:
+            view = self.settled
+            if view in self.kept:  # from an earlier run
+                self._next()
+                continue
+            record = self.waiting.pop(view, None)
+            if record is None:
+                return view, self.attempts
+            reason = record["flaw"] or self._duplicate(record, config)
+            if not reason:
+                self.kept[view] = record
+                self._next()
+                continue
+            self.rejected.append(
+                {
+                    "caption_id": self.caption_id,
+                    "view": view,
+                    "seed": record["seed"],
+                    "reason": reason,
+                }
+            )
+            if self.attempts < config.redraws:
+                self.attempts += 1
+            else:
+                self._next()
+        return None
+
+    def _next(self) -> None:
+        self.settled, self.attempts = self.settled + 1, 0
+
+    def _duplicate(self, record: Mapping[str, Any], config: RenderConfig) -> str:
+        for view in range(self.settled):
+            if view in self.kept:
+                differing = record["fingerprint"] ^ self.kept[view]["fingerprint"]
+                if differing.bit_count() <= config.duplicate_bits:
+                    return f"duplicate of view {view}"
+        return ""
