@@ -28,11 +28,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-HISTORY = 12  # curvature pairs kept
+HISTORY = 30  # curvature pairs kept, as far as they fit into
+HISTORY_BYTES = 2**30  # for the whole path
 ARMIJO = 1e-4
 SHORTEST_STEP = 2.0**-20
 FLOAT64_OPERATIONS = 2e12  # below this many multiplications the path is solved in double precision
-TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-9}  # estimated (f - minimum) / f
+# A penalty has converged when the objective is estimated to lie above its minimum by at most
+# TOLERANCE x objective + SLACK x pictures. The slack ends problems whose minimum is almost zero.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-7}
+SLACK = {torch.float64: 1e-13, torch.float32: 1e-8}
 EIGENVALUE_FLOOR = {torch.float64: 1e-12, torch.float32: 1e-6}  # of the largest
 CHUNK_NUMBERS = 2**20  # logits held at a time
 
@@ -241,7 +245,8 @@ def _solve(problem: _Problem, solved: _Solved, wave: list[int], iterations: int)
         taken=torch.zeros_like(index),
         pairs=_inherit([pairs for _, pairs in guesses]),
     )
-    tolerance = TOLERANCE[problem.dtype]
+    tolerance, slack = TOLERANCE[problem.dtype], SLACK[problem.dtype] * problem.n
+    history = _history(theta, len(solved.strengths))
     fresh = torch.ones(len(wave), dtype=torch.bool, device=theta.device)
     while True:
         direction, slope, plain = _direction(problem, state)
@@ -249,7 +254,7 @@ def _solve(problem: _Problem, solved: _Solved, wave: list[int], iterations: int)
         state.slope = torch.where(fresh, slope, state.slope)
         state.step = torch.where(fresh, torch.ones_like(state.step), state.step)
         gain = torch.maximum(-slope, plain) / 2  # Newton decrement: about f - minimum
-        converged = fresh & (gain <= tolerance * state.loss)
+        converged = fresh & (gain <= tolerance * state.loss + slack)
         stuck = state.step < SHORTEST_STEP  # rounding hides any descent
         done = converged | stuck | (state.taken >= iterations)
         if done.any():
@@ -264,7 +269,7 @@ def _solve(problem: _Problem, solved: _Solved, wave: list[int], iterations: int)
         rounding = torch.finfo(problem.dtype).eps / 4 * state.loss
         fresh = loss <= state.loss + ARMIJO * state.step * state.slope + rounding
         pair = _Pair(trial - state.theta, data_gradient - state.data_gradient, fresh.double())
-        state.pairs = [*state.pairs[-(HISTORY - 1) :], pair]
+        state.pairs = [*state.pairs[-(history - 1) :], pair]
         taken = fresh[:, None]
         state.theta = torch.where(taken, trial, state.theta)
         state.data_gradient = torch.where(taken, data_gradient, state.data_gradient)
@@ -301,6 +306,12 @@ def _direction(problem: _Problem, state: _State) -> tuple[Tensor, Tensor, Tensor
     for pair, y, _, rho, alpha, _ in reversed(known):
         q += (alpha - rho * _dot(y, q)).to(q.dtype)[:, None] * pair.s
     return -q, -_dot(gradient, q), plain
+
+
+def _history(theta: Tensor, penalties: int) -> int:
+    """Return how many pairs to keep, given one wave's coefficients [J, A, K]."""
+    pair_bytes = 2 * theta[:, 0].numel() * theta.element_size()
+    return max(5, min(HISTORY, HISTORY_BYTES // (pair_bytes * penalties)))
 
 
 def _inherit(given: list[list[tuple[Tensor, Tensor]]]) -> list[_Pair]:
