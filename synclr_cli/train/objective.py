@@ -90,7 +90,8 @@ class Objective:
             for i, (whole, part) in enumerate(zip(learnt.tensors(), seen.tensors(), strict=True)):
                 start, ends[i] = ends[i], ends[i] + len(part)
                 gradients.append(None if whole.grad is None else whole.grad[start : ends[i]])
-            given = [(t, g) for t, g in zip(again, gradients, strict=True) if g is not None]
+            pairs = zip(again, gradients, strict=True)
+            given = [(t, g) for t, g in pairs if g is not None and t.requires_grad]
             torch.autograd.backward([t for t, _ in given], [g for _, g in given])
         return losses
 
@@ -111,16 +112,15 @@ class Objective:
         student.set_depth(config.seed, batch.step, ids, numbers)
         locals_ = batch.locals[piece.start * crops : piece.stop * crops]  # [b x L, 3, s, s]
         with self.runtime.autocast():
-            of_locals = student.encode(normalise(locals_))[:, 0]  # [b x L, D]
+            of_locals, _ = student.features(normalise(locals_))  # [b x L, D]
         return Features(features.of_globals, of_locals, features.of_patches)
 
     def _features(self, model: Encoder, batch: Batch, piece: slice, *, masked: bool) -> Features:
         masks = batch.masks[piece] if self.config.patch_weight else None  # [b, N]
+        images = normalise(batch.globals[piece])  # [b, 3, S, S]
         with self.runtime.autocast():
-            tokens = model.encode(normalise(batch.globals[piece]), masks if masked else None)
-        none = tokens.new_empty(0, tokens.shape[-1])
-        of_patches = none if masks is None else tokens[:, 1:][masks]  # [m, D]
-        return Features(tokens[:, 0], none, of_patches)
+            cls, patches = model.features(images, masks if masked else None, wanted=masks)
+        return Features(cls, cls.new_empty(0, cls.shape[-1]), patches)  # [b, D], [m, D]
 
     def losses(
         self, batch: Batch, learnt: Features, taught: Features, teacher_temperature: float

@@ -10,10 +10,14 @@ Shapes: B crops, N patches, M masked patches, D width, E embedding.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from timm.models import VisionTransformer
+from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -42,6 +46,14 @@ class StochasticDepth(nn.Module):
         if self.keep is None:
             return branch
         return branch * (self.keep.to(branch.dtype) / (1 - self.rate))[:, None, None]
+
+    @contextmanager
+    def only(self, rows: Tensor) -> Iterator[None]:
+        """Take the branches inside the block for those of some crops."""
+        whole = self.keep
+        self.keep = None if whole is None else whole[rows]
+        yield
+        self.keep = whole
 
 
 class Encoder(nn.Module):
@@ -81,6 +93,78 @@ class Encoder(nn.Module):
             images: [B, 3, S, S], normalised; S any multiple of the patch size.
             masks: [B, N], True where the mask token replaces the patch's embedding.
         """
+        x = self._embed(images, masks)  # [B, 1 + N, D]
+        for block in self.vit.blocks:
+            x = block(x)
+        return self.vit.norm(x)
+
+    def features(
+        self, images: Tensor, masks: Tensor | None = None, wanted: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the cls tokens [B, D] and the wanted patches' tokens [M, D], as `encode` does.
+
+        The last block is run for these tokens alone; nobody reads what it makes of the others.
+
+        Args:
+            images, masks: as of `encode`.
+            wanted: [B, N], the patches whose tokens to return: equally many of each picture that
+                has any; None: none.
+        """
+        x = self._embed(images, masks)  # [B, 1 + N, D]
+        *blocks, last = self.vit.blocks
+        for block in blocks:
+            x = block(x)
+        if wanted is None or not wanted.any():
+            return self._finish(last, x, None)[:, 0], x.new_empty(0, x.shape[-1])
+        has = wanted.any(1)  # [B]
+        rows = has.nonzero()[:, 0]  # [m]
+        places = 1 + wanted[rows].nonzero()[:, 1].view(len(rows), -1)  # [m, k]
+        tokens = self._finish(last, x[rows], rows, places)  # [m, 1 + k, D]
+        others = (~has).nonzero()[:, 0]  # [B - m]
+        order = torch.cat([rows, others]).argsort()  # [B]
+        cls = torch.cat([tokens[:, 0], self._finish(last, x[others], others)[:, 0]])[order]
+        return cls, tokens[:, 1:].flatten(0, 1)  # [B, D], [M, D]
+
+    def _finish(
+        self, block: Block, x: Tensor, rows: Tensor | None, places: Tensor | None = None
+    ) -> Tensor:
+        """Run the last block and the final norm for the cls token and some others.
+
+        Args:
+            x: [b, 1 + N, D].
+            rows: which crops of the batch these are, [b]; None: all.
+            places: [b, k], the other tokens wanted.
+
+        Returns:
+            [b, 1 + k, D].
+        """
+        first = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
+        places = first if places is None else torch.cat([first, places], dim=1)  # [b, 1 + k]
+        places = places[..., None].expand(-1, -1, x.shape[-1])  # [b, 1 + k, D]
+        attention, normed = block.attn, block.norm1(x)
+        weight, bias = attention.qkv.weight, attention.qkv.bias
+        width = attention.num_heads * attention.head_dim
+        q = F.linear(normed.gather(1, places), weight[:width], bias[:width])  # [b, 1 + k, D]
+        k, v = F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)  # [b, 1 + N, D]
+        q, k, v = (
+            t.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for t in (q, k, v)
+        )  # [b, heads, tokens, D / heads]
+        if attention.fused_attn:
+            out = F.scaled_dot_product_attention(q, k, v)
+        else:
+            out = (q * attention.scale @ k.transpose(-2, -1)).softmax(-1) @ v
+        out = attention.proj(out.transpose(1, 2).flatten(2))  # [b, 1 + k, D]
+        x = x.gather(1, places)  # [b, 1 + k, D]
+        with ExitStack() as stack:
+            for layer in (block.drop_path1, block.drop_path2):
+                if rows is not None and isinstance(layer, StochasticDepth):
+                    stack.enter_context(layer.only(rows))
+            x = x + block.drop_path1(block.ls1(out))
+            x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+        return self.vit.norm(x)
+
+    def _embed(self, images: Tensor, masks: Tensor | None) -> Tensor:
+        """Return the first block's input, [B, 1 + N, D]."""
         vit = self.vit
         x = vit.patch_embed(images.to(vit.pos_embed.dtype))  # [B, S / patch, S / patch, D]
         side = x.shape[1]
@@ -89,10 +173,7 @@ class Encoder(nn.Module):
             x = torch.where(masks[..., None], self.mask_token.to(x.dtype), x)
         table = positions(vit.pos_embed, side)  # [1, 1 + N, D]
         x = torch.cat([vit.cls_token.expand(len(x), -1, -1), x], dim=1) + table  # [B, 1 + N, D]
-        x = vit.norm_pre(x)
-        for block in vit.blocks:
-            x = block(x)
-        return vit.norm(x)
+        return vit.norm_pre(x)
 
 
 class Student(Encoder):
@@ -166,11 +247,11 @@ def require_plain(vit: VisionTransformer, config: TrainConfig) -> None:
     """
     table = vit.pos_embed
     plain = table is not None and table.shape[1] == 1 + vit.patch_embed.num_patches
-    if not plain or vit.num_prefix_tokens != 1 or vit.patch_drop.__class__ is not nn.Identity:
+    if not plain or vit.num_prefix_tokens != 1 or not all(map(_is_plain, vit.blocks)):
         raise UsageError(
             f"train.arch {config.arch}",
-            got="a ViT with other tokens or positions",
-            expected="one with a cls token and a learned position table",
+            got="a ViT with other tokens, positions or blocks",
+            expected="one with a cls token, a learned position table and ordinary blocks",
             do="try vit_base_patch16_224",
         )
     patch = int(vit.patch_embed.patch_size[0])
@@ -189,3 +270,13 @@ def require_plain(vit: VisionTransformer, config: TrainConfig) -> None:
                 if below
                 else f"add --set train.{name}={above}",
             )
+
+
+def _is_plain(block: nn.Module) -> bool:
+    """Return whether `Encoder._finish` computes what this block does."""
+    if type(block) is not Block or type(block.attn) is not Attention:
+        return False
+    attention = block.attn
+    optional = ("q_norm", "k_norm", "norm", "gate")  # some of them newer than others
+    without = all(isinstance(getattr(attention, o, None), nn.Identity | None) for o in optional)
+    return without and attention.qkv.bias is not None

@@ -33,6 +33,24 @@ def test_without_masks_the_encoder_is_timms_own(student: Student) -> None:
     torch.testing.assert_close(student.encode(x), student.vit.forward_features(x))
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_features_are_the_wanted_tokens_of_the_encoder(student: Student, fused: bool) -> None:
+    for block in student.vit.blocks:
+        block.attn.fused_attn = fused
+    student.set_depth(0, 1, draws.key(np.arange(6)))
+    x = images(6, 32)
+    masks = torch.zeros(6, 16, dtype=torch.bool)
+    for row, patches in ((1, [2, 5, 9]), (4, [0, 1, 15]), (5, [3, 4, 8])):
+        masks[row, patches] = True
+    tokens = student.encode(x, masks)
+    cls, patches = student.features(x, masks, wanted=masks)
+    torch.testing.assert_close(cls, tokens[:, 0])
+    torch.testing.assert_close(patches, tokens[:, 1:][masks])
+    cls, patches = student.features(x)
+    torch.testing.assert_close(cls, student.encode(x)[:, 0])
+    assert patches.shape == (0, 192)
+
+
 def test_a_masked_patch_does_not_show_its_pixels(student: Student) -> None:
     masks = torch.zeros(2, 16, dtype=torch.bool)
     masks[:, 5] = True  # row 1, column 1 of 4 x 4 patches of 8 px
