@@ -1,6 +1,7 @@
 """What the stages hand each other: files that say what they are, and are whole or not there.
 
     captions/1    one Parquet file               words and the caption drawn for them
+    rejects/1     one Parquet file               completions the quality gate refused, and why
     images/1      folder of part-*.parquet       pictures in the Hugging Face `Image` layout
     backbone/1    safetensors + config.json      a ViT under timm's key names
     checkpoint/1  folder of safetensors + JSON   everything a training run needs to go on
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 VERSIONS = {
     "captions": 1,
+    "rejects": 1,
     "images": 1,
     "backbone": 1,
     "checkpoint": 1,
@@ -56,6 +58,16 @@ COLUMNS = {
         "seed": "int64",  # of the engine's sampling noise for this row
         "examples": "ids",  # demonstrations shown in the prompt
         "weight": "float32",  # of the caption, for samplers that honour it
+    },
+    "rejects": {
+        "caption_id": "int64",
+        "attempt": "int32",  # which draw of the row it was, from 0
+        "reason": "string",  # one of captions/quality.py's REASONS
+        "caption": "string",
+        "concept": "string",
+        "template": "string",
+        "companion": "string",
+        "seed": "int64",
     },
     "images": {
         "caption_id": "int64",
@@ -379,7 +391,13 @@ class Parts:
         )
 
 
-STAGE_OF = {"captions": "captions", "images": "render", "backbone": "train", "checkpoint": "train"}
+STAGE_OF = {
+    "captions": "captions",
+    "rejects": "captions",
+    "images": "render",
+    "backbone": "train",
+    "checkpoint": "train",
+}
 
 
 def open_images(folder: Path) -> tuple[list[Path], Header, str]:

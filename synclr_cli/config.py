@@ -229,29 +229,45 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class LinearProbeConfig:
-    """A linear classifier on frozen cls features, its L2 strength chosen on a validation split."""
+    """A classifier on frozen cls features, what it has to choose chosen on a validation split."""
 
+    protocol: str = "lbfgs"  # lbfgs | sgd | knn | few-shot
     image_size: int = 0  # 0: the backbone's own
-    penalties: int = 45  # log-spaced L2 strengths
+    penalties: int = 45  # log-spaced L2 strengths; lbfgs and few-shot
     lowest_penalty: float = 1e-6
     highest_penalty: float = 1e5
     iterations: int = 1000  # at most, of L-BFGS
-    validation_share: float = 0.2  # of train, if the data has no validation split
     standardise: bool = False  # z-score the features with the training split's statistics
+    neighbours: int = 20  # of knn
+    shots: int = 5  # pictures of each class; few-shot
+    repeats: int = 10  # draws of the shots
+    epochs: int = 90  # of sgd
+    sgd_batch_size: int = 1024
+    # sgd trains one classifier for each, all at once; learning rate = this x sgd_batch_size / 256
+    base_lrs: tuple[float, ...] = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+    batch_norm: bool = False  # sgd: normalise features by their batch, without scale and shift
+    validation_share: float = 0.2  # of train, if the data has no validation split
     metric: str = "top1"  # top1 | mean_per_class
-    batch_size: int = 64
+    batch_size: int = 64  # pictures through the backbone together
     workers: int = 2
     seed: int = 0
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("penalties", "iterations", "batch_size"):
+        for name in ("penalties", "iterations", "batch_size", "neighbours", "shots", "repeats"):
+            _at_least(f"linear-probe.{name}", getattr(self, name), 1)
+        for name in ("epochs", "sgd_batch_size"):
             _at_least(f"linear-probe.{name}", getattr(self, name), 1)
         for name in ("image_size", "workers", "seed"):
             _at_least(f"linear-probe.{name}", getattr(self, name), 0)
         _within("linear-probe.validation_share", self.validation_share, 0, 0.9, low_open=True)
+        _one_of("linear-probe.protocol", self.protocol, ("lbfgs", "sgd", "knn", "few-shot"))
         _one_of("linear-probe.metric", self.metric, ("top1", "mean_per_class"))
         _one_of("linear-probe.precision", self.precision, PRECISIONS)
+        if not self.base_lrs or min(self.base_lrs) <= 0:
+            raise UsageError(
+                "linear-probe.base_lrs", got=list(self.base_lrs), expected="numbers above 0"
+            )
         if not 0 < self.lowest_penalty <= self.highest_penalty:
             raise UsageError(
                 "linear-probe.lowest_penalty",
@@ -521,7 +537,11 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
         return value
     if typing.get_origin(hint) is tuple:
         inner = typing.get_args(hint)
-        if not isinstance(value, list | tuple) or len(value) != len(inner):
+        if not isinstance(value, list | tuple):
+            raise wrong("a list of numbers")
+        if inner[-1] is ...:  # any number of them
+            inner = inner[:1] * len(value)
+        if len(value) != len(inner):
             raise wrong(f"a list of {len(inner)} numbers")
         return tuple(_coerce(key, v, t) for v, t in zip(value, inner, strict=True))
     assert typing.get_origin(hint) is dict or isinstance(hint, types.GenericAlias), hint

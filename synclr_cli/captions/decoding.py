@@ -27,6 +27,7 @@ from synclr_cli.captions import sampling
 from synclr_cli.errors import EngineError
 
 _SHARED_BY = 4  # rows from which on a common prefix is worth a pass of its own
+_READ_TOGETHER = 32  # rows whose last lines go through the model in one pass
 _REFILL_SHARE = 1 / 8  # of the rows have ended when the others are moved together and joined
 _numbers = itertools.count()
 
@@ -65,12 +66,13 @@ class Attention:
         self.name = f"synclr_{next(_numbers)}"
         AttentionInterface.register(self.name, self)
         self.recording: _Prefix | None = None  # where the pass over a prefix puts its keys
-        self.keys: dict[int, Tensor] = {}  # [rows, h, T, D] by layer
-        self.values: dict[int, Tensor] = {}
+        self.keys: dict[int, Tensor] = {}  # [rows, h, D, T] by layer, as the product wants them
+        self.values: dict[int, Tensor] = {}  # [rows, h, T, D]
         self.capacity = (0, 0)  # rows, T
         self.first = 0  # the rows of this pass start here
         self.spans: list[_Span] = []
-        self.write_at = torch.empty(0)  # [R, L] places among own tokens
+        self.reading = False  # this pass reads whole prompts; else it appends one token to each
+        self.write_at = torch.empty(0)  # [R] where among own tokens
         self.seen = torch.empty(0)  # [R, L, T] bool
 
     def __call__(
@@ -97,11 +99,14 @@ class Attention:
         if self.recording is not None:
             self.recording.keys[layer], self.recording.values[layer] = key[0], value[0]
             causal = torch.ones(key.shape[2], key.shape[2], dtype=torch.bool, device=key.device)
-            return self._attend(query, key, value, None, layer, scale, softcap, causal.tril()), None
+            columns = key.transpose(2, 3)
+            return self._attend(
+                query, columns, value, None, layer, scale, softcap, causal.tril()
+            ), None
         self._store(layer, key, value)
         first, count, length = self.first, query.shape[0], self.seen.shape[2]
-        keys = self.keys[layer][first : first + count, :, :length]  # [R, h, T, D]
-        values = self.values[layer][first : first + count, :, :length]
+        keys = self.keys[layer][first : first + count, :, :, :length]  # [R, h, D, T]
+        values = self.values[layer][first : first + count, :, :length]  # [R, h, T, D]
         parts = []
         for span in self.spans:
             a, b = span.start - first, span.stop - first
@@ -129,7 +134,7 @@ class Attention:
         shared = keys.shape[1]
         group = heads // shared
         asked = query.reshape(rows, shared, group * length, width)  # [R, h, GL, D]
-        own = asked @ keys.transpose(2, 3)  # [R, h, GL, T]
+        own = asked @ keys  # [R, h, GL, T]
         hidden = ~(seen if seen.dim() == 3 else seen[None])  # [R or 1, L, T]
         own = own.float().view(rows, shared, group, length, -1)
         own = own.masked_fill(hidden[:, None, None], float("-inf"))
@@ -161,16 +166,18 @@ class Attention:
     def _store(self, layer: int, key: Tensor, value: Tensor) -> None:
         if layer not in self.keys:
             rows, length = self.capacity
-            shape = (rows, key.shape[1], length, key.shape[3])
-            self.keys[layer] = key.new_zeros(shape)
-            self.values[layer] = value.new_zeros(shape)
+            shared, width = key.shape[1], key.shape[3]
+            self.keys[layer] = key.new_zeros((rows, shared, width, length))
+            self.values[layer] = value.new_zeros((rows, shared, length, width))
+        keys, values = self.keys[layer], self.values[layer]
         first, count, length = self.first, key.shape[0], key.shape[2]
-        for store, new in ((self.keys[layer], key), (self.values[layer], value)):
-            if length > 1:  # a prefill: all rows write to the first places
-                store[first : first + count, :, :length] = new
-            else:
-                rows = torch.arange(first, first + count, device=key.device)
-                store[rows, :, self.write_at[:, 0]] = new[:, :, 0]
+        if self.reading:  # all rows write to the first places
+            keys[first : first + count, :, :, :length] = key.transpose(2, 3)
+            values[first : first + count, :, :length] = value
+        else:
+            rows = torch.arange(first, first + count, device=key.device)
+            keys[rows, :, :, self.write_at] = key[:, :, 0]
+            values[rows, :, self.write_at] = value[:, :, 0]
 
     def keep(self, rows: Tensor) -> None:
         """Move the rows with these numbers together at the front."""
@@ -219,13 +226,15 @@ class Decoder:
         batch = _Batch(self)
         for shared, numbers in groups:
             prefix = None
-            waiting = list(numbers)
+            # Rows of a length are read together, so that little of a pass is padding.
+            waiting = sorted(numbers, key=lambda i: len(prompts[i]))
             while waiting:
                 room = self.batch_size - len(batch.rows)
                 if room and (not batch.rows or room >= self.batch_size * _REFILL_SHARE):
                     if prefix is None and shared:
                         prefix = self._read_prefix(prompts[waiting[0]][:shared])
-                    chosen, waiting = waiting[:room], waiting[room:]
+                    size = min(room, _READ_TOGETHER)
+                    chosen, waiting = waiting[:size], waiting[size:]
                     batch.admit(
                         prefix, [prompts[i][shared:] for i in chosen], chosen,
                         [seeds[i] for i in chosen],
@@ -296,7 +305,7 @@ class _Batch:
         seen = (causal[None] & own[:, None]) | torch.eye(longest, dtype=torch.bool)[None]
         span = _Span(prefix, first, first + len(tokens))
         attention = decoder.attention
-        attention.first, attention.spans = first, [span]
+        attention.first, attention.spans, attention.reading = first, [span], True
         attention.seen = seen.to(device)
         logits = decoder.forward(ids.to(device), positions.to(device))
         if self.spans and self.spans[-1].prefix is prefix:
@@ -317,9 +326,9 @@ class _Batch:
         places = torch.arange(max(self.length) + 1)  # [T]
         begin = torch.tensor(self.begin)
         seen = (places[None] >= begin[:, None]) & (places[None] <= length[:, None])  # [R, T]
-        attention.first, attention.spans = 0, self.spans
+        attention.first, attention.spans, attention.reading = 0, self.spans, False
         attention.seen = seen[:, None].to(device)  # [R, 1, T]
-        attention.write_at = length[:, None].to(device)
+        attention.write_at = length.to(device)
         ids = torch.tensor([[row.tokens[-1]] for row in self.rows], device=device)  # [R, 1]
         positions = torch.tensor([[row.position] for row in self.rows], device=device)
         logits = decoder.forward(ids, positions)  # [R, V]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from synclr_cli.captions.draws import uniform
 
-_CANDIDATES = 64  # nearly every nucleus fits; rows where it does not are sorted in full
+_CANDIDATES = (64, 1024)  # nearly every nucleus fits; rows where it does not are sorted in full
 
 
 def noise(seeds: Sequence[int], steps: Sequence[int]) -> Tensor:
@@ -46,15 +46,16 @@ def sample(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
-    scaled = logits.float() / temperature
-    total = scaled.logsumexp(dim=-1, keepdim=True)  # [R, 1]
-    size = min(_CANDIDATES, scaled.shape[-1])
-    best, tokens = scaled.topk(size, dim=-1)  # [R, K]
-    drawn = _invert((best - total).exp(), tokens, uniforms, top_p)
-    wide = ((best - total).exp().sum(dim=-1) < top_p).nonzero()[:, 0]  # nucleus beyond K
-    if size < scaled.shape[-1] and len(wide):
-        best, tokens = scaled[wide].sort(dim=-1, descending=True)  # [wide, V]
-        drawn[wide] = _invert((best - total[wide]).exp(), tokens, uniforms[wide], top_p)
+    probabilities = (logits.float() / temperature).softmax(dim=-1)  # [R, V]
+    drawn = torch.empty(len(logits), dtype=torch.long, device=logits.device)
+    left = torch.arange(len(logits), device=logits.device)
+    for size in (*_CANDIDATES, probabilities.shape[-1]):
+        best, tokens = probabilities[left].topk(min(size, probabilities.shape[-1]))  # [left, K]
+        drawn[left] = _invert(best, tokens, uniforms.to(best.device)[left], top_p)
+        wide = best.sum(dim=-1) < top_p  # the nucleus goes on beyond K
+        left = left[wide]
+        if not len(left) or size >= probabilities.shape[-1]:
+            break
     return drawn
 
 

@@ -8,9 +8,9 @@ import torch
 from engine_contract import assert_caption_engine
 
 from synclr_cli.captions import concepts, prompts, sampling
+from synclr_cli.captions.completing import prompts_of
 from synclr_cli.captions.draws import Drawer
 from synclr_cli.captions.engines.template import TemplateEngine, with_article
-from synclr_cli.captions.run import _prompts
 from synclr_cli.config import CaptionEngineConfig
 from synclr_cli.engines import load
 from synclr_cli.errors import EngineError, UsageError
@@ -25,7 +25,7 @@ def some_prompts(count, spec="in1k", block=256):
         demonstrations=3,
         block=block,
     )
-    return _prompts(drawer.rows(np.arange(count)), drawer)
+    return prompts_of(drawer.rows(np.arange(count)), drawer)
 
 
 # ------------------------------------------------------------------------------ template

@@ -3,14 +3,16 @@
 import dataclasses
 import subprocess
 import sys
+import time
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from synclr_cli import artifacts
 from synclr_cli.captions import quality
-from synclr_cli.captions.run import run
+from synclr_cli.captions.run import rejects_path, run
 from synclr_cli.config import CaptionEngineConfig, CaptionsConfig
 from synclr_cli.errors import DataError, UsageError
 
@@ -50,7 +52,7 @@ def test_the_artifact_has_every_column_and_says_where_it_came_from(tmp_path):
 
 def test_no_torch_is_imported_for_the_template_engine(tmp_path):
     code = (
-        "import sys, pathlib; from synclr_cli.captions.run import run;"
+        "import sys, pathlib; from synclr_cli.captions.run import rejects_path, run;"
         "from synclr_cli.config import *;"
         "run(CaptionsConfig(concepts='in12k', count=50, engine=CaptionEngineConfig("
         f"name='template:')), pathlib.Path({str(tmp_path / 'c.parquet')!r}));"
@@ -68,11 +70,16 @@ def test_datasets_reads_the_artifact(tmp_path):
     assert read[3]["caption"] == rows(out)[3]["caption"]
 
 
-def test_the_size_of_parts_and_batches_changes_no_row(tmp_path):
+def test_the_size_of_batches_changes_no_row(tmp_path):
     one = run(config(), tmp_path / "a.parquet")
     engine = dataclasses.replace(TEMPLATE, batch_size=3)
-    other = run(config(captions_per_part=77, engine=engine), tmp_path / "b.parquet")
-    assert rows(one) == rows(other)
+    assert rows(one) == rows(run(config(engine=engine), tmp_path / "b.parquet"))
+
+
+def test_the_size_of_parts_changes_only_which_rows_count_as_neighbours(tmp_path):
+    free = {"quality_gate": False}
+    one = run(config(**free), tmp_path / "a.parquet")
+    assert rows(one) == rows(run(config(captions_per_part=77, **free), tmp_path / "b.parquet"))
 
 
 def test_a_smaller_count_makes_the_first_rows_of_a_larger_one(tmp_path):
@@ -89,6 +96,7 @@ def test_a_larger_count_goes_on_with_a_finished_file(tmp_path):
     for count in (90, 128, 300, 500):
         run(config(count=count), grown)
     assert grown.read_bytes() == whole.read_bytes()
+    assert rejects_path(grown).read_bytes() == rejects_path(whole).read_bytes()
     assert not grown.with_name("grown.parquet.parts").exists()
 
 
@@ -101,7 +109,7 @@ def test_a_finished_file_is_returned_at_once(tmp_path):
 
 def test_a_smaller_count_than_the_file_holds_is_refused(tmp_path):
     out = run(config(), tmp_path / "c.parquet")
-    with pytest.raises(UsageError, match="got 500, expected at most 100"):
+    with pytest.raises(UsageError, match="got -n 500, expected at most 100"):
         run(config(count=100), out)
 
 
@@ -151,8 +159,14 @@ def make_some_parts(out, settings, numbers):
     _, header = artifacts.open_parquet(source, "captions")
     parts = artifacts.Parts(out.with_name(out.name + ".parts"), "captions", header)
     table = pq.read_table(source).replace_schema_metadata(None)
+    refused = pq.read_table(rejects_path(source)).replace_schema_metadata(None)
+    reject_parts = artifacts.Parts(
+        parts.folder / "rejects", "rejects", dataclasses.replace(header, schema="rejects")
+    )
     size = settings.captions_per_part
     for i in numbers:
+        here = pc.equal(pc.divide(refused["caption_id"], size), i)
+        reject_parts.write(i, refused.filter(here), rows_per_group=1000)
         parts.write(i, table.slice(i * size, size), rows_per_group=1000)
 
 
@@ -166,6 +180,78 @@ def test_bad_input_leaves_nothing_behind(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.txt"]
 
 
+def test_any_number_of_shards_makes_the_same_rows(tmp_path):
+    whole = rows(run(config(captions_per_part=32), tmp_path / "whole.parquet"))
+    for of in (2, 3, 7, 20):  # 500 captions make 16 parts: some of 20 shards have none
+        made = []
+        for i in range(1, of + 1):
+            out = tmp_path / f"{i}-of-{of}.parquet"
+            run(config(captions_per_part=32, shard=f"{i}/{of}", count=140), out)
+            run(config(captions_per_part=32, shard=f"{i}/{of}"), out)  # a shard can grow, too
+            made += rows(out)
+        assert sorted(made, key=lambda r: r["caption_id"]) == whole
+
+
+@pytest.mark.parametrize("shard", ["0/4", "5/4", "1", "a/b", "1/0", "-1/2"])
+def test_a_shard_that_is_none_is_refused(shard):
+    with pytest.raises(UsageError, match=r"captions\.shard"):
+        config(shard=shard)
+
+
+def test_what_the_gate_refused_is_kept_with_its_reason(tmp_path):
+    (tmp_path / "l.txt").write_text("owl\n")  # so few sentences that some come twice
+    settings = config(
+        concepts=str(tmp_path / "l.txt"), count=3000, captions_per_part=1000, share_c=1,
+        share_c_bg=0, share_c_rel=0,
+    )  # fmt: skip
+    out = run(settings, tmp_path / "c.parquet")
+    refused, header = artifacts.open_parquet(rejects_path(out), "rejects")
+    refused = refused.read().to_pylist()
+    assert header.config == artifacts.open_parquet(out, "captions")[1].config
+    assert {r["reason"] for r in refused} == {"exact duplicate"}
+    made = {r["caption_id"]: r for r in rows(out)}
+    for r in refused:
+        again = made[r["caption_id"]]
+        assert again["seed"] != r["seed"] and again["concept"] == r["concept"]
+    assert len(made) == 3000
+
+
+def test_without_the_gate_only_empty_captions_are_drawn_again(tmp_path):
+    (tmp_path / "l.txt").write_text("owl\n")
+    settings = config(concepts=str(tmp_path / "l.txt"), count=2000, quality_gate=False)
+    out = run(settings, tmp_path / "c.parquet")
+    assert pq.read_metadata(rejects_path(out)).num_rows == 0
+
+
+@pytest.mark.slow
+def test_twenty_kills_later_the_file_is_the_uninterrupted_one(tmp_path):
+    settings = "concepts='in1k', count=60_000, captions_per_part=2000"
+    code = (
+        "import sys, pathlib; from synclr_cli.captions.run import run;"
+        "from synclr_cli.config import *;"
+        f"run(CaptionsConfig({settings}, engine=CaptionEngineConfig(name='template:')),"
+        " pathlib.Path(sys.argv[1]))"
+    )
+    whole, out = tmp_path / "whole.parquet", tmp_path / "c.parquet"
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", code, str(whole)], check=True)
+    lasts = time.monotonic() - start
+    random = np.random.default_rng(0)
+    killed = 0
+    for _ in range(20):
+        process = subprocess.Popen([sys.executable, "-c", code, str(out)])
+        time.sleep(random.uniform(0.1, 1.0) * lasts / 4)
+        process.kill()
+        killed += process.wait() == -9
+        assert not out.exists() or out.read_bytes() == whole.read_bytes()
+    subprocess.run([sys.executable, "-c", code, str(out)], check=True)
+    assert out.read_bytes() == whole.read_bytes()
+    assert rejects_path(out).read_bytes() == rejects_path(whole).read_bytes()
+    assert killed >= 5
+    names = {"c.parquet", "c.rejects.parquet", "whole.parquet", "whole.rejects.parquet"}
+    assert {p.name for p in tmp_path.iterdir()} == names
+
+
 def test_a_row_the_engine_fails_at_is_written_by_rule_and_says_so(tmp_path, monkeypatch):
     class Silent:
         revision = "none"
@@ -174,7 +260,10 @@ def test_a_row_the_engine_fails_at_is_written_by_rule_and_says_so(tmp_path, monk
             self.calls = 0
 
         def complete(self, prompts, seeds):
-            return ["" if p.concept == "owl" else f"A {p.concept} here." for p in prompts]
+            return [
+                "" if p.concept == "owl" else f"A {p.concept} at post {s}."
+                for p, s in zip(prompts, seeds, strict=True)
+            ]
 
     from synclr_cli import engines
 

@@ -30,11 +30,12 @@ def drawer(spec="synclr", *, block=1, seed=0, demonstrations=3):
 
 
 def test_a_row_is_the_same_alone_in_a_block_and_in_any_order():
-    many = drawer(block=7).rows(np.arange(300))
+    made = drawer(block=7)
+    many = made.rows(np.arange(300))
     shuffled = np.random.default_rng(0).permutation(300)
-    mixed = drawer(block=7).rows(shuffled)
+    mixed = made.rows(shuffled)
     for place, i in enumerate(shuffled.tolist()):
-        alone = drawer(block=7).rows(np.array([i]))
+        alone = made.rows(np.array([i]))
         for a, at in ((mixed, place), (alone, 0)):
             assert a.concepts[at] == many.concepts[i]
             assert a.templates[at] == many.templates[i]

@@ -1,0 +1,191 @@
+"""Complete the prompts of a part: draw, judge, draw again what was refused, lose nothing.
+
+    rows --prompts--> engine --gate--> captions | rejects --next seed--> engine ...
+
+A row that no draw satisfies is written by the rule engine, and its `engine` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from synclr_cli import engines
+from synclr_cli.captions import quality
+from synclr_cli.captions.draws import Drawer, Rows, noise_seeds
+from synclr_cli.config import CaptionEngineConfig, CaptionsConfig
+from synclr_cli.engines import CaptionEngine, Prompt
+
+FALLBACK = "template:"
+WINDOW = 1024  # rows among which a caption must be new
+
+
+@dataclass
+class Rejects:
+    """What the gate refused: columns of equal length."""
+
+    rows: list[int] = field(default_factory=list)
+    attempts: list[int] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+
+
+def complete(
+    rows: Rows,
+    drawer: Drawer,
+    engine: CaptionEngine,
+    config: CaptionsConfig,
+    advance: Callable[[int], None],
+) -> tuple[pa.Table, pa.Table]:
+    """Return the captions of N rows and what was refused on the way, as tables of their schemas."""
+    asked = prompts_of(rows, drawer)
+    shown = [[drawer.bank.captions[e] for e in examples] for examples in rows.examples.tolist()]
+    count = len(asked)
+    captions, writers = [""] * count, [config.engine.name] * count
+    seeds = np.zeros(count, dtype=np.int64)  # [N]
+    rejects = Rejects()
+    windows: list[quality.Window] = []
+    pending = np.arange(count)
+    for attempt in range(config.attempts):
+        tried = noise_seeds(config.seed, rows.ids[pending], attempt)
+        seeds[pending] = tried
+        drawn = _draw(engine, asked, pending, tried, config, advance if attempt == 0 else None)
+        if attempt == 0 and config.quality_gate:
+            windows = [
+                quality.Window(drawn[s : s + WINDOW], config.max_similarity)
+                for s in range(0, count, WINDOW)
+            ]
+        reasons = _judge(drawn, pending, asked, shown, windows, config.quality_gate)
+        for i, caption, why, seed in zip(
+            pending.tolist(), drawn, reasons, tried.tolist(), strict=True
+        ):
+            if why:
+                rejects.rows.append(i)
+                rejects.attempts.append(attempt)
+                rejects.reasons.append(why)
+                rejects.captions.append(caption)
+                rejects.seeds.append(seed)
+            else:
+                captions[i] = caption
+        pending = np.array(
+            [i for i, why in zip(pending.tolist(), reasons, strict=True) if why], dtype=np.int64
+        )
+        if not len(pending):
+            break
+    if len(pending):
+        rule = engines.load("caption", CaptionEngineConfig(name=FALLBACK))
+        seeds[pending] = noise_seeds(config.seed, rows.ids[pending], config.attempts)
+        written = rule.complete([asked[i] for i in pending], seeds[pending].tolist())
+        for i, caption in zip(pending.tolist(), written, strict=True):
+            captions[i], writers[i] = caption, FALLBACK
+    return (
+        _captions_table(rows, drawer, captions, writers, seeds),
+        _rejects_table(rows, drawer, rejects),
+    )
+
+
+def prompts_of(rows: Rows, drawer: Drawer) -> list[Prompt]:
+    """Return the prompt of each drawn row."""
+    pool, bank = drawer.pool, drawer.bank
+    examples = list(map(tuple, rows.examples.tolist()))
+    return [
+        Prompt(
+            text=bank.prompt(name, shown, pool.names[c], companion),
+            concept=pool.names[c],
+            kind=pool.kinds[c],
+            template=template,
+            companion=companion,
+            gloss=pool.glosses[c],
+        )
+        for c, template, companion, name, shown in zip(
+            rows.concepts.tolist(), rows.templates, rows.companions, rows.banks, examples,
+            strict=True,
+        )
+    ]  # fmt: skip
+
+
+def _draw(
+    engine: CaptionEngine,
+    asked: list[Prompt],
+    pending: np.ndarray,
+    seeds: np.ndarray,
+    config: CaptionsConfig,
+    advance: Callable[[int], None] | None,
+) -> list[str]:
+    drawn: list[str] = []
+    # A chunk is what the engine sees at once: whole blocks, so that prefixes are shared.
+    chunk = max(config.engine.batch_size, config.examples_block)
+    for start in range(0, len(pending), chunk):
+        here = pending[start : start + chunk]
+        completions = engine.complete(
+            [asked[i] for i in here], seeds[start : start + chunk].tolist()
+        )
+        drawn += map(quality.tidy, completions)
+        if advance:
+            advance(len(here))
+    return drawn
+
+
+def _judge(
+    drawn: list[str],
+    pending: np.ndarray,
+    asked: list[Prompt],
+    shown: list[list[str]],
+    windows: list[quality.Window],
+    gate: bool,
+) -> list[str]:
+    if not gate:  # the released behaviour, except that no caption is empty
+        return ["" if caption else quality.EMPTY for caption in drawn]
+    reasons = [
+        quality.reason(caption, asked[i].concept, shown[i])
+        for i, caption in zip(pending.tolist(), drawn, strict=True)
+    ]
+    for number, window in enumerate(windows):
+        places = np.flatnonzero(pending // WINDOW == number).tolist()
+        alike = window.alike([drawn[p] for p in places], (pending[places] % WINDOW).tolist())
+        for place, why in zip(places, alike, strict=True):
+            reasons[place] = reasons[place] or why
+    return reasons
+
+
+def _captions_table(
+    rows: Rows, drawer: Drawer, captions: list[str], writers: list[str], seeds: np.ndarray
+) -> pa.Table:
+    pool, drawn = drawer.pool, rows.concepts.tolist()
+    count, shown = rows.examples.shape
+    return pa.table(
+        {
+            "caption_id": rows.ids,
+            "caption": captions,
+            "concept": [pool.names[c] for c in drawn],
+            "source": [pool.sources[c] for c in drawn],
+            "template": rows.templates,
+            "companion": rows.companions,
+            "engine": writers,
+            "seed": seeds,
+            "examples": pa.ListArray.from_arrays(
+                np.arange(count + 1, dtype=np.int32) * shown, rows.examples.reshape(-1)
+            ),
+            "weight": np.ones(count, dtype=np.float32),
+        }
+    )
+
+
+def _rejects_table(rows: Rows, drawer: Drawer, rejects: Rejects) -> pa.Table:
+    pool = drawer.pool
+    return pa.table(
+        {
+            "caption_id": pa.array([int(rows.ids[i]) for i in rejects.rows], pa.int64()),
+            "attempt": pa.array(rejects.attempts, pa.int32()),
+            "reason": pa.array(rejects.reasons, pa.string()),
+            "caption": pa.array(rejects.captions, pa.string()),
+            "concept": pa.array([pool.names[rows.concepts[i]] for i in rejects.rows], pa.string()),
+            "template": pa.array([rows.templates[i] for i in rejects.rows], pa.string()),
+            "companion": pa.array([rows.companions[i] for i in rejects.rows], pa.string()),
+            "seed": pa.array(rejects.seeds, pa.int64()),
+        }
+    )
