@@ -1,0 +1,191 @@
+"""One training step on this machine: ours against the same step written the plain way with timm.
+
+    python benchmarks/train_step.py [--rounds 3] [--arch vit_small_patch16_224] [--captions 4]
+
+The plain step is what a port in an afternoon looks like: timm's `forward_features` on all tokens,
+heads and losses under autocast, Sinkhorn by exponentials, AdamW and the average tensor by tensor.
+It starts from the same weights and batch, and its loss must be ours. Variants take turns, so that a
+machine shared with others treats them alike; the figure of each is its fastest round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from synclr_cli.config import TrainConfig
+from synclr_cli.learning.runtime import Runtime
+from synclr_cli.train import draws, masks, timetable
+from synclr_cli.train.batches import Batch
+from synclr_cli.train.learner import Learner
+from synclr_cli.train.objective import normalise
+from synclr_cli.train.student_teacher import positions
+
+
+class Plain:
+    """The step without any care for speed, on copies of a learner's modules."""
+
+    def __init__(self, learner: Learner, amp: torch.dtype | None, *, fused: bool):
+        self.config = learner.config
+        self.student, self.teacher = copy.deepcopy((learner.student, learner.teacher))
+        for model in (self.student, self.teacher):
+            for block in model.vit.blocks:
+                block.attn.fused_attn = fused
+        self.amp = amp
+        decayed = [p for p in self.student.parameters() if p.ndim > 1]
+        others = [p for p in self.student.parameters() if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed}, {"params": others, "weight_decay": 0.0}], lr=1e-4
+        )
+
+    def __call__(self, batch: Batch) -> float:
+        config, student, teacher = self.config, self.student, self.teacher
+        masked = batch.masks
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.amp is not None):
+            with torch.no_grad():
+                taught = self.encode(teacher, batch.globals)
+                candidates = F.normalize(teacher.projector(taught[:, 0]).float(), dim=1)
+                hidden = teacher.prototypes(taught[:, 1:][masked])
+                q = F.linear(hidden, teacher.prototypes.prototypes()).float()
+                q = torch.exp(q / config.teacher_temperature)
+                q /= q.sum()
+                for _ in range(config.sinkhorn_iterations):
+                    q /= q.sum(0, keepdim=True) * q.shape[1]
+                    q /= q.sum(1, keepdim=True) * q.shape[0]
+                q *= q.shape[0]
+            tokens = self.encode(student, batch.globals, masked)
+            local = self.encode(student, batch.locals)
+            z = student.predictor(student.projector(torch.cat([tokens[:, 0], local[:, 0]])))
+            hidden = student.prototypes(tokens[:, 1:][masked])
+            scores = F.linear(hidden, student.prototypes.prototypes())
+        z, n = F.normalize(z.float(), dim=1), len(tokens)
+        s = z @ candidates.T / config.temperature
+        labels = batch.labels
+        eye = torch.eye(n, dtype=torch.bool)
+        same = labels[:, None] == labels
+        of_globals = self.cross_entropy(s[:n].masked_fill(eye, -torch.inf), same & ~eye)
+        of_locals = self.cross_entropy(s[n:], same.repeat_interleave(config.local_crops, 0))
+        log_p = F.log_softmax(scores.float() / config.student_temperature, dim=1)
+        loss = of_globals + of_locals - (q * log_p).sum(1).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            followed = dict(student.named_parameters())
+            for name, p in teacher.named_parameters():
+                p.mul_(0.994).add_(followed[name], alpha=0.006)
+        return loss.item()
+
+    @staticmethod
+    def encode(model, images: Tensor, masked: Tensor | None = None) -> Tensor:
+        vit = model.vit
+        x = vit.patch_embed(normalise(images)).flatten(1, 2)
+        side = int(x.shape[1] ** 0.5)
+        if masked is not None:
+            x = torch.where(masked[..., None], model.mask_token.to(x.dtype), x)
+        x = torch.cat([vit.cls_token.expand(len(x), -1, -1), x], 1)
+        x = x + positions(vit.pos_embed, side)
+        for block in vit.blocks:
+            x = block(x)
+        return vit.norm(x)
+
+    @staticmethod
+    def cross_entropy(s: Tensor, positive: Tensor) -> Tensor:
+        p = positive / positive.sum(1, keepdim=True)
+        return -(p * F.log_softmax(s, 1).masked_fill(~positive, 0)).sum(1).mean()
+
+
+def random_batch(config: TrainConfig, patches: int) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    n = config.captions_per_batch * config.views
+    ids = draws.key(np.arange(n))
+    drawn = masks.draw(
+        0,
+        0,
+        ids,
+        slice(None),
+        patches=patches,
+        probability=config.mask_probability,
+        ratio=config.mask_ratio,
+    )
+
+    def pixels(count: int, size: int) -> Tensor:
+        return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+
+    return Batch(
+        step=0,
+        globals=pixels(n, config.image_size),
+        locals=pixels(n * config.local_crops, config.local_size),
+        masks=torch.from_numpy(drawn),
+        ids=torch.from_numpy(ids.view(np.int64)),
+        labels=torch.arange(config.captions_per_batch).repeat_interleave(config.views),
+        caption_ids=list(range(config.captions_per_batch)),
+        damaged=[],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arch", default="vit_small_patch16_224")
+    parser.add_argument("--captions", type=int, default=4)
+    parser.add_argument("--prototypes", type=int, default=8192)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--micro-batch", type=int, default=0)
+    given = parser.parse_args()
+    config = TrainConfig(
+        arch=given.arch,
+        captions_per_batch=given.captions,
+        prototypes=given.prototypes,
+        micro_batch=given.micro_batch,
+        drop_path=0.0,
+    )
+    cpu = torch.device("cpu")
+    ours = Learner(config, Runtime(cpu, torch.bfloat16))
+    batch, now = random_batch(config, ours.patches), timetable.at(1000, config)
+    plain = {
+        "plain, bfloat16, explicit attention": Plain(ours, torch.bfloat16, fused=False),
+        "plain, bfloat16, timm's default attention": Plain(ours, torch.bfloat16, fused=True),
+        "plain, float32": Plain(ours, None, fused=True),
+    }
+    steps: dict[str, Callable[[], float]] = {
+        "ours, bfloat16": lambda: ours.update(batch, now).losses.total.item(),
+        **{name: (lambda step=step: step(batch)) for name, step in plain.items()},
+    }
+    losses, wall, cpu_s = {}, {}, {}
+    for round_ in range(given.rounds + 1):  # the first warms up
+        for name, step in steps.items():
+            start, start_cpu = time.perf_counter(), time.process_time()
+            loss = step()
+            taken = (time.perf_counter() - start, time.process_time() - start_cpu)
+            if round_ == 0:
+                losses[name] = loss
+            else:
+                wall[name] = min(wall.get(name, np.inf), taken[0])
+                cpu_s[name] = min(cpu_s.get(name, np.inf), taken[1])
+    images = config.captions_per_batch * config.views
+    for name in steps:
+        print(
+            json.dumps(
+                {
+                    "step": name,
+                    "images_per_s": round(images / wall[name], 2),
+                    "ours_is_faster_by": round(wall[name] / wall["ours, bfloat16"], 2),
+                    "cpu_ms_per_image": round(1000 * cpu_s[name] / images, 1),
+                    "ours_is_cheaper_by": round(cpu_s[name] / cpu_s["ours, bfloat16"], 2),
+                    "first_loss": round(losses[name], 3),
+                    "threads": torch.get_num_threads(),
+                }
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
