@@ -2,7 +2,7 @@
 
     python benchmarks/captions_template.py [--count 10000000]
 
-The mix is the paper's (`synclr`), the gate is on, parts have 65,536 captions. Prints one JSON object.
+The mix is the paper's (`synclr`), the gate is on, a part has 65,536 captions. Prints one JSON line.
 """
 
 from __future__ import annotations

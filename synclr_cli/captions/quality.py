@@ -33,10 +33,13 @@ REASONS = (EMPTY, SHORT, LONG, PROMPT, EXAMPLE, SENTENCES, REPEATS, MISSING, EXA
 _FEWEST_WORDS, _MOST_WORDS = 3, 60
 _NAMED_SHARE = 0.6  # of the words of "AM General Hummer SUV 2000 car" a caption must say
 _COPIED_WORDS = 8  # in a row are no coincidence
+_COMMON_WORDS = 5  # different ones, which a copy of _COPIED_WORDS has all but surely
 _DISTINCT_SHARE = 0.5  # fewer different words than this in a long caption: the model is in a loop
 _WORD = re.compile(r"[^\W_]+")
 _NEXT_SENTENCE = re.compile(r"(?<![A-Z.])(?<!St)(?<!Mt)(?<!Mr)(?<!Dr)[.!?][\"”')]?\s+[\"“'(]?[A-Z]")
-_BROKEN_OFF = re.compile(r"(?:[,;:–-]|\b(?:and|or|the|an?|of|with|in|on|at|to|by|for|from))$", re.I)
+_DANGLING = {
+    "and", "or", "the", "a", "an", "of", "with", "in", "on", "at", "to", "by", "for", "from", "its",
+}  # fmt: skip
 
 
 def tidy(completion: str) -> str:
@@ -64,9 +67,11 @@ def reason(caption: str, concept: str, shown: Sequence[str] = ()) -> str:
         return LONG
     if shown and _copies(caption, shown):
         return EXAMPLE
-    if _NEXT_SENTENCE.search(caption) or _BROKEN_OFF.search(caption):
+    if caption[-1] in ",;:–-" or words[-1].lower() in _DANGLING:
         return SENTENCES
-    different = {w.strip(",.").lower() for w in words}
+    if (". " in caption or "! " in caption or "? " in caption) and _NEXT_SENTENCE.search(caption):
+        return SENTENCES
+    different = set(caption.lower().replace(",", "").replace(".", "").split())
     if len(words) >= 8 and len(different) < _DISTINCT_SHARE * len(words):
         return REPEATS
     if not names(caption, concept):
@@ -95,21 +100,25 @@ def _same_word(wanted: str, said: str) -> bool:
 
 
 def _copies(caption: str, shown: Sequence[str]) -> bool:
-    words, runs = _word_runs(caption)
+    rough = set(caption.casefold().split())
     for example in shown:
-        its_words, its_runs = _word_runs_of_example(example)
-        if words == its_words or not runs.isdisjoint(its_runs):
-            return True
+        its_rough, its_words, its_runs = _taken_apart(example)
+        # A cheap look first: what was copied has words in common, even if it repeats some.
+        if len(rough & its_rough) >= min(_COMMON_WORDS, len(its_rough)):
+            words = _WORD.findall(caption.casefold())
+            if words == its_words or not its_runs.isdisjoint(_runs(words)):
+                return True
     return False
 
 
-def _word_runs(text: str) -> tuple[list[str], set[tuple[str, ...]]]:
-    words = _WORD.findall(text.casefold())
-    runs = {tuple(words[i : i + _COPIED_WORDS]) for i in range(len(words) - _COPIED_WORDS + 1)}
-    return words, runs
+def _runs(words: list[str]) -> set[tuple[str, ...]]:
+    return {tuple(words[i : i + _COPIED_WORDS]) for i in range(len(words) - _COPIED_WORDS + 1)}
 
 
-_word_runs_of_example = lru_cache(maxsize=4096)(_word_runs)
+@lru_cache(maxsize=4096)
+def _taken_apart(example: str) -> tuple[set[str], list[str], set[tuple[str, ...]]]:
+    words = _WORD.findall(example.casefold())
+    return set(example.casefold().split()), words, _runs(words)
 
 
 class Window:
