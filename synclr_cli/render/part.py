@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from PIL import Image
 
 from synclr_cli import artifacts
@@ -88,24 +89,25 @@ class Part:
         self._captions = {c["caption_id"]: c for c in self.plan.captions_of(self.index)}
         self.views = {i: quality.CaptionViews(i, self.plan.config.views) for i in self._captions}
 
-    def keep(self, path: Path) -> None:
-        """Take over the pictures of an earlier, smaller version of this part.
+    def require_own_captions(self, path: Path) -> None:
+        """Refuse an earlier version of this part that is of other captions.
 
         Raises:
-            UsageError: it holds other captions.
+            UsageError: it holds pictures of a caption that is not in this part now.
         """
-        file, header = artifacts.open_parquet(path, "images")
-        for record in file.read().to_pylist():
-            caption = self._captions.get(record["caption_id"])
-            if caption is None or (caption["caption"], caption["concept"]) != (
-                record["caption"],
-                record["concept"],
-            ):
+        table = pq.read_table(path, columns=["caption_id", "caption", "concept"])
+        for record in table.group_by(table.column_names).aggregate([]).to_pylist():
+            if record != self._captions.get(record["caption_id"]):
                 raise UsageError(
                     f"{path} holds pictures of other captions",
                     do="continue with the captions file it began with, or one that only adds to "
                     "it; else add --overwrite to make it anew, or --out for another place",
                 )
+
+    def keep(self, path: Path) -> None:
+        """Take over the pictures of an earlier, smaller version of this part."""
+        file, header = artifacts.open_parquet(path, "images")
+        for record in file.read().to_pylist():
             if record["mask"] is not None:
                 record["mask"] = self._with_class_id(record)
             record["fingerprint"] = quality.fingerprint(record["image"]["bytes"])

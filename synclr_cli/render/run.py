@@ -172,7 +172,7 @@ def _todo(parts: artifacts.Parts, plan: Plan) -> list[int]:
     """Return the numbers of the parts that do not hold what they should.
 
     Raises:
-        UsageError: there are parts beyond the last: the folder holds more captions.
+        UsageError: the folder holds other captions, or more.
     """
     beyond = parts.path(plan.parts).name
     if any(p.name >= beyond for p in parts.present()):
@@ -180,7 +180,11 @@ def _todo(parts: artifacts.Parts, plan: Plan) -> list[int]:
             f"{parts.folder} holds pictures of more captions than there are now",
             do="continue with the captions file it began with, or add --overwrite",
         )
-    return [i for i in range(plan.parts) if not _holds(parts.path(i), plan.mark(i))]
+    todo = [i for i in range(plan.parts) if not _holds(parts.path(i), plan.mark(i))]
+    for index in todo:
+        if parts.path(index).exists():
+            Part(plan, index).require_own_captions(parts.path(index))
+    return todo
 
 
 def _holds(path: Path, mark: str) -> bool:

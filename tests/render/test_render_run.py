@@ -235,7 +235,8 @@ def _kill_and_continue(captions: Path, out: Path, kills: int, seed: int) -> int:
         "painting.WORTH_PROCESSES = int(sys.argv[3])\n"
         "if __name__ == '__main__':\n"
         "    print('begun', flush=True)\n"
-        "    run(render_config(captions_per_part=8), Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "    config = render_config(captions_per_part=8, duplicate_bits=16)\n"
+        "    run(config, Path(sys.argv[1]), Path(sys.argv[2]))\n"
     )
     script = out.parent / "again.py"
     script.write_text(program)
@@ -258,7 +259,7 @@ def _kill_and_continue(captions: Path, out: Path, kills: int, seed: int) -> int:
 
 def _assert_kills_change_nothing(captions_file, tmp_path, kills: int, captions: int) -> None:
     source = captions_file(captions)
-    config = render_config(captions_per_part=8)
+    config = render_config(captions_per_part=8, duplicate_bits=16)
     whole = run(config, source, tmp_path / "whole")
     hit = _kill_and_continue(source, tmp_path / "killed", kills, seed=captions)
     assert hit, "every process ended before it could be killed"
