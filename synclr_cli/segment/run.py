@@ -5,7 +5,7 @@ whole pictures by a sliding window. The validation split selects the moment; the
 out once, for the last moment and the selected one. The report has the floor beside the grade: the
 training split's commonest class everywhere.
 
-    backbone + pictures with masks --run--> out/{report.json, model.safetensors, metrics.jsonl}
+    backbone + pictures with masks --run--> out/{report.json, model.safetensors, overlays.png, ...}
 
 Shapes: B pictures of this rank, S pixels, K classes, n pictures of a split.
 """
@@ -41,7 +41,7 @@ from synclr_cli.learning.backbone import Backbone
 from synclr_cli.learning.labelled import Labelled
 from synclr_cli.learning.run_folder import RunFolder
 from synclr_cli.learning.runtime import Runtime
-from synclr_cli.segment import dense, grading
+from synclr_cli.segment import dense, grading, overlays
 from synclr_cli.segment.linear import LinearSegmenter
 from synclr_cli.segment.upernet import UperNetSegmenter
 
@@ -124,7 +124,7 @@ def run(
                     return folder.unfinished(done, config.steps)
 
         # Write: the test split, for the last weights and the selected ones.
-        return _conclude(config, now, grade, folder, pictures, opened)
+        return _conclude(config, now, grade, folder, pictures, opened, rt)
 
 
 def segmenter(config: SegmentConfig, opened: Backbone, classes: int) -> nn.Module:
@@ -250,6 +250,7 @@ def _conclude(
     folder: RunFolder,
     pictures: Labelled,
     opened: Backbone,
+    rt: Runtime,
 ) -> dict[str, Any]:
     models = {"last": now.model}
     if now.best["step"] < config.steps:  # otherwise the last moment is the selected one
@@ -283,6 +284,9 @@ def _conclude(
             },
         },
     )  # fmt: skip
+    if rt.is_main:
+        model = models.get("selected", now.model)
+        overlays.draw(config, pictures, opened, rt, model, folder.path / overlays.FILE)
     facts = {
         "head": config.head,
         "backbone": opened.name,

@@ -8,10 +8,12 @@ import threading
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from synclr_cli.errors import DataError, DivergedError, UsageError
 from synclr_cli.learning import checkpoint
+from synclr_cli.segment import dense, overlays
 from synclr_cli.segment.run import run
 
 
@@ -40,6 +42,24 @@ def test_it_learns_to_find_boxes_and_beats_the_floor(settings, boxes, small_vit,
     assert report["pixel_accuracy"] > report["pixel_accuracy_floor"]
     assert report["selected"]["step"] in (20, 40)
     assert not (tmp_path / "out" / "checkpoints").exists()
+    with Image.open(tmp_path / "out" / "overlays.png") as sheet:
+        assert sheet.height == 6 * (160 + 4)  # six of the twelve test pictures
+        assert sheet.width > 3 * 128
+
+
+def test_an_overlay_blends_the_colour_of_the_class_and_blackens_what_is_ignored():
+    grey = Image.fromarray(np.full((160, 160, 3), 100, np.uint8))
+    ids = np.full((160, 160), 2)
+    ids[:, 80:] = dense.IGNORED
+    shown = overlays.blend(grey, ids, overlays.palette(3))
+    assert shown[80, 20].tolist() == [int(40 + 0.6 * c) for c in overlays.palette(3)[2].tolist()]
+    assert shown[80, 120].tolist() == [0, 0, 0]
+    assert overlays.blend(grey, None, overlays.palette(3))[80, 120].tolist() == [100] * 3
+
+
+def test_every_class_has_a_colour_of_its_own():
+    colours = {tuple(c) for c in overlays.palette(150).tolist()}
+    assert len(colours) == 150
 
 
 def test_the_linear_head_learns_on_a_backbone_that_stays_as_it_is(

@@ -1,0 +1,70 @@
+"""A few test pictures with their classes laid over: what is there, and what was found.
+
+test split + model --draw--> out/overlays.png: one row a picture: picture, truth, prediction
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from synclr_cli import artifacts
+from synclr_cli.config import SegmentConfig
+from synclr_cli.learning.backbone import Backbone
+from synclr_cli.learning.labelled import Labelled
+from synclr_cli.learning.runtime import Runtime
+from synclr_cli.segment import dense, grading
+
+FILE = "overlays.png"
+_PICTURES, _HEIGHT, _GAP = 6, 160, 4  # rows; pixels of a row; pixels between
+_STRENGTH = 0.6  # of the class colours over the picture
+
+
+def draw(
+    config: SegmentConfig,
+    pictures: Labelled,
+    opened: Backbone,
+    rt: Runtime,
+    model: nn.Module,
+    path: Path,
+) -> None:
+    """Write a PNG of up to six test pictures, evenly spaced over the split."""
+    split = pictures.splits["test"]
+    colours = palette(len(pictures.classes))
+    rows = []
+    model.eval()
+    for i in np.linspace(0, len(split) - 1, min(len(split), _PICTURES)).astype(int):
+        picture = split.image(int(i))
+        truth = dense.read_mask(split, int(i), config.ignore_index)
+        x = dense.test_view(picture, config.short_side, opened.mean, opened.std)
+        with torch.inference_mode():
+            found = grading.segment_picture(model, x.to(rt.device), truth.shape, config, rt)
+        found = np.where(truth == dense.IGNORED, dense.IGNORED, found.cpu().numpy())
+        rows.append(np.hstack([blend(picture, ids, colours) for ids in (None, truth, found)]))
+    width = max(row.shape[1] for row in rows)
+    sheet = np.vstack([np.pad(r, ((0, _GAP), (0, width - r.shape[1]), (0, 0))) for r in rows])
+    with artifacts.atomic_file(path) as partial:
+        Image.fromarray(sheet).save(partial, "PNG")
+
+
+def palette(classes: int) -> np.ndarray:
+    """Return a colour for each class, [K, 3] uint8: hues a golden angle apart, two levels."""
+    hue = (np.arange(classes) * 0.618034) % 1.0 * 6  # [K]
+    level = np.where(np.arange(classes) % 2, 255.0, 190.0)
+    ramp = [np.clip(np.abs((hue + shift) % 6 - 3) - 1, 0, 1) for shift in (0, 4, 2)]
+    return (np.stack(ramp, -1) * level[:, None]).astype(np.uint8)  # [K, 3]
+
+
+def blend(picture: Image.Image, ids: np.ndarray | None, colours: np.ndarray) -> np.ndarray:
+    """Return the picture with classes laid over, ignored pixels black, [height, w + gap, 3]."""
+    pixels = np.asarray(picture, dtype=np.float64)  # [H, W, 3]
+    if ids is not None:
+        over = (1 - _STRENGTH) * pixels + _STRENGTH * colours[ids.clip(0)]
+        pixels = np.where((ids == dense.IGNORED)[..., None], 0.0, over)
+    shown = Image.fromarray(pixels.astype(np.uint8))
+    size = max(1, round(shown.width * _HEIGHT / shown.height)), _HEIGHT
+    return np.pad(np.asarray(shown.resize(size)), ((0, 0), (0, _GAP), (0, 0)))
