@@ -1,0 +1,148 @@
+"""What an images/1 folder holds: counts, sizes, what was rejected, duplicates; as a page, too.
+
+images/1 folder -> `report` (a dict) -> `page` (one HTML file with the pictures inside)
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections import Counter
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+from synclr_cli import artifacts
+from synclr_cli.render import quality
+from synclr_cli.render.run import MANIFEST, REJECTED
+from synclr_cli.render.sheet import spread
+
+THUMBNAIL = 144  # pixels of a picture on the page
+LOOKED_AT = 100_000  # pictures whose bytes are read, at most; counts are of all
+
+
+def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
+    """Return what a finished images/1 folder holds.
+
+    Keys: `captions`, `concepts`, `pictures`, `views` (pictures of a caption -> captions), `sizes`
+    ("WxH" -> pictures), `bytes` (all parts), `bytes_per_picture` (median), `masks`, `rejected`
+    (reason -> views), `set_aside` (captions), `same_bytes` and `alike` (pictures that repeat an
+    earlier one byte for byte, or in their perceptual hash), `looked_at`.
+
+    Raises:
+        DataError: no finished images/1 folder.
+    """
+    parts, header, digest = artifacts.open_images(folder)
+    manifest = artifacts.read_json(folder / MANIFEST)
+    views: Counter[int] = Counter()
+    sizes: Counter[str] = Counter()
+    concepts: set[str] = set()
+    lengths: list[int] = []
+    exact: set[bytes] = set()
+    alike: set[int] = set()
+    same_bytes = same_print = masks = 0
+    for path in parts:
+        file = pq.ParquetFile(path)
+        light = file.read(columns=["caption_id", "concept", "width", "height"])
+        views.update(Counter(light["caption_id"].to_pylist()).values())
+        concepts.update(light["concept"].unique().to_pylist())
+        pairs = zip(light["width"].to_pylist(), light["height"].to_pylist(), strict=True)
+        sizes.update(f"{w}x{h}" for w, h in pairs)
+        for group in range(file.num_row_groups):
+            if len(lengths) >= looked_at:
+                break
+            table = file.read_row_group(group, columns=["image", "mask"])
+            masks += len(table) - table["mask"].null_count
+            for picture in table["image"].to_pylist():
+                data = picture["bytes"]
+                lengths.append(len(data))
+                name, look = blake2b(data, digest_size=16).digest(), quality.fingerprint(data)
+                same_bytes, same_print = same_bytes + (name in exact), same_print + (look in alike)
+                exact.add(name)
+                alike.add(look)
+    return {
+        "folder": folder.name,
+        "digest": digest,
+        "engine": header.engine,
+        "revision": header.revision,
+        "seed": header.seed,
+        "captions": sum(views.values()),
+        "concepts": len(concepts),
+        "pictures": sum(n * captions for n, captions in views.items()),
+        "views": {str(n): captions for n, captions in sorted(views.items())},
+        "sizes": dict(sizes.most_common(8)),
+        "parts": len(parts),
+        "bytes": sum(p.stat().st_size for p in parts),
+        "bytes_per_picture": sorted(lengths)[len(lengths) // 2] if lengths else 0,
+        "masks": masks,
+        "rejected": manifest.get("rejected", {}),
+        "set_aside": manifest.get("set_aside", 0),
+        "same_bytes": same_bytes,
+        "alike": same_print,
+        "looked_at": len(lengths),
+    }
+
+
+_STYLE = """
+body{font:15px/1.45 system-ui,sans-serif;color:#1c1c1e;background:#fafaf8;margin:2rem auto;
+max-width:70rem;padding:0 1rem} h1{font-size:1.4rem} h2{font-size:1.05rem;margin-top:2rem}
+table{border-collapse:collapse} td{padding:.15rem 1.2rem .15rem 0;vertical-align:top}
+td:first-child{color:#6e6e73} .row{display:flex;gap:8px;margin:10px 0;align-items:flex-start}
+.words{width:15rem;flex:none} .concept{color:#6e6e73;font-size:.85em}
+img{width:144px;height:144px;object-fit:cover;border-radius:3px}
+"""
+
+
+def page(folder: Path, out_html: Path, captions: int = 24, views: int = 6) -> Path:
+    """Write the report and a contact sheet as one HTML file that needs no other; return it.
+
+    Raises:
+        DataError: no finished images/1 folder.
+    """
+    facts = report(folder)
+    body = [f"<h1>{html.escape(folder.name)}</h1>", _table(facts)]
+    if facts["rejected"] or facts["set_aside"]:
+        body += ["<h2>Rejected</h2>", _table({**facts["rejected"]})]
+        body.append(f"<p>{facts['set_aside']} captions were set aside; all are in {REJECTED}.</p>")
+    body.append("<h2>Captions and their views</h2>")
+    for shown in spread(folder, captions, views):
+        pictures = "".join(f'<img src="{_inline(p)}" alt="">' for p in shown.pictures)
+        words = html.escape(shown.caption)
+        body.append(
+            f'<div class="row"><div class="words"><div class="concept">'
+            f"{html.escape(shown.concept)}</div>{words}</div>{pictures}</div>"
+        )
+    document = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(folder.name)}'
+        f"</title><style>{_STYLE}</style><body>{''.join(body)}</body></html>\n"
+    )
+    with artifacts.atomic_file(out_html) as partial:
+        partial.write_text(document, encoding="utf-8")
+    return out_html
+
+
+def _table(facts: dict[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td>{html.escape(name.replace('_', ' '))}</td><td>{html.escape(_text(v))}</td></tr>"
+        for name, v in facts.items()
+    )
+    return f"<table>{rows}</table>"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {v:,}" for k, v in value.items()) or "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _inline(picture: Image.Image) -> str:
+    small = picture.convert("RGB")
+    if max(small.size) > 2 * THUMBNAIL:
+        small.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))
+    sink = io.BytesIO()
+    small.save(sink, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode()
