@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from synclr_cli import artifacts, console
 from synclr_cli.artifacts import Header
 from synclr_cli.config import LinearProbeConfig
-from synclr_cli.errors import DataError
+from synclr_cli.errors import DataError, UsageError
 from synclr_cli.learning import backbone as backbones, loading
 from synclr_cli.learning.backbone import Backbone
 from synclr_cli.learning.images import EvalTransform
@@ -65,6 +65,32 @@ def of_splits(
         tensors, _ = artifacts.read_tensors(path, "features")
         found[name] = Features(tensors["x"], tensors["y"])
     return found
+
+
+def open_any(spec: str, *, image_size: int, seed: int) -> Backbone:
+    """Open a backbone, or `pixels:SIDE`: the picture itself at SIDE x SIDE, the floor of floors."""
+    scheme, _, side = spec.partition(":")
+    if scheme != "pixels":
+        return backbones.open_backbone(spec, image_size=image_size, seed=seed)
+    if not side.isdigit() or not int(side):
+        raise UsageError(f"backbone {spec}", expected="pixels:SIDE, as in pixels:32")
+    return Backbone(
+        model=_Pixels(),  # type: ignore[arg-type]
+        spec=spec,
+        name=f"pixels-{side}",
+        digest=spec,
+        image_size=int(side),
+        mean=backbones.IMAGENET_MEAN,
+        std=backbones.IMAGENET_STD,
+        interpolation="bicubic",
+    )
+
+
+class _Pixels(nn.Module):
+    """A ViT's interface to the identity."""
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, None]  # [B, 1, 3 S S]
 
 
 def transform(backbone: Backbone) -> EvalTransform:

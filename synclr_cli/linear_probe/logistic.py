@@ -32,7 +32,7 @@ HISTORY = 30  # curvature pairs kept, as far as they fit into
 HISTORY_BYTES = 2**30  # for the whole path
 ARMIJO = 1e-4
 SHORTEST_STEP = 2.0**-20
-FLOAT64_OPERATIONS = 2e12  # below this many multiplications the path is solved in double precision
+FLOAT64_OPERATIONS = 5e10  # below this many multiplications the path is solved in double precision
 # A penalty has converged when the objective is estimated to lie above its minimum by at most
 # TOLERANCE x objective + SLACK x pictures. The slack ends problems whose minimum is almost zero.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-7}

@@ -1,0 +1,261 @@
+"""The protocols that look at each picture once: logistic regression, neighbours, few shots.
+
+    lbfgs      the paper's fine-grained protocol: multinomial logistic regression, its L2 strength
+               chosen on validation among 45 log-spaced values, one more fit on train + validation
+    knn        the 20 nearest features vote; nothing is trained and nothing chosen
+    few-shot   logistic regression on n pictures of each class, drawn several times; one L2 strength
+               for all draws, chosen on validation
+
+Shapes: n pictures of a split, D features, K classes, P penalties, R draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synclr_cli import console
+from synclr_cli.artifacts import Header
+from synclr_cli.config import LinearProbeConfig
+from synclr_cli.errors import DataError
+from synclr_cli.learning import metrics
+from synclr_cli.learning.backbone import Backbone
+from synclr_cli.learning.labelled import Labelled
+from synclr_cli.learning.runtime import Runtime
+from synclr_cli.linear_probe import features, logistic, neighbours
+from synclr_cli.linear_probe.features import Features
+
+LARGEST_CONFUSION = 100  # classes whose confusion matrix goes into the report
+
+
+@dataclass(frozen=True)
+class Case:
+    """A backbone before its judge."""
+
+    config: LinearProbeConfig
+    backbone: Backbone
+    data: Labelled
+    out: Path
+    made: Header  # of the report to come
+    rt: Runtime
+
+    @property
+    def classes(self) -> int:
+        """Return the number of classes."""
+        return len(self.data.classes)
+
+    def features(self) -> dict[str, Features]:
+        """Return the features of every split."""
+        return features.of_splits(
+            self.config, self.backbone, self.data, self.out, self.made, self.rt
+        )
+
+    def fit(self, x: Tensor, y: Tensor, penalties: list[float]) -> logistic.Path:
+        """Fit logistic regressions on this run's device; the solutions come back to the CPU."""
+        path = logistic.fit_path(
+            x.to(self.rt.device),
+            y.to(self.rt.device),
+            penalties,
+            classes=self.classes,
+            iterations=self.config.iterations,
+        )
+        return logistic.Path(**{name: value.cpu() for name, value in vars(path).items()})
+
+    def nearest(self, x: Tensor, y: Tensor, asked: Tensor) -> np.ndarray:
+        """Return what the nearest of the features x say about the asked, [q]."""
+        found = neighbours.predict(
+            x.to(self.rt.device),
+            y.to(self.rt.device),
+            asked.to(self.rt.device),
+            classes=self.classes,
+            k=self.config.neighbours,
+        )
+        return found.cpu().numpy()
+
+    def score(self, truth: np.ndarray, predicted: np.ndarray) -> float:
+        """Return the run's metric, a fraction."""
+        counts = metrics.confusion(truth, predicted, self.classes)
+        return float(getattr(metrics, self.config.metric)(counts))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a protocol found on the test split."""
+
+    scores: Mapping[str, float]  # fractions
+    interval: tuple[float, float]  # of the run's metric
+    details: Mapping[str, Any]
+
+
+def graded(
+    case: Case,
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    scores: Mapping[str, float],
+    details: Mapping[str, Any],
+) -> Outcome:
+    """Grade predictions of the test split, [n]; `scores` and `details` are added."""
+    counts = metrics.confusion(truth, predicted, case.classes)
+    by_class = case.config.metric == "mean_per_class"
+    return Outcome(
+        {
+            "top1": metrics.top1(counts),
+            "mean_per_class": metrics.mean_per_class(counts),
+            **scores,
+            "most_frequent_class": float(counts.sum(1).max() / counts.sum()),
+        },
+        metrics.bootstrap_interval(
+            predicted == truth, case.config.seed, labels=truth if by_class else None
+        ),
+        {**details, **_confusion(case, counts)},
+    )
+
+
+def _confusion(case: Case, counts: np.ndarray) -> dict[str, Any]:
+    if case.classes > LARGEST_CONFUSION:
+        return {}
+    return {"classes": list(case.data.classes), "confusion": counts.tolist()}
+
+
+def lbfgs(case: Case) -> Outcome:
+    """Choose the L2 strength on validation, fit train and validation together, grade test."""
+    splits = case.features()
+    penalty, score, table = sweep(case, splits["train"], splits["val"])
+    x = torch.cat([splits["train"].x, splits["val"].x])
+    y = torch.cat([splits["train"].y, splits["val"].y])
+    asked, truth = splits["test"].x, splits["test"].y.numpy()
+    if case.config.standardise:
+        x, asked = features.standardise(x, asked)
+    refit = case.fit(x, y, [penalty])
+    predicted = logistic.logits(asked, refit.weights[0], refit.intercepts[0]).argmax(1).numpy()
+    return graded(
+        case,
+        truth,
+        predicted,
+        {
+            "validation": score,
+            "knn_top1": float((case.nearest(x, y, asked) == truth).mean()),
+        },
+        {
+            "penalty": penalty,
+            "iterations": int(refit.iterations[0]),
+            "converged": bool(refit.converged[0]),
+            "sweep": table,
+        },
+    )
+
+
+def sweep(case: Case, train: Features, val: Features) -> tuple[float, float, list[dict[str, Any]]]:
+    """Fit every penalty on train and choose on validation; of equals, the smallest.
+
+    Returns:
+        The penalty, its validation score (a fraction), and a row for each penalty.
+    """
+    penalties = grid(case.config)
+    x, shown = train.x, val.x
+    if case.config.standardise:
+        x, shown = features.standardise(x, shown)
+    path = case.fit(x, train.y, penalties)
+    scores = [
+        case.score(
+            val.y.numpy(),
+            logistic.logits(shown, path.weights[i], path.intercepts[i]).argmax(1).numpy(),
+        )
+        for i in range(len(penalties))
+    ]
+    best = int(np.argmax(scores))  # the first of equals
+    _note_edge(best, penalties)
+    table = [
+        {
+            "penalty": penalty,
+            "validation": round(100 * scores[i], 4),
+            "iterations": int(path.iterations[i]),
+            "converged": bool(path.converged[i]),
+        }
+        for i, penalty in enumerate(penalties)
+    ]
+    return penalties[best], scores[best], table
+
+
+def knn(case: Case) -> Outcome:
+    """Let the nearest features of train and validation vote on each picture of test."""
+    splits = case.features()
+    x = torch.cat([splits["train"].x, splits["val"].x])
+    y = torch.cat([splits["train"].y, splits["val"].y])
+    asked, truth = splits["test"].x, splits["test"].y.numpy()
+    if case.config.standardise:
+        x, asked = features.standardise(x, asked)
+    return graded(case, truth, case.nearest(x, y, asked), {}, {})
+
+
+def few_shot(case: Case) -> Outcome:
+    """Fit a few pictures of each class, several times, and grade each fit on test.
+
+    Raises:
+        DataError: a class has fewer train pictures than `shots`.
+    """
+    splits = case.features()
+    train, val, test = (splits[name] for name in ("train", "val", "test"))
+    penalties = grid(case.config)
+    draws = [shots(case, train.y.numpy(), draw) for draw in range(case.config.repeats)]
+    on_val = np.zeros((len(draws), len(penalties)))  # [R, P]
+    on_test = np.zeros((len(draws), len(penalties)))
+    with console.progress("few shots", len(draws), unit="draws") as meter:
+        for r, rows in enumerate(draws):
+            x, shown, asked = train.x[rows], val.x, test.x
+            if case.config.standardise:
+                x, shown, asked = features.standardise(x, shown, asked)
+            path = case.fit(x, train.y[rows], penalties)
+            for i in range(len(penalties)):
+                w, b = path.weights[i], path.intercepts[i]
+                for scores, z, y in ((on_val, shown, val.y), (on_test, asked, test.y)):
+                    scores[r, i] = case.score(y.numpy(), logistic.logits(z, w, b).argmax(1).numpy())
+            meter.advance()
+    best = int(on_val.mean(0).argmax())
+    _note_edge(best, penalties)
+    found = on_test[:, best]  # [R]
+    return Outcome(
+        {case.config.metric: float(found.mean()), "validation": float(on_val[:, best].mean())},
+        metrics.bootstrap_interval_of(
+            lambda drawn: float(found[drawn].mean()), len(found), case.config.seed
+        ),
+        {
+            "shots": case.config.shots,
+            "repeats": len(draws),
+            "penalty": penalties[best],
+            "by_draw": [round(100 * float(each), 4) for each in found],
+            "spread": round(100 * float(found.std(ddof=1)), 4) if len(found) > 1 else None,
+        },
+    )
+
+
+def shots(case: Case, labels: np.ndarray, draw: int) -> np.ndarray:
+    """Return positions of `shots` pictures of each class; a draw depends on seed and number."""
+    chosen = []
+    for k in range(case.classes):
+        inside = np.flatnonzero(labels == k)
+        if 0 < len(inside) < case.config.shots:
+            raise DataError(
+                f"{case.data.spec}: train pictures of class {case.data.classes[k]}",
+                got=len(inside),
+                expected=f"at least linear-probe.shots = {case.config.shots}",
+            )
+        rng = np.random.default_rng([case.config.seed, draw, k])
+        chosen.append(rng.permutation(inside)[: case.config.shots])
+    return np.sort(np.concatenate(chosen))
+
+
+def grid(config: LinearProbeConfig) -> list[float]:
+    """Return the penalties to try."""
+    return logistic.penalty_grid(config.penalties, config.lowest_penalty, config.highest_penalty)
+
+
+def _note_edge(best: int, penalties: list[float]) -> None:
+    if len(penalties) > 1 and best in (0, len(penalties) - 1):
+        console.note(f"the chosen penalty, {penalties[best]:g}, is an end of the grid")
