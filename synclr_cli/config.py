@@ -284,6 +284,7 @@ class FinetuneConfig:
     epochs: int = 100
     warmup_epochs: float = 20
     batch_size: int = 1024  # over all ranks
+    micro_batch: int = 0  # pictures the ViT sees at a time, per rank; 0: all
     base_lr: float = 5e-5  # learning rate = base_lr x batch_size / 256
     min_lr: float = 1e-6
     layer_decay: float = 0.65
@@ -311,7 +312,7 @@ class FinetuneConfig:
             _at_least(f"finetune.{name}", getattr(self, name), 1)
         for name in ("image_size", "warmup_epochs", "base_lr", "min_lr", "weight_decay", "workers"):
             _at_least(f"finetune.{name}", getattr(self, name), 0)
-        for name in ("mixup", "cutmix", "seed", "stop_after_minutes"):
+        for name in ("mixup", "cutmix", "seed", "stop_after_minutes", "micro_batch"):
             _at_least(f"finetune.{name}", getattr(self, name), 0)
         for name in ("drop_path", "random_erasing", "label_smoothing", "weight_ema"):
             _within(f"finetune.{name}", getattr(self, name), 0, 1)

@@ -95,15 +95,17 @@ def run(
                 images, targets = mixing(images.to(rt.device), labels.to(rt.device), step, rt.rank)
                 runtime.seed_everything(runtime.seed_of(config.seed, step, rt.rank))  # drop path
                 now.model.train()
-                with rt.autocast():
-                    loss = loss_of(trained(images), targets)
-                value = loss.item()
+                now.optimizer.zero_grad(set_to_none=True)
+                value, piece = 0.0, config.micro_batch or len(images)
+                for some, wanted in zip(images.split(piece), targets.split(piece), strict=True):
+                    with rt.autocast():
+                        loss = loss_of(trained(some), wanted) * (len(some) / len(images))
+                    loss.backward()
+                    value += loss.item()
                 if not math.isfinite(value):
                     raise DivergedError(
                         f"the loss of step {step} is {value}", do="lower finetune.base_lr"
                     )
-                now.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
                 now.optimizer.step()
                 now.average.update(now.model, step + 1 if config.weight_ema_warmup else None)
                 now.losses.append(value)

@@ -61,6 +61,15 @@ def test_stopping_after_every_step_changes_no_weight(settings, stripes, small_vi
     assert lines(whole) == lines(pieces)
 
 
+def test_a_batch_in_pieces_is_the_same_batch(settings, stripes, small_vit, tmp_path):
+    for piece in (0, 6):  # the third piece is smaller
+        config = settings(drop_path=0.0, micro_batch=piece)
+        run(config, small_vit, stripes, tmp_path / str(piece))
+    whole, pieces = weights(tmp_path / "0"), weights(tmp_path / "6")
+    for name, tensor in whole.items():
+        torch.testing.assert_close(pieces[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
 def test_workers_change_no_weight(settings, stripes, small_vit, tmp_path):
     for workers in (0, 2):
         run(settings(epochs=2, workers=workers), small_vit, stripes, tmp_path / str(workers))
