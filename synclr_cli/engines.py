@@ -75,6 +75,8 @@ _TABLES = {
         "smollm2": "synclr_cli.captions.engines.smollm2:SmolLM2Engine",
         "transformers": "synclr_cli.captions.engines.transformers:TransformersEngine",
         "template": "synclr_cli.captions.engines.template:TemplateEngine",
+        "server": "synclr_cli.captions.engines.server:ServerEngine",
+        "vllm": "synclr_cli.captions.engines.vllm:VllmEngine",
     },
     "image": {
         "procedural": "synclr_cli.render.engines.procedural:ProceduralEngine",
