@@ -23,7 +23,7 @@ a class, the intercept last.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -129,9 +129,9 @@ class _Problem:
         self.counts = torch.bincount(y, minlength=classes).to(torch.float64)  # [K]
 
     def evaluate(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the summed cross entropy [A], its gradient [J, A, K] and p (1 - p) [A, K]."""
-        j, a, k = theta.shape
-        flat = theta.to(self.dtype).reshape(j, a * k)
+        """Return the summed cross entropy [A], its gradient [A, J, K] and mean p (1 - p) [A, K]."""
+        a, j, k = theta.shape
+        flat = theta.transpose(0, 1).reshape(j, a * k)  # [J, A K]
         loss = torch.zeros(a, dtype=torch.float64, device=theta.device)
         gradient = torch.zeros_like(flat)
         squares = torch.zeros(a, k, dtype=torch.float64, device=theta.device)
@@ -144,15 +144,13 @@ class _Problem:
             squares += torch.linalg.vector_norm(p, dim=0).double() ** 2
             p.scatter_add_(-1, at_label, p.new_full((1, 1, 1), -1.0).expand_as(at_label))
             gradient.addmm_(x.T, p.view(len(x), a * k))
-        gradient = gradient.view(j, a, k)
-        spread = (gradient[-1].double() + self.counts - squares) / self.n  # [A, K]
+        gradient = gradient.view(j, a, k).transpose(0, 1).contiguous()  # [A, J, K]
+        spread = (gradient[:, -1].double() + self.counts - squares) / self.n  # [A, K]
         return loss, gradient, spread.clamp(min=1e-12)
 
-    def start(self, count: int) -> Tensor:
-        """Return zero weights and the intercepts that are best for them, [J, count, K]."""
-        theta = torch.zeros(
-            len(self.scatter), count, self.classes, dtype=self.dtype, device=self.x.device
-        )
+    def start(self) -> Tensor:
+        """Return zero weights and the intercepts that are best for them, [J, K]."""
+        theta = torch.zeros(len(self.scatter), self.classes, dtype=self.dtype, device=self.x.device)
         theta[-1] = (self.counts.clamp(min=0.5) / self.n).log().to(self.dtype)
         return theta
 
@@ -174,7 +172,7 @@ class _Solved:
         below = max((k for k in self.theta if k < i), default=None)
         above = min((k for k in self.theta if k > i), default=None)
         if below is None or above is None:
-            return self.problem.start(1)[:, 0], []
+            return self.problem.start(), []
         h = above - i
         outer = [self.theta.get(i - 3 * h), self.theta.get(i + 3 * h)]
         middle = (self.theta[below] + self.theta[above]) / 2
@@ -184,20 +182,23 @@ class _Solved:
 
     def path(self) -> Path:
         """Return the solutions for features as they were given."""
-        stacked = torch.stack([self.theta[i] for i in range(len(self.strengths))], 1).double()
-        rotated = stacked[:-1].permute(1, 0, 2)  # [P, D, K]
-        weights = self.problem.basis @ rotated  # [P, D, K]
-        intercepts = stacked[-1] - self.problem.mean @ weights  # [P, K]
+        theta = torch.stack([self.theta[i] for i in range(len(self.strengths))]).double()
+        weights = self.problem.basis @ theta[:, :-1]  # [P, D, K]
+        intercepts = theta[:, -1] - self.problem.mean @ weights  # [P, K]
         return Path(weights, intercepts, self.objectives, self.iterations, self.converged)
 
 
 @dataclass
 class _Pair:
-    """A step taken and how the gradient of the data term changed, for every active penalty."""
+    """A step taken and how the gradient changed, for every active penalty."""
 
-    s: Tensor  # [J, A, K]
-    y: Tensor  # [J, A, K], of the data term
-    used: Tensor  # [A] float, 0 where this penalty took no step
+    s: Tensor  # [A, J, K]
+    y: Tensor  # [A, J, K]
+    rho: Tensor  # [A] 1 / s'y; 0 where this penalty took no step, or one that says nothing
+
+    def at(self, active: Tensor) -> _Pair:
+        """Return the pair for some of the penalties."""
+        return _Pair(self.s[active], self.y[active], self.rho[active])
 
 
 @dataclass
@@ -205,55 +206,58 @@ class _State:
     """The penalties of a wave that have not converged."""
 
     index: Tensor  # [A] of the path
-    penalty: Tensor  # [J, A, 1]
-    theta: Tensor  # [J, A, K]
+    penalty: Tensor  # [A, J, 1]
+    theta: Tensor  # [A, J, K]
     loss: Tensor  # [A] objective
-    data_gradient: Tensor  # [J, A, K]
-    spread: Tensor  # [A, K]
-    direction: Tensor  # [J, A, K]
+    gradient: Tensor  # [A, J, K]
+    inverse: Tensor  # [A, J, K] of the diagonal model of the Hessian
+    scale: Tensor  # [A] of that model, as the last pair measured it
+    taken: Tensor  # [A] iterations
+    direction: Tensor  # [A, J, K]
     slope: Tensor  # [A]
     step: Tensor  # [A]
-    taken: Tensor  # [A] iterations
-    pairs: list[_Pair] = field(default_factory=list)
+    pairs: list[_Pair]
 
     def keep(self, active: Tensor) -> None:
         """Drop the penalties that are done."""
-        for name in ("index", "loss", "spread", "slope", "step", "taken"):
-            setattr(self, name, getattr(self, name)[active])
-        for name in ("penalty", "theta", "data_gradient", "direction"):
-            setattr(self, name, getattr(self, name)[:, active])
-        self.pairs = [_Pair(p.s[:, active], p.y[:, active], p.used[active]) for p in self.pairs]
+        for name, value in vars(self).items():
+            if name != "pairs":
+                setattr(self, name, value[active])
+        self.pairs = [pair.at(active) for pair in self.pairs]
 
 
 def _solve(problem: _Problem, solved: _Solved, wave: list[int], iterations: int) -> None:
     """Run L-BFGS for the penalties of one wave and put down what was found."""
     guesses = [solved.guess(i) for i in wave]
     index = torch.tensor(wave, device=problem.x.device)
-    penalty = (problem.penalised[:, None] * solved.strengths[index]).to(problem.dtype)[..., None]
-    theta = torch.stack([theta for theta, _ in guesses], 1)  # [J, A, K]
-    data_loss, data_gradient, spread = problem.evaluate(theta)
+    penalty = (solved.strengths[index, None] * problem.penalised).to(problem.dtype)[..., None]
+    theta = torch.stack([theta for theta, _ in guesses])  # [A, J, K]
+    loss, gradient, inverse = _at(problem, penalty, theta)
     state = _State(
         index=index,
         penalty=penalty,
         theta=theta,
-        loss=data_loss + _half_square(penalty, theta),
-        data_gradient=data_gradient,
-        spread=spread,
-        direction=torch.zeros_like(theta),
-        slope=torch.zeros_like(data_loss),
-        step=torch.ones_like(data_loss),
+        loss=loss,
+        gradient=gradient,
+        inverse=inverse,
+        scale=torch.ones_like(loss),
         taken=torch.zeros_like(index),
-        pairs=_inherit([pairs for _, pairs in guesses]),
+        direction=torch.zeros_like(theta),
+        slope=torch.zeros_like(loss),
+        step=torch.ones_like(loss),
+        pairs=_inherit([pairs for _, pairs in guesses], penalty, inverse),
     )
     tolerance, slack = TOLERANCE[problem.dtype], SLACK[problem.dtype] * problem.n
     history = _history(theta, len(solved.strengths))
-    fresh = torch.ones(len(wave), dtype=torch.bool, device=theta.device)
+    fresh = torch.ones_like(index, dtype=torch.bool)  # penalties that have moved since
     while True:
-        direction, slope, plain = _direction(problem, state)
-        state.direction = torch.where(fresh[:, None], direction, state.direction)
+        direction = _direction(state)
+        slope = _dot(state.gradient, direction)
+        gain = torch.maximum(-slope, _dot(state.gradient, state.inverse * state.gradient)) / 2
+        state.direction = torch.where(_wide(fresh), direction, state.direction)
         state.slope = torch.where(fresh, slope, state.slope)
         state.step = torch.where(fresh, torch.ones_like(state.step), state.step)
-        gain = torch.maximum(-slope, plain) / 2  # Newton decrement: about f - minimum
+        # The Newton decrement is about the objective's height above its minimum.
         converged = fresh & (gain <= tolerance * state.loss + slack)
         stuck = state.step < SHORTEST_STEP  # rounding hides any descent
         done = converged | stuck | (state.taken >= iterations)
@@ -263,92 +267,95 @@ def _solve(problem: _Problem, solved: _Solved, wave: list[int], iterations: int)
                 return
             state.keep(~done)
 
-        trial = state.theta + state.step.to(problem.dtype)[:, None] * state.direction
-        data_loss, data_gradient, spread = problem.evaluate(trial)
-        loss = data_loss + _half_square(state.penalty, trial)
+        trial = state.theta + _wide(state.step).to(problem.dtype) * state.direction
+        loss, gradient, inverse = _at(problem, state.penalty, trial)
         rounding = torch.finfo(problem.dtype).eps / 4 * state.loss
         fresh = loss <= state.loss + ARMIJO * state.step * state.slope + rounding
-        pair = _Pair(trial - state.theta, data_gradient - state.data_gradient, fresh.double())
+        pair, scale = _pair(trial - state.theta, gradient - state.gradient, inverse, fresh)
         state.pairs = [*state.pairs[-(history - 1) :], pair]
-        taken = fresh[:, None]
-        state.theta = torch.where(taken, trial, state.theta)
-        state.data_gradient = torch.where(taken, data_gradient, state.data_gradient)
-        state.spread = torch.where(taken, spread, state.spread)
+        state.scale = torch.where(pair.rho > 0, scale, state.scale)
         # Where the step was too long: the minimum of the parabola through what is known.
         bend = (loss - state.loss - state.step * state.slope).clamp(min=1e-300)
         shorter = -state.slope * state.step**2 / (2 * bend)
         shorter = shorter.clamp(0.1 * state.step, 0.5 * state.step)
         state.step = torch.where(fresh, state.step, shorter)
+        state.theta = torch.where(_wide(fresh), trial, state.theta)
+        state.gradient = torch.where(_wide(fresh), gradient, state.gradient)
+        state.inverse = torch.where(_wide(fresh), inverse, state.inverse)
         state.loss = torch.where(fresh, loss, state.loss)
         state.taken += 1
 
 
-def _direction(problem: _Problem, state: _State) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the L-BFGS direction [J, A, K], the slope along it and g' D^-1 g, both [A]."""
-    gradient = state.data_gradient + state.penalty * state.theta
-    model = problem.scatter[:, None, None] * state.spread + state.penalty.double()  # [J, A, K]
-    inverse = (1 / model).to(problem.dtype)
-    plain = _dot(gradient, inverse * gradient)
-    q = gradient.clone()
-    known = []
+def _at(problem: _Problem, penalty: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the objective [A], its gradient and the inverse of its diagonal model [A, J, K]."""
+    loss, gradient, spread = problem.evaluate(theta)
+    loss = loss + (penalty * theta.double() ** 2).sum((1, 2)) / 2
+    model = problem.scatter[:, None] * spread[:, None] + penalty.double()  # [A, J, K]
+    return loss, gradient + penalty * theta, (1 / model).to(theta.dtype)
+
+
+def _direction(state: _State) -> Tensor:
+    """Return the L-BFGS direction, [A, J, K]: two loops over the pairs, newest first."""
+    q = state.gradient.clone()
+    alphas = []
     for pair in reversed(state.pairs):
-        y = pair.y + state.penalty * pair.s
-        sy = _dot(pair.s, y)
-        usable = (pair.used > 0) & (sy > 1e-12 * _dot(y, inverse * y))
-        rho = torch.where(usable, 1 / sy, torch.zeros_like(sy))
-        alpha = rho * _dot(pair.s, q)
-        q -= alpha.to(q.dtype)[:, None] * y
-        known.append((pair, y, sy, rho, alpha, usable))
-    scale = torch.ones_like(plain)
-    for _, y, sy, _, _, usable in reversed(known):
-        scale = torch.where(usable, sy / _dot(y, inverse * y).clamp(min=1e-300), scale)
-    q = scale.to(q.dtype)[:, None] * (inverse * q)
-    for pair, y, _, rho, alpha, _ in reversed(known):
-        q += (alpha - rho * _dot(y, q)).to(q.dtype)[:, None] * pair.s
-    return -q, -_dot(gradient, q), plain
+        alpha = _wide(pair.rho * _dot(pair.s, q)).to(q.dtype)
+        q -= alpha * pair.y
+        alphas.append(alpha)
+    q *= _wide(state.scale).to(q.dtype) * state.inverse
+    for pair, alpha in zip(state.pairs, reversed(alphas), strict=True):
+        q += (alpha - _wide(pair.rho * _dot(pair.y, q)).to(q.dtype)) * pair.s
+    return -q
+
+
+def _pair(s: Tensor, y: Tensor, inverse: Tensor, taken: Tensor) -> tuple[_Pair, Tensor]:
+    """Return a pair and the scale of the diagonal model that it measures, [A]."""
+    sy, yy = _dot(s, y), _dot(y, inverse * y)
+    usable = taken & (sy > 1e-12 * yy)
+    rho = torch.where(usable, 1 / sy, torch.zeros_like(sy))
+    return _Pair(s, y, rho), sy / yy.clamp(min=1e-300)
 
 
 def _history(theta: Tensor, penalties: int) -> int:
-    """Return how many pairs to keep, given one wave's coefficients [J, A, K]."""
-    pair_bytes = 2 * theta[:, 0].numel() * theta.element_size()
+    """Return how many pairs to keep, given one wave's coefficients [A, J, K]."""
+    pair_bytes = 2 * theta[0].numel() * theta.element_size()
     return max(5, min(HISTORY, HISTORY_BYTES // (pair_bytes * penalties)))
 
 
-def _inherit(given: list[list[tuple[Tensor, Tensor]]]) -> list[_Pair]:
-    """Line up the pairs that each penalty starts with, the latest last."""
-    length = max(len(pairs) for pairs in given)
-    shape = next((pairs[0][0] for pairs in given if pairs), None)
-    if shape is None:
-        return []
+def _inherit(
+    given: list[list[tuple[Tensor, Tensor]]], penalty: Tensor, inverse: Tensor
+) -> list[_Pair]:
+    """Line up the pairs that each penalty starts with, the latest last, with its own lambda."""
     lined = []
-    for back in range(length, 0, -1):
+    nothing = torch.zeros_like(inverse[0])
+    for back in range(max(len(pairs) for pairs in given), 0, -1):
         have = [pairs[-back] if len(pairs) >= back else None for pairs in given]
-        zero = torch.zeros_like(shape)
-        lined.append(
-            _Pair(
-                torch.stack([zero if p is None else p[0] for p in have], 1),
-                torch.stack([zero if p is None else p[1] for p in have], 1),
-                torch.tensor([p is not None for p in have], device=shape.device).double(),
-            )
-        )
+        s = torch.stack([nothing if pair is None else pair[0] for pair in have])  # [A, J, K]
+        y = torch.stack([nothing if pair is None else pair[1] for pair in have])
+        there = torch.tensor([pair is not None for pair in have], device=s.device)
+        lined.append(_pair(s, y + penalty * s, inverse, there)[0])
     return lined
 
 
 def _put_down(solved: _Solved, state: _State, done: Tensor, converged: Tensor) -> None:
+    """Write down the penalties that are done; of their pairs, the data term's part."""
     for a in done.nonzero()[:, 0].tolist():
         i = int(state.index[a])
-        solved.theta[i] = state.theta[:, a].clone()
+        solved.theta[i] = state.theta[a].clone()
         solved.pairs[i] = [
-            (p.s[:, a].clone(), p.y[:, a].clone()) for p in state.pairs if p.used[a] > 0
+            (pair.s[a].clone(), pair.y[a] - state.penalty[a] * pair.s[a])
+            for pair in state.pairs
+            if pair.rho[a] > 0
         ]
         solved.objectives[i] = state.loss[a].cpu()
         solved.iterations[i] = state.taken[a].cpu()
         solved.converged[i] = converged[a].cpu()
 
 
-def _half_square(penalty: Tensor, theta: Tensor) -> Tensor:
-    return (penalty * theta.double() ** 2).sum((0, 2)) / 2  # [A]
-
-
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum((0, 2), dtype=torch.float64)  # [A]
+    """Return the inner product of each penalty's coefficients, [A] float64."""
+    return torch.bmm(a.flatten(1)[:, None], b.flatten(1)[:, :, None])[:, 0, 0].double()
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x[:, None, None]
