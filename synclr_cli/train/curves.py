@@ -18,13 +18,13 @@ PANELS: Sequence[tuple[str, dict[str, str], bool]] = (
     ("masked patches", {"loss_patch": "iBOT"}, False),
     ("learning rate", {"lr": "AdamW"}, False),
     ("gradient norm", {"grad_norm": "all weights"}, True),
-    ("images per second", {"images_per_s": "all ranks"}, False),
-    ("share of time waiting for data", {"data_wait_share": "rank 0"}, False),
+    ("directions in use", {"effective_rank": "effective rank of the embeddings"}, False),
+    ("cosine within less between captions", {"similarity_gap": "teacher"}, False),
 )
 
 
 def plot(run_folder: Path, png: Path) -> Path:
-    """Draw losses, learning rate, gradient norm and speed over steps; return `png`.
+    """Draw losses, learning rate, gradient norm and the embeddings' health; return `png`.
 
     Raises:
         DataError: the folder has no metrics yet.

@@ -138,6 +138,14 @@ class Sinkhorn:
                 total += (1 / (matrix @ self._prototypes)) @ matrix
             self._prototypes = 1 / runtime.sum(total)
 
+    def used(self) -> Tensor:
+        """Return how many tokens of this rank have each prototype as their first, [P]."""
+        counts = self._scores.per_prototype()
+        for block in self._scores.blocks():
+            first = self[block].argmax(1)  # [rows]
+            counts += torch.bincount(first, minlength=len(counts)).to(counts)
+        return counts
+
     def _matrix(self, block: slice) -> Tensor:
         logits = self._scores[block] / self._temperature - self._log_prototypes  # [rows, P]
         return logits.sub_(logits.amax(1, keepdim=True)).exp_()

@@ -35,6 +35,9 @@ class Losses:
     of_globals: Tensor
     of_locals: Tensor
     of_patches: Tensor
+    candidates: Tensor  # [all B, E], what the teacher made of the global crops
+    labels: Tensor  # [all B]
+    targets: Sinkhorn | None  # of this rank's masked patches
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,7 @@ class Objective:
         own = runtime.rank * pictures + torch.arange(pictures, device=runtime.device)  # [B]
         of_globals = contrast(anchors[:pictures], candidates, own_labels, labels, own, temperature)
         of_locals = of_patches = torch.zeros((), device=runtime.device)
+        targets = None
         if config.local_crops:
             # A local crop has its own picture's global crop among its positives.
             local_labels = own_labels.repeat_interleave(config.local_crops)  # [B x L]
@@ -164,7 +168,8 @@ class Objective:
             count = runtime.sum(torch.tensor(len(tokens), device=runtime.device)).clamp(min=1)
             of_patches = total * (runtime.world / count)
         total = of_globals + of_locals + config.patch_weight * of_patches
-        return Losses(total, of_globals.detach(), of_locals.detach(), of_patches.detach())
+        terms = (of_globals.detach(), of_locals.detach(), of_patches.detach())
+        return Losses(total, *terms, candidates, labels, targets)
 
 
 def normalise(crops: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from synclr_cli.learning import runtime
 from synclr_cli.train import batches, timetable
 from synclr_cli.train.folder import Folder
 from synclr_cli.train.learner import Learner, NotFinite
-from synclr_cli.train.monitor import Monitor
+from synclr_cli.train.monitor import Monitor, collapse
 
 
 def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False) -> Path:
@@ -63,6 +63,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
         damage = batches.Damage(corpus, images)
         monitor = Monitor(config, rt)
         n = config.captions_per_batch * config.views
+        collapsed = False
 
         with (
             runtime.StopFlag(config.stop_after_minutes) as stop,
@@ -85,6 +86,9 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
                     line = monitor.line(done, now)
                     folder.log(line)
                     bar.say(loss=line["loss"])
+                    if collapse(line) and not collapsed:
+                        console.warn(collapse(line))
+                    collapsed = bool(collapse(line))
                 stopping = rt.any(stop.requested)
                 if stopping or done % config.checkpoint_steps == 0:
                     folder.save(done, learner, keep=config.keep_checkpoints)
