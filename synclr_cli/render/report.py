@@ -18,7 +18,7 @@ from PIL import Image
 
 from synclr_cli import artifacts
 from synclr_cli.render import quality
-from synclr_cli.render.run import MANIFEST, REJECTED
+from synclr_cli.render.manifest import MANIFEST, REJECTED
 from synclr_cli.render.sheet import spread
 
 THUMBNAIL = 144  # pixels of a picture on the page

@@ -11,25 +11,22 @@ is `parallel` is painted by processes instead.
 
 from __future__ import annotations
 
-import json
-from collections import Counter, deque
+from collections import deque
 from concurrent.futures import Future
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from synclr_cli import artifacts, config as configs, console, engines
 from synclr_cli.config import RenderConfig
 from synclr_cli.errors import DataError, UsageError
-from synclr_cli.render import painting
+from synclr_cli.render import manifest, painting
+from synclr_cli.render.manifest import MANIFEST
 from synclr_cli.render.part import Part, Plan
 
-MANIFEST, REJECTED = "manifest.json", "rejected.jsonl"
 CAPTIONS_PER_GROUP = 16  # a row group is what a reader fetches at once; no caption is split
 PARTS_IN_FLIGHT = 2  # parts being painted, encoded or written at the same time
 
@@ -67,14 +64,14 @@ def run(
         seed=config.seed,
         parents=(origin,),
     )
+    parts = artifacts.Parts(out, "images", header)
     if overwrite:
-        _clear(out)
+        manifest.clear(parts)
     found = _found_header(out)
     if found:
         _require_continuable(found, header, out)
         if (out / MANIFEST).is_file() and _is_finished(found, header):
             return out
-    parts = artifacts.Parts(out, "images", header)
     todo = _todo(parts, plan)
 
     # --- build
@@ -115,7 +112,13 @@ def run(
     if unfinished:
         console.note(f"{unfinished} of {plan.parts} parts are for the other jobs to paint")
     else:
-        _write_manifest(parts, plan, captions.name)
+        manifest.write(
+            parts,
+            plan.parts,
+            captions=captions.name,
+            views=config.views,
+            classes=plan.classes,
+        )
     return out
 
 
@@ -219,54 +222,3 @@ def _finish(
         [part.table()],
         rows_per_group=CAPTIONS_PER_GROUP * part.plan.config.views,
     )
-
-
-def _write_manifest(parts: artifacts.Parts, plan: Plan, captions: str) -> None:
-    """Write the lists that say the folder is whole: what it holds, and what it does not."""
-    listed: list[dict[str, Any]] = []
-    rejected: list[dict[str, Any]] = []
-    set_aside: list[dict[str, Any]] = []
-    masked = False
-    for index in range(plan.parts):
-        path = parts.path(index)
-        file, header = artifacts.open_parquet(path, "images")
-        facts = header.facts or {}
-        rejected += facts.get("rejected", [])
-        set_aside += facts.get("set_aside", [])
-        if not masked and file.metadata.num_rows:
-            masked = pq.read_table(path, columns=["mask"])["mask"].null_count == 0
-        digest = artifacts.digest(path)
-        listed.append({"name": path.name, "rows": file.metadata.num_rows, "digest": digest})
-    for lists, kind in ((rejected, "rejected view"), (set_aside, "caption set aside")):
-        for entry in lists:
-            entry["what"] = kind
-    (parts.folder / REJECTED).unlink(missing_ok=True)
-    if rejected or set_aside:
-        with artifacts.atomic_file(parts.folder / REJECTED) as partial:
-            lines = [json.dumps(e, ensure_ascii=False) for e in (*rejected, *set_aside)]
-            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        console.note(
-            f"{len(rejected)} views rejected, {len(set_aside)} captions set aside: see {REJECTED}"
-        )
-    whole = sha256("".join(f"{p['name']}\0{p['digest']}\n" for p in listed).encode())
-    manifest = {
-        "header": json.loads(parts.header.json()),
-        "digest": f"sha256:{whole.hexdigest()}",
-        "captions": captions,
-        "views": plan.config.views,
-        "pictures": sum(p["rows"] for p in listed),
-        "rejected": dict(Counter(e["reason"].split(" of ")[0] for e in rejected)),
-        "set_aside": len(set_aside),
-        "classes": plan.classes if masked else [],
-        "parts": listed,
-    }
-    artifacts.write_json(parts.folder / MANIFEST, manifest)
-
-
-def _clear(out: Path) -> None:
-    """Remove what an earlier run made in `out`, the manifest first."""
-    with artifacts.disk_errors(out):
-        for name in (MANIFEST, REJECTED):
-            (out / name).unlink(missing_ok=True)
-        for part in [*out.glob("part-*.parquet"), *out.glob(".part-*.partial")]:
-            part.unlink()

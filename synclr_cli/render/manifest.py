@@ -1,0 +1,75 @@
+"""The manifest: what says that an images/1 folder is whole, and lists what was left out of it.
+
+part headers (digests, rejected views, captions set aside) -> rejected.jsonl -> manifest.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from synclr_cli import artifacts, console
+
+MANIFEST, REJECTED = "manifest.json", "rejected.jsonl"
+
+
+def write(
+    parts: artifacts.Parts, total: int, *, captions: str, views: int, classes: Sequence[str]
+) -> None:
+    """Write the manifest of `total` finished parts, last of all.
+
+    Args:
+        captions: name of the file the captions came from.
+        views: pictures of each caption that were asked for.
+        classes: concept by mask id, from 1 on; kept only if there are masks.
+    """
+    listed: list[dict[str, Any]] = []
+    rejected: list[Mapping[str, Any]] = []
+    set_aside: list[Mapping[str, Any]] = []
+    masked = False
+    for index in range(total):
+        path = parts.path(index)
+        file, header = artifacts.open_parquet(path, "images")
+        facts = header.facts or {}
+        rejected += [{"what": "rejected view", **r} for r in facts.get("rejected", [])]
+        set_aside += [{"what": "caption set aside", **c} for c in facts.get("set_aside", [])]
+        if not masked and file.metadata.num_rows:
+            masked = pq.read_table(path, columns=["mask"])["mask"].null_count == 0
+        digest = artifacts.digest(path)
+        listed.append({"name": path.name, "rows": file.metadata.num_rows, "digest": digest})
+    (parts.folder / REJECTED).unlink(missing_ok=True)
+    if rejected or set_aside:
+        with artifacts.atomic_file(parts.folder / REJECTED) as partial:
+            lines = [json.dumps(e, ensure_ascii=False) for e in (*rejected, *set_aside)]
+            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        console.note(
+            f"{len(rejected)} views rejected, {len(set_aside)} captions set aside: see {REJECTED}"
+        )
+    whole = sha256("".join(f"{p['name']}\0{p['digest']}\n" for p in listed).encode())
+    manifest = {
+        "header": json.loads(parts.header.json()),
+        "digest": f"sha256:{whole.hexdigest()}",
+        "captions": captions,
+        "views": views,
+        "pictures": sum(p["rows"] for p in listed),
+        "rejected": dict(Counter(e["reason"].split(" of ")[0] for e in rejected)),
+        "set_aside": len(set_aside),
+        "classes": list(classes) if masked else [],
+        "parts": listed,
+    }
+    artifacts.write_json(parts.folder / MANIFEST, manifest)
+
+
+def clear(parts: artifacts.Parts) -> None:
+    """Remove what an earlier run made, the manifest first."""
+    folder = parts.folder
+    with artifacts.disk_errors(folder):
+        for name in (MANIFEST, REJECTED):
+            (folder / name).unlink(missing_ok=True)
+        for part in [*parts.present(), *folder.glob(".part-*.partial")]:
+            part.unlink()
