@@ -39,8 +39,8 @@ class VllmEngine:
         try:
             self._model = vllm.LLM(**(arguments | config.options))
         except (OSError, ValueError, RuntimeError, TypeError) as e:
-            # OSError: no such model; ValueError and TypeError: options or architecture; RuntimeError:
-            # no device, or its memory is too small.
+            # OSError: no such model; ValueError, TypeError: options, architecture; RuntimeError: no
+            # device, or its memory is too small.
             reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
             raise EngineError(f"engine vllm:{target} cannot be loaded ({reason})") from e
         self.revision = f"{target} {config.dtype} vllm {vllm.__version__}"
