@@ -100,7 +100,6 @@ class _Collate:
 
 
 def _start_worker(_worker: int) -> None:
-    torch.set_num_threads(1)
     # Ctrl-C reaches the whole process group, but stopping is the main process's business.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

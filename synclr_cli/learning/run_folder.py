@@ -45,16 +45,21 @@ class RunFolder:
                 (self.path / file).unlink(missing_ok=True)
             shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.runtime.barrier()
-        return reports.stored(
-            self.path / reports.FILE, self.stage, self.header, overwrite=overwrite
-        )
+        file = self.path / reports.FILE
+        report = reports.stored(file, self.stage, self.header, overwrite=overwrite)
+        if report is not None and self.runtime.is_main:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)  # killed before it could do so
+        return report
 
     def resume(self) -> Checkpoint | None:
-        """Return the newest checkpoint of the same command, None if nothing was saved.
+        """Make the folder; return the newest checkpoint of the same command, None if there is none.
 
         Raises:
-            UsageError: the checkpoint is of other settings, another backbone or other data.
+            UsageError: the checkpoint is of other settings, another backbone or other data, or the
+                folder cannot be made.
         """
+        with artifacts.disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         newest = checkpoint.newest(self.checkpoints)
         if newest is None:
             if self.runtime.is_main:
@@ -80,8 +85,6 @@ class RunFolder:
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl; `record` names its step."""
         if self.runtime.is_main:
-            with artifacts.disk_errors(self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
             artifacts.append_line(self.path / METRICS_FILE, record)
 
     def finish(

@@ -175,6 +175,14 @@ def test_a_setting_that_does_not_fit_is_refused_and_leaves_nothing(
     assert not out.exists()
 
 
+def test_a_file_in_the_place_of_the_folder_is_refused_at_once(
+    settings, stripes, small_vit, tmp_path
+):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UsageError, match=r"cannot write .*--out"):
+        run(settings(), small_vit, stripes, tmp_path / "out")
+
+
 def test_a_warm_up_as_long_as_the_run_is_refused(settings):
     with pytest.raises(UsageError, match=r"warmup_epochs: got 2, expected less than 2 epochs"):
         settings(epochs=2, warmup_epochs=2)
