@@ -1,8 +1,9 @@
 """Where the thing is: sky or wall, ground in perspective, and what stands at the horizon.
 
-A family is named by the caption's words, or hashed from words we do not know, or, where the
-caption is silent, drawn by the view. Each has two palettes and one texture, so that a background
-is recognisable and never the same twice. Shapes: H x W pixels, row 0 on top, light (not sRGB).
+A family is named by the caption's words, or hashed from words we do not know; where the caption is
+silent, most views show one of the concept's two haunts, and the rest any family. Each has two
+palettes and one texture, so that a background is recognisable and never the same twice.
+Shapes: H x W pixels, row 0 on top, light (not sRGB).
 """
 
 from __future__ import annotations
@@ -82,13 +83,24 @@ class Backdrop:
     family: str
 
 
-def choose(reading: Reading, view: np.random.Generator) -> tuple[str, float]:
-    """Return (family, hue shift in turns) of a caption's surroundings."""
+def choose(
+    reading: Reading, haunts: tuple[int, int], view: np.random.Generator
+) -> tuple[str, float]:
+    """Return (family, hue shift in turns) of a caption's surroundings.
+
+    Args:
+        haunts: two codes of where the concept is mostly met, if the caption does not say.
+    """
     if reading.ground:
         return reading.ground, 0.0
     if reading.ground_key:
         code = hashed("ground", reading.ground_key)
         return NAMES[code % len(NAMES)], ((code >> 32) % 1000 / 1000 - 0.5) * 0.4
+    lot = view.random()
+    if lot < 0.8:
+        code = haunts[int(lot < 0.25)]
+        shift = ((code >> 32) % 1000 / 1000 - 0.5) * 0.2
+        return NAMES[code % len(NAMES)], shift + float(view.normal(0, 0.02))
     return NAMES[int(view.integers(len(NAMES)))], float(view.normal(0, 0.08))
 
 

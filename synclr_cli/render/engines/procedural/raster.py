@@ -93,8 +93,9 @@ def _box(origin: np.ndarray, along: np.ndarray, _: int) -> tuple[np.ndarray, np.
     safe = np.where(np.abs(along) > 1e-6, along, 1e-6)
     middle = -origin / safe[:, None, None]
     half = 1 / np.abs(safe)[:, None, None]
-    far = (middle + half).min(0)
-    near = (middle - half).max(0)
+    fars, nears = middle + half, middle - half
+    far = np.minimum(np.minimum(fars[0], fars[1]), fars[2])
+    near = np.maximum(np.maximum(nears[0], nears[1]), nears[2])
     return far, far > near
 
 

@@ -1,9 +1,9 @@
 """Concept -> species: the body plan, the genes and the surface that all its pictures share.
 
 The head noun chooses the plan (a list of everyday words first, a hash for the rest) and, with the
-full name, the genes: "fire truck" and "garbage truck" are both vehicles, and differ. Colours are
-only a habit of the species: most views keep it, others wear any colour, so that colour alone does
-not tell the concept.
+full name, the genes: "fire truck" and "garbage truck" are both vehicles, and differ. Colours
+and surroundings are only habits of the species: four views in five keep them, as photographs of one
+thing do, the others wear any colour anywhere, so that these alone do not tell the concept.
 """
 
 from __future__ import annotations
@@ -123,6 +123,9 @@ class Species:
     vivid: float  # largest saturation of those
     second: float  # hue of the second slot, relative to the first
     accent: float
+    lightness: float  # of the colours it likes
+    saturation: float
+    haunts: tuple[int, int]  # codes of the surroundings it is mostly met in
 
 
 @lru_cache(maxsize=4096)
@@ -153,6 +156,9 @@ def species(concept: str) -> Species:
         vivid=vivid,
         second=float(rng.choice([0.0, 0.0, 0.08, 0.5])),
         accent=float(rng.uniform(0.1, 0.9)),
+        lightness=float(rng.uniform(0.3, 0.7)),
+        saturation=float(rng.beta(1.6, 2.2)),  # few things are garish
+        haunts=(hashed("haunt", name), hashed("second haunt", name)),
     )
 
 
@@ -184,11 +190,13 @@ def palette(kind: Species, words: tuple[str, ...], view: np.random.Generator) ->
             pattern = _shade(main, 0.3 * kind.contrast if kind.pale else -0.45 * kind.contrast)
         accent = _shade(COLOURS[words[-1]], -0.35 if sum(main) > 1.2 else 0.4)
     else:
-        liked = view.random() < 0.6  # the rest wear any colour
-        hue = kind.hues[int(view.integers(2))] + 0.05 * float(jitter[0]) if liked else view.random()
-        lightness = 0.5 + 0.28 * float(jitter[2])
-        saturation = float(view.beta(1.6, 2.2))  # few things are garish
-        saturation *= kind.vivid if liked else 1
+        if view.random() < 0.8:
+            hue = kind.hues[int(view.random() < 0.25)] + 0.04 * float(jitter[0])
+            lightness = kind.lightness + 0.12 * float(jitter[2])
+            saturation = kind.saturation * kind.vivid * (1 + 0.3 * float(jitter[3]))
+        else:  # the rest wear any colour
+            hue, lightness = view.random(), 0.5 + 0.28 * float(jitter[2])
+            saturation = float(view.beta(1.6, 2.2))
         main = colorsys.hls_to_rgb(hue % 1, lightness, saturation)
         second = colorsys.hls_to_rgb(
             (hue + kind.second) % 1,
