@@ -51,6 +51,7 @@ class CaptionsConfig:
     examples: int = 3  # demonstrations before each completion
     examples_block: int = 256  # consecutive ids that share them; 1 draws them anew for each caption
     examples_file: str = ""  # TOML of own demonstrations; "" for the shipped ones
+    backgrounds: str = "hand"  # hand-written lists, "model": the engine lists them per concept
     quality_gate: bool = True  # refuse captions with a fault; false refuses empty ones only
     max_similarity: float = 1.0  # of a caption to an earlier one nearby; 1 refuses only equal ones
     attempts: int = 4  # draws of a caption the quality gate refuses, before a rule writes it
@@ -66,6 +67,7 @@ class CaptionsConfig:
         _at_least("captions.seed", self.seed, 0)
         _at_least("captions.examples", self.examples, 0)
         _at_least("captions.examples_block", self.examples_block, 1)
+        _one_of("captions.backgrounds", self.backgrounds, ("hand", "model"))
         _within("captions.max_similarity", self.max_similarity, 0, 1, low_open=True)
         _at_least("captions.attempts", self.attempts, 1)
         _shard("captions.shard", self.shard)
@@ -156,6 +158,10 @@ class TrainConfig:
     global_scale: tuple[float, float] = (0.32, 1.0)  # crop area / picture area
     local_scale: tuple[float, float] = (0.08, 0.32)
     downsample: float = 0.05  # probability of StableRep's "downsample" step
+    jitter: float = 0.8  # probability of changing brightness, contrast, saturation and hue
+    grey: float = 0.2  # probability of losing the colours
+    blur: float = 1.0  # factor on the recipe's probabilities of a blur; 0: none
+    solarise: float = 0.2  # probability, of global crops under the recipe that is seldom blurred
     workers: int = 4  # loader processes per rank
     # --- objective
     temperature: float = 0.08
@@ -189,6 +195,8 @@ class TrainConfig:
     stop_after_minutes: float = 0.0  # save, stop and exit 0 after this long; 0: never
 
     def __post_init__(self) -> None:
+        for name in ("jitter", "grey", "blur", "solarise"):
+            _within(f"train.{name}", getattr(self, name), 0, 1)
         for name in ("drop_path", "downsample", "mask_probability", "mask_ratio", "ema", "ema_end"):
             _within(f"train.{name}", getattr(self, name), 0, 1)
         for name in ("head_hidden", "head_out", "patch_head_hidden", "patch_head_bottleneck"):
@@ -247,7 +255,7 @@ class LinearProbeConfig:
     base_lrs: tuple[float, ...] = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
     batch_norm: bool = False  # sgd: normalise features by their batch, without scale and shift
     validation_share: float = 0.2  # of train, if the data has no validation split
-    metric: str = "top1"  # top1 | mean_per_class
+    metric: str = "top1"  # top1 | mean_per_class | mean_ap (11 points; several classes a picture)
     batch_size: int = 64  # pictures through the backbone together
     workers: int = 2
     seed: int = 0
@@ -262,8 +270,12 @@ class LinearProbeConfig:
             _at_least(f"linear-probe.{name}", getattr(self, name), 0)
         _within("linear-probe.validation_share", self.validation_share, 0, 0.9, low_open=True)
         _one_of("linear-probe.protocol", self.protocol, ("lbfgs", "sgd", "knn", "few-shot"))
-        _one_of("linear-probe.metric", self.metric, ("top1", "mean_per_class"))
+        _one_of("linear-probe.metric", self.metric, ("top1", "mean_per_class", "mean_ap"))
         _one_of("linear-probe.precision", self.precision, PRECISIONS)
+        if self.metric == "mean_ap" and self.protocol != "lbfgs":
+            raise UsageError(
+                "linear-probe.protocol", got=self.protocol, expected="lbfgs with metric mean_ap"
+            )
         if not self.base_lrs or min(self.base_lrs) <= 0:
             raise UsageError(
                 "linear-probe.base_lrs", got=list(self.base_lrs), expected="numbers above 0"

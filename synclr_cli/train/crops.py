@@ -24,10 +24,10 @@ from synclr_cli.config import TrainConfig
 from synclr_cli.train import draws
 
 # BYOL's colours, as the released code sets them.
-JITTER, GREY, FLIP = 0.8, 0.2, 0.5  # probabilities
+FLIP = 0.5  # probability
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.2, 0.1  # 1 +- the first three, +- hue turns
 ALWAYS_BLURRED = 0.5  # share of the global crops under the first recipe: blur, never solarise
-GLOBAL_BLUR, GLOBAL_SOLARISE = 0.1, 0.2  # under the second recipe
+GLOBAL_BLUR = 0.1  # under the second recipe
 LOCAL_BLUR = 0.5
 SIGMA = (0.1, 2.0)  # pixels of a 224 px picture; as much smaller as the global crop is
 KERNEL = 9  # pixels
@@ -66,10 +66,11 @@ def plan(config: TrainConfig, step: int, ids: NDArray[np.uint64], sizes: NDArray
     u = draws.uniform(seed, step, draws.COLOUR, ids, crops[:, None], np.arange(15))  # [B, K, 15]
     spread = np.array([BRIGHTNESS, CONTRAST, SATURATION, HUE])
     factor = np.array([1, 1, 1, 0]) + spread * (2 * u[..., 0:4] - 1)  # [B, K, 4]
-    order = np.where(u[..., 8, None] < JITTER, u[..., 4:8].argsort(-1), -1)  # [B, K, 4]
+    order = np.where(u[..., 8, None] < config.jitter, u[..., 4:8].argsort(-1), -1)  # [B, K, 4]
     first_recipe = u[..., 11] < ALWAYS_BLURRED  # [B, K]
     blur = np.where(is_global, np.where(first_recipe, 1.0, GLOBAL_BLUR), LOCAL_BLUR)  # [B, K]
-    solarise = np.where(is_global & ~first_recipe, GLOBAL_SOLARISE, 0.0)  # [B, K]
+    blur = config.blur * blur
+    solarise = np.where(is_global & ~first_recipe, config.solarise, 0.0)  # [B, K]
     sigma = SIGMA[0] + (SIGMA[1] - SIGMA[0]) * u[..., 13]  # [B, K]
     sigma = sigma * config.image_size / 224
     return Plan(
@@ -78,7 +79,7 @@ def plan(config: TrainConfig, step: int, ids: NDArray[np.uint64], sizes: NDArray
         flip=u[..., 9] < FLIP,
         factor=factor,
         order=order,
-        grey=u[..., 10] < GREY,
+        grey=u[..., 10] < config.grey,
         sigma=np.where(u[..., 12] < blur, sigma, 0.0),
         solarise=u[..., 14] < solarise,
     )
@@ -210,12 +211,16 @@ def turn_hue(x: Tensor, turns: Tensor) -> Tensor:
         (green - blue) / divisor,
         torch.where(green == value, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )  # [n, 1, S, S], sixths of the circle
-    hue = torch.floor(torch.remainder(hue / 6 + 1, 1) * 255)  # 0..255
+    turned = hue / 6 + 1  # 5/6 to 11/6
+    hue = torch.floor((turned - turned.floor()) * 255)  # 0..255
     saturation = torch.floor(spread / value.clamp(min=1) * 255)  # 0..255
     shift = torch.trunc(turns * 255)[:, None, None, None]  # [n, 1, 1, 1]
-    sixths = torch.remainder(hue + shift, 256) * (6 / 255)
+    turned = hue + shift
+    sixths = (turned - 256 * torch.floor(turned / 256)) * (6 / 255)  # 0..6
     chroma = value * (saturation / 255)
-    place = torch.remainder(sixths + x.new_tensor([5, 3, 1])[:, None, None], 6)  # [n, 3, S, S]
+    place = sixths + x.new_tensor([5, 3, 1])[:, None, None]  # [n, 3, S, S]
+    # Not torch.remainder, which is an order of magnitude slower.
+    place = torch.where(place >= 6, place - 6, place)
     return torch.round(value - chroma * torch.minimum(place, 4 - place).clamp_(0, 1))
 
 
