@@ -34,7 +34,7 @@ class Split:
 
     source: Source
     rows: np.ndarray  # [n] of the source
-    labels: np.ndarray  # [n] int64 class ids; zeros if there are masks
+    labels: np.ndarray  # [n] int64 class ids, or [n, K] of 0 and 1; zeros if there are masks
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -85,11 +85,17 @@ class Labelled:
     facts: Mapping[str, str]  # split -> where it came from
     header: Header | None = None  # of rendered pictures
 
+    @property
+    def several(self) -> bool:
+        """Return whether a picture may have several classes, or none."""
+        return self.splits[TRAIN].labels.ndim == 2
+
 
 def open_data(
     spec: str,
     *,
     masks: bool = False,
+    several: bool = False,
     validation_share: float,
     seed: int,
     ignore_index: int = 255,
@@ -99,6 +105,7 @@ def open_data(
     Args:
         spec: see the module's docstring.
         masks: the labels are masks of class ids.
+        several: a picture may have several classes; its labels may be lists.
         validation_share: of train, for a split the data does not bring.
         seed: of the draw of such splits.
         ignore_index: the id of unlabelled pixels.
@@ -119,6 +126,12 @@ def open_data(
     if masks:
         classes = _mask_classes(found, raw, ignore_index)
         labels = {name: np.zeros(len(split.source), np.int64) for name, split in raw.items()}
+    elif any(split.labels.dtype.kind == "O" for split in raw.values()):
+        if not several:
+            raise DataError(
+                f"{spec} has lists of labels", do="judge on it with linear-probe's metric mean_ap"
+            )
+        classes, labels = _flag_classes(raw)
     else:
         classes, labels = _number_classes(found, raw)
     whole = {
@@ -145,7 +158,7 @@ def hold_out(
     """Draw a share of each class, at least one and never all of it; whole groups only.
 
     Args:
-        labels: [n] class ids.
+        labels: [n] class ids, or [n, K] flags.
         groups: [n] ids of what must stay together; None: every picture alone.
         share: of the groups of a class, 0 to 1.
 
@@ -153,6 +166,8 @@ def hold_out(
         Positions kept and positions held out, ascending. A class of one group is kept.
     """
     n = len(labels)
+    if labels.ndim == 2:  # several classes a picture: drawn from all alike
+        labels = np.zeros(n, np.int64)
     every, first, member = np.unique(
         np.arange(n) if groups is None else groups, return_index=True, return_inverse=True
     )
@@ -222,7 +237,37 @@ def _number_classes(
     return [str(value) for value in every.tolist()], numbered
 
 
+def _flag_classes(raw: Mapping[str, RawSplit]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Return the class names and each split's lists of labels as 0 and 1, [n, K]."""
+    names = next((list(split.names) for split in raw.values() if split.names), None)
+    lists = {name: [each or [] for each in split.labels] for name, split in raw.items()}
+    if names is None:
+        every = sorted({label for split in lists.values() for each in split for label in each})
+        names = [str(label) for label in every]
+        number = {label: k for k, label in enumerate(every)}
+    else:
+        number = {k: k for k in range(len(names))}
+    flags = {}
+    for name, split in lists.items():
+        flags[name] = np.zeros((len(split), len(names)), np.int64)
+        for i, each in enumerate(split):
+            for label in each:
+                if label not in number:
+                    raise DataError(
+                        f"the label of {raw[name].source.where(i)}",
+                        got=label,
+                        expected=f"0 to {len(names) - 1}",
+                    )
+                flags[name][i, number[label]] = 1
+    return names, flags
+
+
 def _check_labels(spec: str, splits: Mapping[str, Split], classes: Sequence[str]) -> None:
+    if splits[TRAIN].labels.ndim == 2:
+        lacking = np.flatnonzero(splits[TRAIN].labels.sum(0) == 0)
+        if len(lacking):
+            raise DataError(f"{spec}: no train picture has class {classes[lacking[0]]}")
+        return
     known = set(np.unique(splits[TRAIN].labels).tolist())
     if len(known) < 2:
         (only,) = known

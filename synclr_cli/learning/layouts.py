@@ -43,7 +43,7 @@ class RawSplit:
     """A split as it was found."""
 
     source: Source
-    labels: np.ndarray  # [n] of int64 or str
+    labels: np.ndarray  # [n] of int64 or str, or of lists of them: several classes a picture
     names: Sequence[str] = ()  # of the int labels
     groups: np.ndarray | None = None  # [n] ids of pictures that belong together (a caption's views)
 
@@ -184,6 +184,10 @@ def _column(files: Sequence[Path], name: str) -> np.ndarray:
     if column.null_count:
         row = column.is_null().index(True).as_py()
         raise DataError(f"{files[0].parent}: column {name} has no value in row {row}")
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        lists = np.empty(len(column), object)
+        lists[:] = column.to_pylist()
+        return lists
     if pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
         return column.cast(pa.int64()).to_numpy()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
@@ -200,7 +204,10 @@ def _class_names(schema: pa.Schema, column: str) -> list[str]:
         feature = json.loads(text)["info"]["features"][column] if text else {}
     except (ValueError, KeyError, TypeError):
         return []
-    return [str(n) for n in feature.get("names", [])] if isinstance(feature, dict) else []
+    if isinstance(feature, list):  # how older versions of datasets write a list column
+        feature = feature[0]
+    feature = feature.get("feature", feature)
+    return [str(n) for n in feature.get("names", [])]
 
 
 # ------------------------------------------------------------------------------------ folders

@@ -87,6 +87,17 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
     return float(np.mean(best))
 
 
+def mean_average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
+    """Return the mean 11-point average precision over the classes that occur.
+
+    Args:
+        truth: [n, K] of 0 and 1.
+        scores: [n, K].
+    """
+    occurs = np.flatnonzero(truth.any(0))
+    return float(np.mean([average_precision(truth[:, k] > 0, scores[:, k]) for k in occurs]))
+
+
 def bootstrap_interval(
     correct: np.ndarray, seed: int, *, labels: np.ndarray | None = None, resamples: int = 10_000
 ) -> tuple[float, float]:

@@ -4,8 +4,9 @@ For each penalty lambda the minimum over weights W [D, K] and intercepts b [K] o
 
     sum_i CE(y_i, softmax(x_i W + b))  +  lambda / 2 |W|^2                (C = 1 / lambda)
 
-which for two classes is the usual sigmoid problem. L-BFGS runs for several penalties side by side:
-the features are read once per iteration, in one matrix product for all of them, and a penalty
+which for two classes is the usual sigmoid problem. Where a picture may have several classes, y is
+[n, K] of 0 and 1 and CE the sum of K sigmoid problems. L-BFGS runs for several penalties side by
+side: the features are read once per iteration, in one matrix product for all of them, and a penalty
 leaves when it has converged. Three things keep the iterations few:
 
 - Rotated to the eigenbasis of their covariance, features are uncorrelated, so the diagonal
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 HISTORY = 30  # curvature pairs kept, as far as they fit into
 HISTORY_BYTES = 2**30  # for the whole path
@@ -74,7 +76,7 @@ def fit_path(
 
     Args:
         x: [n, D] features, on the device to work on.
-        y: [n] int64 class ids below `classes`.
+        y: [n] int64 class ids below `classes`, or [n, K] of 0 and 1.
         penalties: lambda > 0 each; neighbours in the list help each other, so keep them sorted.
         iterations: at most, of each penalty.
 
@@ -88,7 +90,7 @@ def fit_path(
     operations = 100.0 * x.shape[0] * x.shape[1] * classes * len(penalties)
     dtype = torch.float64 if operations < FLOAT64_OPERATIONS else torch.float32
     # Two classes: softmax weights are +-w/2, so twice the penalty makes it the sigmoid problem.
-    scale = 2.0 if classes == 2 else 1.0
+    scale = 2.0 if classes == 2 and y.ndim == 1 else 1.0
     problem = _Problem(x, y, classes, dtype)
     strengths = scale * torch.tensor(penalties, dtype=torch.float64, device=x.device)
     solved = _Solved(problem, strengths)
@@ -126,7 +128,10 @@ class _Problem:
         self.scatter = scatter.clamp(min=float(eigenvalues.max()) * EIGENVALUE_FLOOR[dtype])
         self.penalised = torch.ones_like(self.scatter)  # [J]
         self.penalised[-1] = 0  # the intercept is free
-        self.counts = torch.bincount(y, minlength=classes).to(torch.float64)  # [K]
+        if y.ndim == 1:
+            self.counts = torch.bincount(y, minlength=classes).to(torch.float64)  # [K]
+        else:
+            self.y, self.counts = y.to(dtype), y.sum(0, dtype=torch.float64)
 
     def evaluate(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the summed cross entropy [A], its gradient [A, J, K] and mean p (1 - p) [A, K]."""
@@ -137,12 +142,19 @@ class _Problem:
         squares = torch.zeros(a, k, dtype=torch.float64, device=theta.device)
         rows = max(CHUNK_NUMBERS // (a * k), 64)
         for x, y in zip(self.x.split(rows), self.y.split(rows), strict=True):
-            log_p = (x @ flat).view(len(x), a, k).log_softmax(-1)  # [rows, A, K]
-            at_label = y[:, None, None].expand(-1, a, 1)
-            loss -= log_p.gather(-1, at_label).sum((0, 2), dtype=torch.float64)
-            p = log_p.exp_()
-            squares += torch.linalg.vector_norm(p, dim=0).double() ** 2
-            p.scatter_add_(-1, at_label, p.new_full((1, 1, 1), -1.0).expand_as(at_label))
+            z = (x @ flat).view(len(x), a, k)  # [rows, A, K]
+            if y.ndim == 1:
+                log_p = z.log_softmax(-1)
+                at_label = y[:, None, None].expand(-1, a, 1)
+                loss -= log_p.gather(-1, at_label).sum((0, 2), dtype=torch.float64)
+                p = log_p.exp_()
+                squares += torch.linalg.vector_norm(p, dim=0).double() ** 2
+                p.scatter_add_(-1, at_label, p.new_full((1, 1, 1), -1.0).expand_as(at_label))
+            else:
+                loss += (F.softplus(z) - z * y[:, None]).sum((0, 2), dtype=torch.float64)
+                p = z.sigmoid_()
+                squares += torch.linalg.vector_norm(p, dim=0).double() ** 2
+                p -= y[:, None]
             gradient.addmm_(x.T, p.view(len(x), a * k))
         gradient = gradient.view(j, a, k).transpose(0, 1).contiguous()  # [A, J, K]
         spread = (gradient[:, -1].double() + self.counts - squares) / self.n  # [A, K]
@@ -151,7 +163,8 @@ class _Problem:
     def start(self) -> Tensor:
         """Return zero weights and the intercepts that are best for them, [J, K]."""
         theta = torch.zeros(len(self.scatter), self.classes, dtype=self.dtype, device=self.x.device)
-        theta[-1] = (self.counts.clamp(min=0.5) / self.n).log().to(self.dtype)
+        share = self.counts.clamp(0.5, self.n - 0.5) / self.n
+        theta[-1] = (share.log() if self.y.ndim == 1 else share.logit()).to(self.dtype)
         return theta
 
 

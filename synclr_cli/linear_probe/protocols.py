@@ -79,9 +79,16 @@ class Case:
         return found.cpu().numpy()
 
     def score(self, truth: np.ndarray, predicted: np.ndarray) -> float:
-        """Return the run's metric, a fraction."""
+        """Return the run's metric, a fraction, of classes [n], or for mean_ap of scores [n, K]."""
+        if self.data.several:
+            return metrics.mean_average_precision(truth, predicted)
         counts = metrics.confusion(truth, predicted, self.classes)
         return float(getattr(metrics, self.config.metric)(counts))
+
+    def predict(self, x: Tensor, weights: Tensor, intercepts: Tensor) -> np.ndarray:
+        """Return classes [n] of one solution, or for mean_ap the classes' scores [n, K]."""
+        scores = logistic.logits(x, weights, intercepts)  # [n, K]
+        return (scores if self.data.several else scores.argmax(1)).numpy()
 
 
 @dataclass(frozen=True)
@@ -133,21 +140,39 @@ def lbfgs(case: Case) -> Outcome:
     if case.config.standardise:
         x, asked = features.standardise(x, asked)
     refit = case.fit(x, y, [penalty])
-    predicted = logistic.logits(asked, refit.weights[0], refit.intercepts[0]).argmax(1).numpy()
-    return graded(
-        case,
-        truth,
-        predicted,
-        {
-            "validation": score,
-            "knn_top1": float((case.nearest(x, y, asked) == truth).mean()),
-        },
-        {
-            "penalty": penalty,
-            "iterations": int(refit.iterations[0]),
-            "converged": bool(refit.converged[0]),
-            "sweep": table,
-        },
+    predicted = case.predict(asked, refit.weights[0], refit.intercepts[0])
+    details = {
+        "penalty": penalty,
+        "iterations": int(refit.iterations[0]),
+        "converged": bool(refit.converged[0]),
+        "sweep": table,
+    }
+    if case.data.several:
+        return _graded_by_precision(case, truth, predicted, score, details)
+    near = float((case.nearest(x, y, asked) == truth).mean())
+    return graded(case, truth, predicted, {"validation": score, "knn_top1": near}, details)
+
+
+def _graded_by_precision(
+    case: Case, truth: np.ndarray, scores: np.ndarray, validation: float, details: dict[str, Any]
+) -> Outcome:
+    """Grade scores of the test split, [n, K], where a picture may have several classes."""
+    by_class = {
+        name: round(100 * metrics.average_precision(truth[:, k] > 0, scores[:, k]), 4)
+        for k, name in enumerate(case.data.classes)
+        if truth[:, k].any()
+    }
+    interval = metrics.bootstrap_interval_of(
+        lambda rows: metrics.mean_average_precision(truth[rows], scores[rows]),
+        len(truth),
+        case.config.seed,
+        resamples=200,
+    )
+    found = metrics.mean_average_precision(truth, scores)
+    return Outcome(
+        {"mean_ap": found, "validation": validation},
+        interval,
+        {**details, "average_precision_by_class": by_class},
     )
 
 
@@ -163,10 +188,7 @@ def sweep(case: Case, train: Features, val: Features) -> tuple[float, float, lis
         x, shown = features.standardise(x, shown)
     path = case.fit(x, train.y, penalties)
     scores = [
-        case.score(
-            val.y.numpy(),
-            logistic.logits(shown, path.weights[i], path.intercepts[i]).argmax(1).numpy(),
-        )
+        case.score(val.y.numpy(), case.predict(shown, path.weights[i], path.intercepts[i]))
         for i in range(len(penalties))
     ]
     best = int(np.argmax(scores))  # the first of equals
@@ -215,7 +237,7 @@ def few_shot(case: Case) -> Outcome:
             for i in range(len(penalties)):
                 w, b = path.weights[i], path.intercepts[i]
                 for scores, z, y in ((on_val, shown, val.y), (on_test, asked, test.y)):
-                    scores[r, i] = case.score(y.numpy(), logistic.logits(z, w, b).argmax(1).numpy())
+                    scores[r, i] = case.score(y.numpy(), case.predict(z, w, b))
             meter.advance()
     best = int(on_val.mean(0).argmax())
     _note_edge(best, penalties)

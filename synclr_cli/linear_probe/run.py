@@ -42,8 +42,15 @@ def run(
             raise UsageError("linear-probe", got=f"{rt.world} processes", expected="one process")
         # Open: what is judged, on what, and whether it was judged before.
         pictures = labelled.open_data(
-            data, validation_share=config.validation_share, seed=config.seed
+            data,
+            several=config.metric == "mean_ap",
+            validation_share=config.validation_share,
+            seed=config.seed,
         )
+        if config.metric == "mean_ap" and not pictures.several:
+            raise UsageError(
+                "linear-probe.metric mean_ap", got="one class a picture", expected="lists of labels"
+            )
         opened = features.open_any(backbone, image_size=config.image_size, seed=config.seed)
         made = reports.header(config, opened, pictures)
         stored = reports.stored(out / reports.FILE, "linear-probe", made, overwrite=overwrite)

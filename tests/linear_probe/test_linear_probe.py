@@ -1,10 +1,14 @@
 """The whole judge: it learns, it repeats itself, and it never looks at the test split early."""
 
+import io
 import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from synclr_cli.errors import DataError, UsageError
 from synclr_cli.linear_probe.run import run
@@ -99,3 +103,40 @@ def test_one_class_is_one_line_and_exit_code_three(synclr, stripes, tmp_path):
     assert ended.code == 3
     assert "one class, plain" in ended.error_line
     assert not (tmp_path / "out").exists()
+
+
+def several_labels(folder, n=40):
+    """Write pictures that are dark or light and reddish or not, with a list of labels each."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        light, red = rng.integers(0, 2, n), rng.integers(0, 2, n)
+        cells = []
+        for i in range(n):
+            colour = 60 + 100 * light[i] + np.array([40, 0, 0]) * red[i]
+            pixels = (colour + rng.normal(0, 10, (16, 16, 3))).clip(0, 255).astype(np.uint8)
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "PNG")
+            cells.append({"bytes": buffer.getvalue(), "path": None})
+        labels = [["light"] * a + ["red"] * b for a, b in zip(light, red, strict=True)]
+        pq.write_table(pa.table({"image": cells, "labels": labels}), folder / f"{split}.parquet")
+
+
+def test_several_labels_a_picture_are_graded_by_average_precision(small, tmp_path):
+    several_labels(tmp_path)
+    report = run(small(metric="mean_ap"), "pixels:4", str(tmp_path), tmp_path / "out")
+    assert report["metric"] == "mean_ap"
+    assert report["mean_ap"] > 90
+    assert report["mean_ap"] == pytest.approx(
+        np.mean(list(report["average_precision_by_class"].values())), abs=1e-3
+    )
+    assert set(report["average_precision_by_class"]) == {"light", "red"}
+
+
+def test_lists_of_labels_need_the_metric_for_them(small, stripes, tmp_path):
+    several_labels(tmp_path)
+    with pytest.raises(DataError, match="mean_ap"):
+        run(small(), "pixels:4", str(tmp_path), tmp_path / "out")
+    with pytest.raises(UsageError, match="one class a picture"):
+        run(small(metric="mean_ap"), "pixels:4", str(stripes), tmp_path / "out")
+    with pytest.raises(UsageError, match="lbfgs"):
+        small(metric="mean_ap", protocol="knn")

@@ -140,3 +140,18 @@ def test_a_penalty_of_zero_is_refused():
     x, y = clusters()
     with pytest.raises(ValueError, match="above 0"):
         logistic.fit_path(x, y, [0.0, 1.0], classes=4, iterations=10)
+
+
+def test_several_classes_a_picture_are_as_many_sigmoid_problems():
+    x, y = clusters(n=300, spread=2.0)
+    flags = torch.nn.functional.one_hot(y, 4)
+    flags[::3, 0] = 1
+    path = logistic.fit_path(x, flags, [0.5, 20.0], classes=4, iterations=1000)
+    for i, penalty in enumerate((0.5, 20.0)):
+        for k in range(4):
+            reference = LogisticRegression(C=1 / penalty, max_iter=10_000, tol=1e-10)
+            reference.fit(x, flags[:, k])
+            assert np.allclose(path.weights[i][:, k], reference.coef_[0], atol=1e-4)
+            assert float(path.intercepts[i][k]) == pytest.approx(
+                float(reference.intercept_[0]), abs=2e-3
+            )
