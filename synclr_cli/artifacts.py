@@ -2,6 +2,7 @@
 
     captions/1    one Parquet file               words and the caption drawn for them
     rejects/1     one Parquet file               completions the quality gate refused, and why
+    backgrounds/1 one Parquet file               where a photo of a concept could be taken
     images/1      folder of part-*.parquet       pictures in the Hugging Face `Image` layout
     backbone/1    safetensors + config.json      a ViT under timm's key names
     checkpoint/1  folder of safetensors + JSON   everything a training run needs to go on
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 VERSIONS = {
     "captions": 1,
     "rejects": 1,
+    "backgrounds": 1,
     "images": 1,
     "backbone": 1,
     "checkpoint": 1,
@@ -68,6 +70,10 @@ COLUMNS = {
         "template": "string",
         "companion": "string",
         "seed": "int64",
+    },
+    "backgrounds": {
+        "concept": "string",
+        "background": "string",  # "" says that a concept was asked for and nothing came
     },
     "images": {
         "caption_id": "int64",
@@ -394,6 +400,7 @@ class Parts:
 STAGE_OF = {
     "captions": "captions",
     "rejects": "captions",
+    "backgrounds": "captions",
     "images": "render",
     "backbone": "train",
     "checkpoint": "train",

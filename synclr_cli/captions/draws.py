@@ -9,7 +9,9 @@ N rows, K demonstrations, C concepts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -93,6 +95,7 @@ class Drawer:
         shares: tuple[float, float, float],
         demonstrations: int,
         block: int,
+        listed: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
     ):
         """Keep what every draw needs.
 
@@ -101,20 +104,18 @@ class Drawer:
             demonstrations: K, per prompt.
             block: as many consecutive ids share the demonstrations of each template, so that an
                 engine computes that part of the prompt once; 1 draws them anew for every row.
+            listed: backgrounds by concept that come before the hand-written ones of its domain.
         """
         self.pool, self.bank, self.seed = pool, bank, seed
         self.template_edges = np.cumsum(shares)[:2]
-        self.demonstrations, self.block = demonstrations, block
+        self.demonstrations, self.block, self.listed = demonstrations, block, listed
         self._is_object = np.array([kind == "object" for kind in pool.kinds])
         self._backgrounds: dict[int, tuple[str, ...]] = {}
 
     def rows(self, ids: np.ndarray) -> Rows:
         """Draw the rows of these caption ids."""
         seed, pool = self.seed, self.pool
-        concepts = pool.draw(uniform(seed, SOURCE, ids), uniform(seed, CONCEPT, ids))
-        # Places and textures get only c -> caption.
-        number = np.searchsorted(self.template_edges, uniform(seed, TEMPLATE, ids), side="right")
-        number = np.where(self._is_object[concepts], number, 0)
+        concepts, number = self._concepts_and_templates(ids)
         templates = [("c", "c_bg", "c_rel")[n] for n in number.tolist()]
         drawn = concepts.tolist()
         banks = [
@@ -129,6 +130,23 @@ class Drawer:
         ]
         return Rows(ids, concepts, templates, companions, banks, self._examples(ids, banks))
 
+    def needing_backgrounds(self, ids: np.ndarray) -> list[int]:
+        """Return the concepts these rows draw with a background, but those with a list of theirs.
+
+        A list of one's own is the concept file's, or that of a whole fine-grained source.
+        """
+        concepts, number = self._concepts_and_templates(ids)
+        pool = self.pool
+        drawn = np.unique(concepts[number == 1]).tolist()
+        return [c for c in drawn if not pool.backgrounds[c] and not pool.domains[c]]
+
+    def _concepts_and_templates(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        seed = self.seed
+        concepts = self.pool.draw(uniform(seed, SOURCE, ids), uniform(seed, CONCEPT, ids))
+        # Places and textures get only c -> caption.
+        number = np.searchsorted(self.template_edges, uniform(seed, TEMPLATE, ids), side="right")
+        return concepts, np.where(self._is_object[concepts], number, 0)
+
     def _companion(self, template: str, concept: int, u: float) -> str:
         if template == "c":
             return ""
@@ -137,10 +155,11 @@ class Drawer:
         fitting = self._backgrounds.get(concept)
         if fitting is None:
             pool = self.pool
+            name = pool.names[concept]
             fitting = backgrounds.of_concept(
-                pool.names[concept],
+                name,
                 pool.glosses[concept],
-                pool.backgrounds[concept],
+                pool.backgrounds[concept] or self.listed.get(name, ()),
                 pool.domains[concept],
             )
             self._backgrounds[concept] = fitting

@@ -4,14 +4,15 @@
 
 Row = f(seed, caption_id): its concept, template, companion, demonstrations and sampling noise are
 drawn from its own id, so neither the number of captions nor shards, batches or interruptions change
-it, and the first 1,000 of 100,000 captions are the same 1,000. What the gate refused lies beside,
-in `captions.rejects.parquet`. Finished parts lie in `<out>.parts/` until all are there.
+it, and the first 1,000 of 100,000 captions are the same 1,000. Beside them lies what the gate
+refused (`captions.rejects.parquet`) and, if the model was asked for backgrounds, its lists
+(`captions.backgrounds.parquet`). Finished parts lie in `<out>.parts/` until all are there.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from synclr_cli import artifacts, config as configs, console, engines
-from synclr_cli.captions import concepts, prompts
+from synclr_cli.captions import concepts, listing, prompts
 from synclr_cli.captions.completing import complete
 from synclr_cli.captions.draws import Drawer
 from synclr_cli.config import CaptionsConfig
@@ -43,9 +44,9 @@ def run(config: CaptionsConfig, out: Path, *, overwrite: bool = False) -> Path:
     bank.require(config.examples)
     header = _header(config, pool, "captions")
     folder = out.with_name(out.name + ".parts")
-    refused = rejects_path(out)
+    refused, beside = rejects_path(out), listing.path_beside(out)
     if overwrite:
-        _remove(out, refused, folder)
+        _remove(out, refused, folder, beside, listing.parts_folder(beside))
     earlier = _count_there(out, header, config)
     if earlier == config.count:
         _remove(folder)  # a kill between the last two lines leaves it
@@ -65,14 +66,13 @@ def run(config: CaptionsConfig, out: Path, *, overwrite: bool = False) -> Path:
     kept = earlier // size  # parts below are whole in `out`
     mine = [i for i in range(kept, -(-config.count // size)) if _is_mine(i, config.shard)]
     todo = _missing(parts, mine, config.count, size)
-    drawer = Drawer(
-        pool,
-        bank,
-        seed=config.seed,
-        shares=(config.share_c, config.share_c_bg, config.share_c_rel),
-        demonstrations=config.examples,
-        block=config.examples_block,
-    )
+    drawer = _drawer(config, pool, bank)
+    if config.backgrounds == "model":
+        wanted = [drawer.needing_backgrounds(_ids(i, config.count, size)) for i in mine]
+        listing.write(
+            beside, header, engine, pool, sorted({c for some in wanted for c in some}), config.seed
+        )
+        drawer = _drawer(config, pool, bank, listing.read(beside))
 
     # Loop. A part's rejects come first: the captions say that it is done.
     waiting = sum(len(_ids(i, config.count, size)) for i in todo)
@@ -91,6 +91,23 @@ def run(config: CaptionsConfig, out: Path, *, overwrite: bool = False) -> Path:
         )
     _remove(folder)
     return out
+
+
+def _drawer(
+    config: CaptionsConfig,
+    pool: concepts.Pool,
+    bank: prompts.Bank,
+    listed: Mapping[str, tuple[str, ...]] | None = None,
+) -> Drawer:
+    return Drawer(
+        pool,
+        bank,
+        seed=config.seed,
+        shares=(config.share_c, config.share_c_bg, config.share_c_rel),
+        demonstrations=config.examples,
+        block=config.examples_block,
+        listed=listed or {},
+    )
 
 
 def rejects_path(out: Path) -> Path:

@@ -122,7 +122,7 @@ class ServerEngine:
         except openai.APIStatusError as e:
             raise EngineError(
                 f"the server at {self._url} answered {e.status_code} ({str(e.message)[:200]})",
-                do="check the model's name and the endpoint" if e.status_code == 404 else "",
+                do="check captions.engine.options: model, endpoint",
             ) from e
         except (openai.OpenAIError, ValueError, AttributeError) as e:
             # The client lets these two out where a body is not JSON, or not an object of it.
