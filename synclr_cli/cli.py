@@ -277,6 +277,15 @@ def inspect(
 
 
 def _draw(found: inspection.Description, png: Path | None) -> Path | None:
+    if found.kind == "captions":
+        from synclr_cli.captions import coverage
+
+        measured = coverage.report(found.path)
+        found.facts["coverage"] = measured
+        found.details.extend(coverage.table(measured))
+        target = png or found.path.with_suffix(".coverage.png")
+        coverage.plot(measured, target)
+        return target
     if found.kind == "images":
         from synclr_cli.render.sheet import contact_sheet
 

@@ -21,6 +21,7 @@ class Description:
     kind: str  # a schema, or "run" for a training run's folder
     header: Header
     facts: dict[str, Any] = field(default_factory=dict)  # rows, sizes, numbers
+    details: list[tuple[str, str]] = field(default_factory=list)  # more rows, for a terminal only
 
     def chain(self) -> list[str]:
         """Return one line per ancestor, the artifact itself first, the word list last."""
@@ -45,8 +46,9 @@ class Description:
         full = self.json()
         config = ", ".join(f"{k} = {v}" for k, v in full.pop("config").items())
         chain = full.pop("chain")
+        full.pop("coverage", None)  # its rows are among the details
         rows = [(name, _short(value)) for name, value in full.items() if value not in ("", None)]
-        return [*rows, ("config", config), ("made from", "\n".join(chain[1:]))]
+        return [*rows, *self.details, ("config", config), ("made from", "\n".join(chain[1:]))]
 
 
 def describe(path: Path) -> Description:
@@ -87,17 +89,12 @@ def report_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _parquet(path: Path) -> Description:
-    import pyarrow.parquet as pq
-
     file, header = artifacts.open_any_parquet(path)
     facts: dict[str, Any] = {"rows": file.metadata.num_rows, **_size(path)}
     facts["columns"] = file.schema_arrow.names
     if header.schema == "captions":
-        table = pq.read_table(path, columns=["caption", "concept", "template"])
-        facts["concepts"] = len(set(table["concept"].to_pylist()))
-        counts = table["template"].value_counts().to_pylist()
-        facts["templates"] = {c["values"]: c["counts"] for c in counts}
-        facts["first"] = table["caption"].slice(0, 3).to_pylist()
+        first = next(file.iter_batches(3, columns=["caption"]), None)
+        facts["first"] = first["caption"].to_pylist() if first is not None else []
     return Description(path, header.schema, header, facts)
 
 
