@@ -13,10 +13,11 @@ Shapes: B pictures of this rank, L local crops of each, M masked patches, D widt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from synclr_cli.config import TrainConfig
@@ -81,7 +82,7 @@ class Objective:
         if len(pieces) == 1:
             losses = self.losses(batch, self._learnt(batch, pieces[0]), taught, teacher_temperature)
             losses.total.backward()
-            return losses
+            return replace(losses, total=losses.total.detach())
         with torch.no_grad():
             of_pieces = [self._learnt(batch, piece) for piece in pieces]
         learnt = Features(*(t.requires_grad_() for t in Features.join(of_pieces).tensors()))
@@ -96,7 +97,7 @@ class Objective:
             pairs = zip(again, gradients, strict=True)
             given = [(t, g) for t, g in pairs if g is not None and t.requires_grad]
             torch.autograd.backward([t for t, _ in given], [g for _, g in given])
-        return losses
+        return replace(losses, total=losses.total.detach())
 
     def _taught(self, batch: Batch, piece: slice) -> Features:
         """Return the teacher's features of some pictures; it sees all patches, no local crop."""
@@ -104,19 +105,22 @@ class Objective:
 
     def _learnt(self, batch: Batch, piece: slice) -> Features:
         """Return the student's features of some pictures."""
-        config, student = self.config, self.student
-        ids = batch.ids[piece].cpu().numpy().view(np.uint64)  # [b]
-        student.set_depth(config.seed, batch.step, ids)
-        features = self._features(student, batch, piece, masked=True)
-        if not config.local_crops:
-            return features
-        crops = config.local_crops
-        ids, numbers = np.repeat(ids, crops), np.tile(np.arange(1, 1 + crops), len(ids))  # [b x L]
-        student.set_depth(config.seed, batch.step, ids, numbers)
-        locals_ = batch.locals[piece.start * crops : piece.stop * crops]  # [b x L, 3, s, s]
+        # One block around both passes: the weights are cast once for global and local crops.
         with self.runtime.autocast():
-            of_locals, _ = student.features(normalise(locals_))  # [b x L, D]
-        return Features(features.of_globals, of_locals, features.of_patches)
+            ids = batch.ids[piece].cpu().numpy().view(np.uint64)  # [b]
+            self.student.set_depth(self.config.seed, batch.step, ids)
+            features = self._features(self.student, batch, piece, masked=True)
+            if not self.config.local_crops:
+                return features
+            return replace(features, of_locals=self._local_features(batch, piece, ids))
+
+    def _local_features(self, batch: Batch, piece: slice, ids: NDArray[np.uint64]) -> Tensor:
+        crops = self.config.local_crops
+        ids, numbers = np.repeat(ids, crops), np.tile(np.arange(1, 1 + crops), len(ids))  # [b x L]
+        self.student.set_depth(self.config.seed, batch.step, ids, numbers)
+        of_piece = batch.locals[piece.start * crops : piece.stop * crops]  # [b x L, 3, s, s]
+        features, _ = self.student.features(normalise(of_piece))  # [b x L, D]
+        return features
 
     def _features(self, model: Encoder, batch: Batch, piece: slice, *, masked: bool) -> Features:
         masks = batch.masks[piece] if self.config.patch_weight else None  # [b, N]
