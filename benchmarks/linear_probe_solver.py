@@ -7,8 +7,8 @@ Features are drawn, not measured: clusters in directions whose spread falls as j
 spectrum of ViT features does) with a noise level of its own for each picture, so that weak
 penalties overfit and the best penalty lies inside the grid. All three solvers stop at the same
 iteration cap and get the same float32 features. Seconds are the process's CPU seconds over all
-threads, which other programs on the machine disturb least; `wall` is the clock's. `--every 4` fits every fourth penalty with the
-other two and scales their time to the whole grid; the time printed says which.
+threads, which other programs on the machine disturb least. `--every 4` fits every fourth penalty
+with the other two and scales their time to the whole grid; what is printed says which.
 """
 
 from __future__ import annotations
