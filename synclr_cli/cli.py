@@ -148,6 +148,10 @@ def captions(
     ] = None,
     engine: Engine = None,
     seed: Seed = None,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="I/N", help="Make the I-th of N files of the captions."),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Parquet file to make.")] = Path(
         "captions.parquet"
     ),
@@ -161,7 +165,7 @@ def captions(
     settings = _resolve(
         "captions", preset, sets, print_config, quiet,
         concepts=("--concepts", concepts), count=("--count", count),
-        engine__name=("--engine", engine), seed=("--seed", seed),
+        engine__name=("--engine", engine), seed=("--seed", seed), shard=("--shard", shard),
     )  # fmt: skip
     from synclr_cli.captions.run import run
 

@@ -46,6 +46,7 @@ class CaptionsConfig:
     """Words -> captions."""
 
     concepts: str = "in21k"  # a source name, a word list (.txt .csv .parquet), or NAME:WEIGHT,...
+    concept_cap: float = 1.0  # highest share of captions that one concept may have
     count: int = 1000  # captions
     seed: int = 0
     examples: int = 3  # demonstrations before each completion
@@ -63,6 +64,7 @@ class CaptionsConfig:
     engine: CaptionEngineConfig = field(default_factory=CaptionEngineConfig)
 
     def __post_init__(self) -> None:
+        _within("captions.concept_cap", self.concept_cap, 0, 1, low_open=True)
         _at_least("captions.count", self.count, 1)
         _at_least("captions.seed", self.seed, 0)
         _at_least("captions.examples", self.examples, 0)

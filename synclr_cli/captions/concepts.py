@@ -144,8 +144,12 @@ class Pool:
         return np.diff(self.concept_edges, prepend=0.0)
 
 
-def read(spec: str) -> Pool:
+def read(spec: str, cap: float = 1.0) -> Pool:
     """Read the concepts a `--concepts` value names.
+
+    Args:
+        spec: sources and weights.
+        cap: highest probability of one concept within its list; see `capped`.
 
     Raises:
         UsageError: unknown source (the nearest is named), a weight that is no positive number.
@@ -184,7 +188,8 @@ def read(spec: str) -> Pool:
         shares = np.asarray(group_weights, dtype=np.float64)
         if shares.sum() <= 0:
             raise DataError(f"the weights in {' + '.join(parts)} sum to zero")
-        probabilities.append(shares / shares.sum() * (weight / total))
+        group = weight / total
+        probabilities.append(capped(shares / shares.sum(), cap / group) * group)
         group_starts.append(len(names))
     edges = np.cumsum(np.concatenate(probabilities))
     edges /= edges[-1]
@@ -201,6 +206,26 @@ def read(spec: str) -> Pool:
         files=tuple(files),
         notes=tuple(notes),
     )
+
+
+def capped(shares: np.ndarray, cap: float) -> np.ndarray:
+    """Return shares [C] none of which is above `cap`; the excess goes to the others in proportion.
+
+    MetaCLIP (Xu et al. 2024) balances its data so, with a cap on the entries of a concept; a cap
+    on the probability leaves each caption a function of its own id, and small sets nested in large
+    ones. Where not even equal shares are below the cap, they are made equal.
+    """
+    there = shares > 0
+    if cap * there.sum() <= 1:
+        return there / there.sum()
+    full = np.zeros(len(shares), dtype=bool)
+    result = shares.copy()
+    while (over := (result > cap * (1 + 1e-12)) & ~full).any():
+        full |= over
+        result[full] = cap
+        rest = there & ~full
+        result[rest] = shares[rest] / shares[rest].sum() * (1 - cap * full.sum())
+    return result
 
 
 def plain_name(concept: str) -> str:

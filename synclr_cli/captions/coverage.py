@@ -164,7 +164,7 @@ class _Variety:
 
 def _intended(header: artifacts.Header) -> dict[str, Any] | None:
     try:
-        pool = concepts.read(str(header.config["concepts"]))
+        pool = concepts.read(str(header.config["concepts"]), header.config["concept_cap"])
     except DataError:  # the concept file has gone, or is not what it was
         return None
     if [d for _, d in pool.files] != [p["digest"] for p in header.parents]:

@@ -39,7 +39,7 @@ def run(config: CaptionsConfig, out: Path, *, overwrite: bool = False) -> Path:
         EngineError: the engine, a package or the disk is not there or gave up.
     """
     # Open: what is asked, and what of it is there.
-    pool = concepts.read(config.concepts)
+    pool = concepts.read(config.concepts, config.concept_cap)
     bank = prompts.read(config.examples_file)
     bank.require(config.examples)
     header = _header(config, pool, "captions")

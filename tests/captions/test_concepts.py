@@ -203,3 +203,20 @@ def test_backgrounds_fit_the_concept():
 def test_every_domain_has_enough_different_backgrounds():
     for domain, listed in backgrounds.by_domain().items():
         assert len(set(listed)) == len(listed) >= 20, domain
+
+
+def test_a_cap_levels_the_frequent_concepts_and_keeps_the_order_of_the_others():
+    shares = np.array([0.6, 0.2, 0.1, 0.06, 0.04, 0.0])
+    level = concepts.capped(shares, 0.3)
+    assert level.sum() == pytest.approx(1) and level[0] == pytest.approx(0.3)
+    # 0.4 of the others becomes 0.7, which lifts the second over the cap as well.
+    assert level.tolist() == pytest.approx([0.3, 0.3, 0.2, 0.12, 0.08, 0])
+    assert concepts.capped(shares, 1.0).tolist() == shares.tolist()
+    assert concepts.capped(shares, 0.1).tolist() == pytest.approx([0.2] * 5 + [0])
+
+
+def test_a_cap_is_of_the_whole_mix(tmp_path):
+    path = write(tmp_path / "w.csv", "concept,weight\nowl,8\nfox,1\nelk,1\n")
+    pool = concepts.read(f"{path}:1,cifar10:1", cap=0.2)
+    assert pool.shares()[:3].tolist() == pytest.approx([0.2, 0.15, 0.15])
+    assert pool.shares()[3:].tolist() == pytest.approx([0.05] * 10)
