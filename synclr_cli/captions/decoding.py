@@ -65,6 +65,7 @@ class Attention:
     def __init__(self) -> None:
         self.name = f"synclr_{next(_numbers)}"
         AttentionInterface.register(self.name, self)
+        self.called = False  # in this pass
         self.recording: _Prefix | None = None  # where the pass over a prefix puts its keys
         self.keys: dict[int, Tensor] = {}  # [rows, h, D, T] by layer, as the product wants them
         self.values: dict[int, Tensor] = {}  # [rows, h, T, D]
@@ -89,6 +90,7 @@ class Attention:
     ) -> tuple[Tensor, None]:
         """Attend [R, H, L, D] queries; return [R, L, H, D]."""
         del attention_mask, others
+        self.called = True
         if s_aux is not None:
             raise EngineError(
                 "this model's attention has sinks, which transformers: does not compute",
@@ -257,7 +259,14 @@ class Decoder:
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Return the logits after the last token of each row: [R, L] -> [R, V]."""
+        self.attention.called = False
         out = self.model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1)
+        if not self.attention.called:  # it computed something else, without the prefix
+            raise EngineError(
+                f"{type(self.model).__name__} does not take its attention from the interface of"
+                " transformers",
+                do="use vllm: or server: for it",
+            )
         return out.logits[:, -1]
 
     def _collect(self, batch: _Batch, completions: list[str]) -> None:

@@ -230,6 +230,13 @@ def test_a_model_that_is_no_causal_language_model_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_that_keeps_its_own_attention_is_refused_not_misread(folder):
+    engine = engine_of(folder)
+    engine._decoder.model.config._attn_implementation = "eager"
+    with pytest.raises(EngineError, match="does not take its attention from the interface"):
+        engine.complete(some_prompts(5), range(5))
+
+
 def test_transformers_wants_a_name():
     with pytest.raises(UsageError, match="Name a model"):
         engine_of("")
