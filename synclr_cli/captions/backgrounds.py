@@ -1,4 +1,4 @@
-"""Plausible backgrounds for the template c, bg -> caption (paper section 3.1).
+"""Plausible backgrounds for the template c, bg -> caption.
 
     concept (own list | source's domain | gloss and name) -> tuple of backgrounds
 

@@ -1,4 +1,4 @@
-"""Concept lists: the words a backbone will be made from (paper section 3.1 and Table 11).
+"""Concept lists: the words a backbone will be made from (Table 11).
 
     "in1k:0.47,aircraft:0.05" --read--> Pool: every concept with its kind, share, gloss, backgrounds
 

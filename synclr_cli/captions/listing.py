@@ -1,4 +1,4 @@
-"""Backgrounds written by the language model, a list per concept (paper section 3.1).
+"""Backgrounds written by the language model, a list per concept.
 
     concepts that c_bg rows draw --prompt--> completions --split, clean--> backgrounds.parquet
 

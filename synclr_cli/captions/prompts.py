@@ -1,4 +1,4 @@
-"""Prompts: an instruction, a few demonstrations, and the open line a model completes (section 3.1).
+"""Prompts: an instruction, a few demonstrations, and the open line a model completes.
 
     Describe, in one sentence, a photo of the object.
 

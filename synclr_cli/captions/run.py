@@ -1,4 +1,4 @@
-"""`synclr captions`: words -> captions (paper section 3.1).
+"""`synclr captions`: words -> captions.
 
     concepts --draw--> prompts --engine--> completions --gate--> captions.parquet
 
@@ -45,6 +45,8 @@ def run(config: CaptionsConfig, out: Path, *, overwrite: bool = False) -> Path:
     header = _header(config, pool, "captions")
     folder = out.with_name(out.name + ".parts")
     refused, beside = rejects_path(out), listing.path_beside(out)
+    # Before anything is removed: the engine may not be there.
+    engine = engines.load("caption", config.engine) if overwrite else None
     if overwrite:
         _remove(out, refused, folder, beside, listing.parts_folder(beside))
     earlier = _count_there(out, header, config)
@@ -56,7 +58,7 @@ def run(config: CaptionsConfig, out: Path, *, overwrite: bool = False) -> Path:
 
     # Build: the engine, and the parts to make. A part that a smaller count cut short is made again,
     # so that the result is that of one run.
-    engine = engines.load("caption", config.engine)
+    engine = engine or engines.load("caption", config.engine)
     header = _header(config, pool, "captions", engine.revision)
     parts = artifacts.Parts(folder, "captions", header)
     reject_parts = artifacts.Parts(

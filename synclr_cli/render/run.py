@@ -1,4 +1,4 @@
-"""`synclr render`: captions -> pictures, several of each, in Parquet (paper, section 3.2).
+"""`synclr render`: captions -> pictures, several of each, in Parquet.
 
     captions/1 -> parts of `captions_per_part` captions -> batches -> engine -> gate -> encoded
     rows -> part-00000.parquet ... -> manifest.json (and rejected.jsonl)
@@ -65,6 +65,8 @@ def run(
         parents=(origin,),
     )
     parts = artifacts.Parts(out, "images", header)
+    # Before anything is cleared: the engine may not be there.
+    engine = engines.load("image", config.engine) if overwrite else None
     if overwrite:
         manifest.clear(parts)
     found = _found_header(out)
@@ -75,7 +77,7 @@ def run(
     todo = _todo(parts, plan)
 
     # --- build
-    engine = engines.load("image", config.engine)
+    engine = engine or engines.load("image", config.engine)
     parts.header = header = replace(header, revision=engine.revision)
     if found and found.revision != engine.revision:
         console.warn(

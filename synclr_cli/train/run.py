@@ -1,4 +1,4 @@
-"""`synclr train`: pictures of captions -> a backbone (section 3.3 of the paper).
+"""`synclr train`: pictures of captions -> a backbone.
 
     images/ --batches--> crops --objective--> loss --learner--> student and teacher --> backbone
 

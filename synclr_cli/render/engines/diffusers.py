@@ -1,4 +1,4 @@
-"""`diffusers:NAME` - any text-to-image pipeline of diffusers, by hub id or folder (section 3.2).
+"""`diffusers:NAME` - any text-to-image pipeline of diffusers, by hub id or folder.
 
     captions -> text embeddings, once per caption (the empty prompt once per run) -> the pipeline's
     own call on a full batch, one CPU noise generator per row -> pixels
