@@ -49,3 +49,15 @@ def test_another_packages_engine_is_found_by_its_entry_point(tmp_path, monkeypat
     assert engine.complete([Prompt("", "cat", "object", "c", "")], [0]) == ["CAT!"]
     with pytest.raises(UsageError, match=r"Did you mean shout:\?"):
         engines.require_scheme("caption", "shuot:")
+
+
+def test_overwriting_with_an_engine_that_is_not_there_loses_nothing(synclr, tmp_path):
+    (tmp_path / "words.txt").write_text("acorn\nkettle\n")
+    captions = ("captions", "-c", "words.txt", "-n", "4", "--engine", "template:")
+    assert synclr(*captions, cwd=tmp_path).code == 0
+    assert synclr("render", "--views", "2", cwd=tmp_path).code == 0
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    again = ("captions", "-c", "words.txt", "--engine", "transformers:./none", "--overwrite")
+    assert synclr(*again, cwd=tmp_path).code == 4
+    assert synclr("render", "--engine", "diffusers:./none", "--overwrite", cwd=tmp_path).code == 4
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
