@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ def run(
         )
         steps_per_epoch = _steps_per_epoch(config, opened, pictures, rt.world)
         steps = config.epochs * steps_per_epoch
+        view = recipe.train_view(config, opened)
         folder = RunFolder(out, "finetune", reports.header(config, opened, pictures), rt)
         if (report := folder.finished(overwrite=overwrite)) is not None:
             return report
@@ -88,7 +89,7 @@ def run(
             runtime.StopFlag(config.stop_after_minutes) as stop,
             console.progress("finetune", steps, done=start, unit="step") as meter,
         ):
-            batches = _batches(config, pictures, opened, rt, start, steps)
+            batches = _batches(config, pictures, view, rt, start, steps)
             for step, (images, labels) in enumerate(batches, start):
                 lr = recipe.learning_rate(config, step, steps_per_epoch)
                 optim.set_learning_rate(now.optimizer.param_groups, lr)
@@ -232,7 +233,7 @@ def _steps_per_epoch(
 def _batches(
     config: FinetuneConfig,
     pictures: Labelled,
-    opened: Backbone,
+    view: Callable[..., Tensor],
     rt: runtime.Runtime,
     start: int,
     steps: int,
@@ -242,7 +243,6 @@ def _batches(
         len(split), config.batch_size,
         seed=config.seed, start=start, steps=steps, rank=rt.rank, world=rt.world,
     )  # fmt: skip
-    view = recipe.train_view(config, opened)
     make = functools.partial(recipe.train_item, split, view, config.seed)
     return loading.load(make, order, workers=config.workers, pin=rt.device.type == "cuda")
 
