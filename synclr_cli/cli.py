@@ -7,6 +7,7 @@ carries the result: the path that was made, or a judge's report as one JSON obje
 from __future__ import annotations
 
 import importlib
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -180,6 +181,10 @@ def render(
     views: Annotated[
         int | None, typer.Option("--views", metavar="INT", help="Pictures of each caption.")
     ] = None,
+    shard: Annotated[
+        str,
+        typer.Option("--shard", metavar="I/N", help="Make the I-th of N shares of the parts."),
+    ] = "1/1",
     engine: Engine = None,
     seed: Seed = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")] = Path("images"),
@@ -194,10 +199,38 @@ def render(
         "render", preset, sets, print_config, quiet,
         views=("--views", views), engine__name=("--engine", engine), seed=("--seed", seed),
     )  # fmt: skip
+    share = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if share is None:
+        raise UsageError("--shard", got=repr(shard), expected="I/N, such as 3/64")
     source = Path(_input(captions))
     from synclr_cli.render.run import run
 
-    console.result(str(run(settings, source, out, overwrite=overwrite)))
+    numbers = int(share[1]), int(share[2])
+    console.result(str(run(settings, source, out, overwrite=overwrite, shard=numbers)))
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A .csv (path, caption), a .parquet, a webdataset .tar, or a folder of these.",
+        ),
+    ],
+    roots: Annotated[
+        list[Path] | None,
+        typer.Option("--root", help="With a .csv: folder its paths start in, one a view."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")] = Path("images"),
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Take over captioned pictures made elsewhere, as if they had been rendered here."""
+    console.set_quiet(quiet)
+    from synclr_cli.render import importing
+
+    console.result(str(importing.run(source, out, roots=roots or (), overwrite=overwrite)))
 
 
 @app.command()
@@ -269,14 +302,23 @@ def inspect(
     png: Annotated[
         Path | None, typer.Option("--png", help="Picture to draw. [default: beside the artifact]")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="With images: a page of them in one file.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Say what a file is: schema, rows, where it came from; draw pictures and curves as PNG."""
     console.set_quiet(quiet)
     found = inspection.describe(Path(_input(artifact)))
+    if html and found.kind != "images":
+        raise UsageError("--html", got=f"a {found.kind} artifact", expected="a folder of images")
     drawn = _draw(found, png)
     if drawn:
         found.facts["picture"] = str(drawn)
+    if html:
+        from synclr_cli.render.report import page
+
+        found.facts["page"] = str(page(found.path, html))
     console.result_json(found.json(), found.rows())
 
 
@@ -291,8 +333,10 @@ def _draw(found: inspection.Description, png: Path | None) -> Path | None:
         coverage.plot(measured, target)
         return target
     if found.kind == "images":
+        from synclr_cli.render.report import report
         from synclr_cli.render.sheet import contact_sheet
 
+        found.facts.update(report(found.path))
         target = png or found.path / "contact-sheet.png"
         contact_sheet(found.path, target)
         return target
