@@ -115,8 +115,17 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
     artifacts.write_json(out / "summary.json", {"minutes": round(minutes, 2), "grades": rows})
     console.table(
         "Trained on pictures of words, judged on data it never saw",
-        ("judge", "metric (%)", "trained", "random weights"),
-        [(r["judge"], r["metric"], _grade(r["trained"]), _grade(r["random"])) for r in rows],
+        ("judge", "metric (%)", "trained", "random weights", "margin"),
+        [
+            (
+                r["judge"],
+                r["metric"],
+                _grade(r["trained"]),
+                _grade(r["random"]),
+                _grade(_margins(r)),
+            )
+            for r in rows
+        ],
     )
     console.note(f"pictures: {sheet}   training curve: {curves}   ({minutes:.1f} minutes)")
     console.note(
@@ -125,7 +134,13 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
     return out
 
 
+def _margins(row: dict[str, Any]) -> list[float]:
+    """Return trained less random weights, seed by seed: both saw the same splits and order."""
+    return [t - r for t, r in zip(row["trained"], row["random"], strict=True)]
+
+
 def _grade(values: list[float]) -> str:
+    """Return the mean over seeds, with their standard deviation if there are several."""
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{spread}"
 
