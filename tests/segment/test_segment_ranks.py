@@ -13,10 +13,10 @@ from synclr_cli.segment import dense
 from synclr_cli.segment.run import loss_of, run
 
 
-def one_of_two(rank, port, config, backbone, data, out):
+def one_of_two(rank, ports, config, backbone, data, out):
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0]),
     }  # fmt: skip
     torch.set_num_threads(1)
     out.mkdir(exist_ok=True)
@@ -25,6 +25,8 @@ def one_of_two(rank, port, config, backbone, data, out):
         mine = logits[rank::2].requires_grad_()
         loss = loss_of([mine, mine], ids[rank::2], 0.4, rt)
         torch.save((rt.sum(loss) / 2).item(), out / f"loss-{rank}.pt")
+    # The second group meets elsewhere: one rank may still be leaving the first.
+    os.environ["MASTER_PORT"] = str(ports[1])
     torch.save(run(config, backbone, data, out), out / f"report-{rank}.pt")
 
 
@@ -37,10 +39,11 @@ def batch():
 
 
 def test_two_ranks_agree_and_weigh_every_labelled_pixel_alike(settings, boxes, small_vit, tmp_path):
-    with socket.socket() as s:
+    with socket.socket() as s, socket.socket() as t:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    multiprocessing.spawn(one_of_two, (port, settings(), small_vit, boxes, tmp_path), nprocs=2)
+        t.bind(("127.0.0.1", 0))
+        ports = s.getsockname()[1], t.getsockname()[1]
+    multiprocessing.spawn(one_of_two, (ports, settings(), small_vit, boxes, tmp_path), nprocs=2)
     logits, ids = batch()
     alone = runtime.Runtime(torch.device("cpu"), None)
     expected = loss_of([logits, logits], ids, 0.4, alone).item()
