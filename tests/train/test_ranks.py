@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -47,14 +48,16 @@ def train(images: Path, config: TrainConfig) -> dict[str, Any]:
 
 
 def one_of_two(
-    rank: int, port: int, images: Path, out: Path, configs: dict[str, TrainConfig]
+    rank: int, ports: list[int], images: Path, out: Path, configs: dict[str, TrainConfig]
 ) -> None:
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "MASTER_ADDR": "127.0.0.1",
     }  # fmt: skip
-    for name, config in configs.items():
+    for port, (name, config) in zip(ports, configs.items(), strict=False):
+        os.environ["MASTER_PORT"] = str(port)  # one rank may still be leaving the last meeting
         torch.save(train(images, config), out / f"{name}-{rank}.pt")
+    os.environ["MASTER_PORT"] = str(ports[-1])
     run(configs["batch"], images, out / "run")
 
 
@@ -69,10 +72,12 @@ def two(
     images: Path, configs: dict[str, TrainConfig], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     out = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    multiprocessing.spawn(one_of_two, (port, images, out, configs), nprocs=2)
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(len(configs) + 1)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        ports = [s.getsockname()[1] for s in sockets]
+    multiprocessing.spawn(one_of_two, (ports, images, out, configs), nprocs=2)
     return out
 
 
