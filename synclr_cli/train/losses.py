@@ -28,12 +28,14 @@ def contrast(
     candidate_labels: Tensor,
     own: Tensor | None,
     temperature: float,
+    *,
+    both: bool = False,
 ) -> Tensor:
     """Return the mean over anchors of the multi-positive cross entropy H(p, q).
 
     q is the softmax of a.b / temperature over the candidates, p uniform over the candidates of the
     anchor's label (eq. 1-3); both sides are normalised to length 1 here. The loss of an anchor
-    without a positive is 0. No gradient flows to the candidates.
+    without a positive is 0. Gradient flows to the candidates only if `both` sides are trained.
 
     Args:
         anchors: [A, E].
@@ -42,19 +44,21 @@ def contrast(
         own: [A], the candidate that is no candidate for this anchor (its own picture); None: all.
     """
     a = F.normalize(anchors.to(torch.promote_types(anchors.dtype, torch.float32)), dim=-1)
-    b = F.normalize(candidates.detach().to(a.dtype), dim=-1)
+    b = F.normalize((candidates if both else candidates.detach()).to(a.dtype), dim=-1)
     return _Contrast.apply(a, b, anchor_labels, candidate_labels, own, temperature)
 
 
 class _Contrast(torch.autograd.Function):
     """The cross entropy by blocks of rows: the gradient is made with the loss, logits never kept.
 
-    With s = a.b / temperature: dL/da = (1 / A) sum_j (q_j - p_j) b_j / temperature.
+    With s = a.b / temperature: dL/da = (1 / A) sum_j (q_j - p_j) b_j / temperature, and dL/db_j the
+    sum over anchors of (q_j - p_j) a / (A temperature).
     """
 
     @staticmethod
     def forward(ctx, a, b, a_labels, b_labels, own, temperature):
         losses, gradient = [], torch.empty_like(a)
+        of_b = torch.zeros_like(b) if ctx.needs_input_grad[1] else None
         for block in torch.arange(len(a), device=a.device).split(max(1, LOGITS // len(b))):
             s = a[block] @ b.T / temperature  # [block, C]
             positive = a_labels[block, None] == b_labels  # [block, C]
@@ -66,14 +70,19 @@ class _Contrast(torch.autograd.Function):
             log_q = s.log_softmax(1)  # [block, C]
             losses.append(-(p * log_q.masked_fill(~positive, 0)).sum(1))  # [block]
             weight = p.sum(1, keepdim=True)  # 1; 0 without a positive
-            gradient[block] = (weight * log_q.exp() - p).to(b.dtype) @ b
-        ctx.save_for_backward(gradient / (len(a) * temperature))
+            of_logits = (weight * log_q.exp() - p).to(b.dtype)  # [block, C]
+            gradient[block] = of_logits @ b
+            if of_b is not None:
+                of_b += of_logits.T @ a[block]
+        scale = 1 / (len(a) * temperature)
+        ctx.save_for_backward(gradient * scale, None if of_b is None else of_b * scale)
         return torch.cat(losses).mean()
 
     @staticmethod
     def backward(ctx, upstream):
-        (gradient,) = ctx.saved_tensors
-        return upstream * gradient, None, None, None, None, None
+        gradient, of_b = ctx.saved_tensors
+        of_b = None if of_b is None else upstream * of_b
+        return upstream * gradient, of_b, None, None, None, None
 
 
 class Scores:
