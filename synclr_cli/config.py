@@ -144,6 +144,7 @@ class TrainConfig:
     arch: str = "vit_base_patch16_224"  # a ViT of timm
     patch_size: int = 0  # 0: the arch's own
     depth: int = 0  # blocks; 0: the arch's own
+    init: str = ""  # weights to start from: timm:NAME, a .safetensors, .pth or run; "": drawn
     drop_path: float = 0.1  # student only
     head_norm: str = "batch"  # batch: MoCo v3 as in the paper; layer: the released code
     head_hidden: int = 4096
@@ -154,6 +155,7 @@ class TrainConfig:
     # --- data
     captions_per_batch: int = 2048  # over all ranks
     views: int = 4  # pictures of each caption in a batch
+    global_crops: int = 1  # of each picture; each has local crops of its own
     image_size: int = 224  # global crop
     local_size: int = 96
     local_crops: int = 4  # of each picture; 0: no multi-crop
@@ -166,10 +168,14 @@ class TrainConfig:
     solarise: float = 0.2  # probability, of global crops under the recipe that is seldom blurred
     workers: int = 4  # loader processes per rank
     # --- objective
+    objective: str = "contrast"  # cross-entropy: a linear classifier of the classes, as supervised
+    positives: str = "caption"  # what makes a class: caption | concept | image (SimCLR)
+    teacher: bool = True  # false: candidates are the student's own, both sides trained (StableRep)
     temperature: float = 0.08
     patch_weight: float = 1.0  # of the iBOT term; 0: no masked patches
     mask_probability: float = 0.5  # share of the pictures that are masked
     mask_ratio: float = 0.5  # share of the patches masked in those
+    mask_first: bool = False  # always a caption's first pictures, as the released command has it
     student_temperature: float = 0.1  # of the patch softmax
     teacher_temperature: float = 0.04  # at the first step
     teacher_temperature_end: float = 0.07
@@ -194,6 +200,12 @@ class TrainConfig:
     micro_batch: int = 0  # pictures the ViTs see at a time, per rank; 0: all; changes no result
     keep_checkpoints: int = 2
     log_steps: int = 50
+    backbone_steps: int = 0  # keep the backbone of every so many steps; 0: only the last
+    knn_data: str = ""  # labelled pictures to grade the teacher on by k-NN on the way; "": none
+    knn_steps: int = 1000  # updates between two grades
+    knn_pictures: int = 2000  # at most so many of either split
+    skip_nonfinite: int = 0  # updates that may be skipped for a loss that is not finite; then: stop
+    trackers: tuple[str, ...] = ()  # tensorboard | wandb | trackio, beside metrics.jsonl
     stop_after_minutes: float = 0.0  # save, stop and exit 0 after this long; 0: never
 
     def __post_init__(self) -> None:
@@ -205,8 +217,12 @@ class TrainConfig:
             _at_least(f"train.{name}", getattr(self, name), 1)
         for name in ("prototypes", "captions_per_batch", "views", "steps", "sinkhorn_iterations"):
             _at_least(f"train.{name}", getattr(self, name), 1)
-        for name in ("checkpoint_steps", "keep_checkpoints", "log_steps"):
+        for name in ("checkpoint_steps", "keep_checkpoints", "log_steps", "global_crops"):
             _at_least(f"train.{name}", getattr(self, name), 1)
+        for name in ("knn_steps", "knn_pictures"):
+            _at_least(f"train.{name}", getattr(self, name), 1)
+        for name in ("backbone_steps", "skip_nonfinite"):
+            _at_least(f"train.{name}", getattr(self, name), 0)
         for name in ("patch_size", "depth", "local_crops", "workers", "warmup_steps", "seed"):
             _at_least(f"train.{name}", getattr(self, name), 0)
         for name in ("peak_lr", "end_lr", "weight_decay", "weight_decay_end", "patch_weight"):
@@ -222,6 +238,10 @@ class TrainConfig:
         for name in ("beta1", "beta2"):
             _within(f"train.{name}", getattr(self, name), 0, 1)
         _one_of("train.head_norm", self.head_norm, ("batch", "layer"))
+        _one_of("train.objective", self.objective, ("contrast", "cross-entropy"))
+        _one_of("train.positives", self.positives, ("caption", "concept", "image"))
+        for tracker in self.trackers:
+            _one_of("train.trackers", tracker, TRACKERS)
         _one_of("train.precision", self.precision, PRECISIONS)
         if self.warmup_steps >= self.steps:
             raise UsageError(
@@ -229,11 +249,24 @@ class TrainConfig:
                 got=self.warmup_steps,
                 expected=f"less than {self.steps} steps",
             )
-        if self.views < 2:
+        if self.objective == "contrast":
+            if self.positives == "image" and self.global_crops < 2:
+                raise UsageError(
+                    "train.global_crops",
+                    got=self.global_crops,
+                    expected="at least 2 with train.positives = image: one crop has no positive",
+                )
+            if self.positives == "caption" and self.views * self.global_crops < 2:
+                raise UsageError(
+                    "train.views",
+                    got=self.views,
+                    expected="at least 2: one picture of a caption has no positive",
+                )
+        if not self.teacher and self.patch_weight:
             raise UsageError(
-                "train.views",
-                got=self.views,
-                expected="at least 2: one picture of a caption has no positive",
+                "train.patch_weight",
+                got=f"{self.patch_weight:g}",
+                expected="0 with train.teacher = false: the teacher gives the patches' targets",
             )
 
 
@@ -411,6 +444,7 @@ class SegmentConfig:
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PRECISIONS = ("auto", "float32", "bfloat16")
+TRACKERS = ("tensorboard", "wandb", "trackio")
 
 StageConfig = (
     CaptionsConfig | RenderConfig | TrainConfig | LinearProbeConfig | FinetuneConfig | SegmentConfig
@@ -436,6 +470,12 @@ RUNNING_KEYS = {
         "checkpoint_steps",
         "keep_checkpoints",
         "log_steps",
+        "backbone_steps",
+        "knn_data",
+        "knn_steps",
+        "knn_pictures",
+        "skip_nonfinite",
+        "trackers",
         "stop_after_minutes",
     },
     "linear-probe": {"batch_size", "workers"},
