@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from synclr_cli import engines
 from synclr_cli.captions import quality
-from synclr_cli.captions.draws import Drawer, Rows, noise_seeds
+from synclr_cli.captions.drawing import Drawer, Rows, noise_seeds
 from synclr_cli.config import CaptionEngineConfig, CaptionsConfig
 from synclr_cli.engines import CaptionEngine, Prompt
 

@@ -20,9 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from synclr_cli import artifacts, console
+from synclr_cli import artifacts, console, draws
 from synclr_cli.captions.concepts import Pool, plain_name
-from synclr_cli.captions.draws import noise_seeds
 from synclr_cli.engines import CaptionEngine, Prompt
 
 LISTS = 4  # completions asked for per concept; their union is its list
@@ -129,7 +128,7 @@ def _listed(names: Sequence[str], engine: CaptionEngine, seed: int) -> pa.Table:
     ids = np.array([zlib.crc32(name.encode()) for name in names], dtype=np.int64)
     lists: list[dict[str, str]] = [{} for _ in names]
     for attempt in range(LISTS):
-        seeds = noise_seeds(seed, ids, _STREAM + attempt).tolist()
+        seeds = draws.seeds("captions.listing", seed, attempt, ids).tolist()
         for found, completion, name in zip(
             lists, engine.complete(asked, seeds), names, strict=True
         ):
@@ -139,9 +138,6 @@ def _listed(names: Sequence[str], engine: CaptionEngine, seed: int) -> pa.Table:
                 found.setdefault(background.casefold(), background)
     rows = [(n, b) for n, found in zip(names, lists, strict=True) for b in found.values() or ("",)]
     return pa.table({"concept": [n for n, _ in rows], "background": [b for _, b in rows]})
-
-
-_STREAM = 1 << 20  # attempts of captions stay far below
 
 
 def _all(path: Path, parts: artifacts.Parts) -> Iterator[pa.Table]:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from synclr_cli import artifacts, config as configs, console, engines
 from synclr_cli.captions import concepts, listing, prompts
 from synclr_cli.captions.completing import complete
-from synclr_cli.captions.draws import Drawer
+from synclr_cli.captions.drawing import Drawer
 from synclr_cli.config import CaptionsConfig
 from synclr_cli.errors import UsageError
 

@@ -14,22 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synclr_cli.captions.draws import uniform
+from synclr_cli import draws
 
 _CANDIDATES = (64, 1024)  # nearly every nucleus fits; rows where it does not are sorted in full
 
 
 def noise(seeds: Sequence[int], steps: Sequence[int]) -> Tensor:
     """Return one uniform number in [0, 1) per row [R], of that row's seed and step, as float64."""
-    rows = np.asarray(seeds, dtype=np.int64)
-    at = np.asarray(steps, dtype=np.int64)
-    drawn = np.empty(len(rows), dtype=np.float64)  # [R]
-    for step in np.unique(at).tolist():
-        drawn[at == step] = uniform(step, _STREAM, rows[at == step])
-    return torch.from_numpy(drawn)
-
-
-_STREAM = 7
+    return torch.from_numpy(draws.uniform("captions.token", np.asarray(seeds), np.asarray(steps)))
 
 
 def sample(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float) -> Tensor:

@@ -46,6 +46,6 @@ class Mixing:
         """
         if self.mixup is None:
             return images, mixup_target(labels, self.classes, 1.0, self.smoothing)  # [B, K]
-        with torch.no_grad(), runtime.seeded(self.seed, step, rank):
+        with torch.no_grad(), runtime.seeded("finetune.mixing", self.seed, step, rank):
             mixed, targets = self.mixup(images.clone(), labels)  # [B, K]
         return mixed, targets

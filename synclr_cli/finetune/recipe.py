@@ -23,13 +23,12 @@ from synclr_cli.learning.labelled import Split
 from synclr_cli.learning.runtime import Runtime
 
 _HEAD_STD = 2e-5  # of the new head's weights, in the released code
-_HEAD_SEED = 2**40  # apart from the seeds of steps and epochs
 
 
 def classifier(backbone: VisionTransformer, classes: int, seed: int) -> VisionTransformer:
     """Put a new linear head on the cls token; the weights are drawn from the seed alone."""
     backbone.reset_classifier(classes, global_pool="token")
-    with runtime.seeded(seed, _HEAD_SEED):
+    with runtime.seeded("finetune.head", seed):
         nn.init.trunc_normal_(backbone.head.weight, std=_HEAD_STD)
     nn.init.zeros_(backbone.head.bias)
     return backbone
@@ -80,7 +79,7 @@ def train_item(
 ) -> tuple[Tensor, int]:
     """Return one view and its label; what is drawn depends on (seed, epoch, picture) alone."""
     epoch, i = key
-    with runtime.seeded(seed, epoch, i):
+    with runtime.seeded("finetune.augmentation", seed, epoch, i):
         return view(split.image(i)), int(split.labels[i])
 
 

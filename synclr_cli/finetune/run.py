@@ -26,7 +26,7 @@ from timm.models import VisionTransformer
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from synclr_cli import console
+from synclr_cli import console, draws
 from synclr_cli.config import FinetuneConfig
 from synclr_cli.errors import DivergedError, UsageError
 from synclr_cli.finetune import recipe
@@ -94,7 +94,9 @@ def run(
                 lr = recipe.learning_rate(config, step, steps_per_epoch)
                 optim.set_learning_rate(now.optimizer.param_groups, lr)
                 images, targets = mixing(images.to(rt.device), labels.to(rt.device), step, rt.rank)
-                runtime.seed_everything(runtime.seed_of(config.seed, step, rt.rank))  # drop path
+                runtime.seed_everything(
+                    draws.seed("finetune.drop path", config.seed, step, rt.rank)
+                )  # drop path
                 now.model.train()
                 now.optimizer.zero_grad(set_to_none=True)
                 value, piece = 0.0, config.micro_batch or len(images)

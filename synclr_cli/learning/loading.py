@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from synclr_cli import draws
 from synclr_cli.errors import SynclrError
-from synclr_cli.learning import runtime
 
 
 def load(
@@ -72,7 +72,9 @@ class EpochOrder:
         for step in range(self.start, self.steps):
             epoch, position = divmod(step, self.steps_per_epoch)
             if epoch != ordered_epoch:
-                generator = torch.Generator().manual_seed(runtime.seed_of(self.seed, epoch))
+                generator = torch.Generator().manual_seed(
+                    draws.seed("learning.order", self.seed, epoch)
+                )
                 order, ordered_epoch = torch.randperm(self.n, generator=generator), epoch
             batch = order[position * self.batch_size : (position + 1) * self.batch_size]
             yield [(epoch, int(i)) for i in batch[self.rank :: self.world]]

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from synclr_cli import draws
 from synclr_cli.errors import EngineError
 
 
@@ -178,20 +179,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def seed_of(*ids: int) -> int:
-    """Return a seed made of whole numbers (seed, step, rank ...), 63 bits, different for each."""
-    (drawn,) = np.random.SeedSequence(ids).generate_state(1, np.uint64)
-    return int(drawn >> np.uint64(1))
-
-
 @contextmanager
-def seeded(*ids: int) -> Iterator[None]:
-    """Let the global generators inside the block draw from `ids` alone; outside nothing changes.
+def seeded(name: str, *ids: int) -> Iterator[None]:
+    """Let the global generators in the block draw from name and ids alone; outside all is as it was.
 
     For libraries that take no generator (timm's augmentation and mixup): what they draw is then a
     function of the ids, whatever was drawn before and in whichever process.
     """
-    seed = seed_of(*ids)
+    seed = draws.seed(name, *ids)
     before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)

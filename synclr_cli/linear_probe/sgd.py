@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode, v2
 
-from synclr_cli import console
+from synclr_cli import console, draws
 from synclr_cli.errors import DataError, DivergedError
 from synclr_cli.learning import backbone as backbones, images, loading, runtime, schedules
 from synclr_cli.learning.backbone import Backbone
@@ -44,7 +44,7 @@ class Heads(nn.Module):
 
     def __init__(self, rates: int, width: int, classes: int, *, batch_norm: bool, seed: int):
         super().__init__()
-        generator = torch.Generator().manual_seed(runtime.seed_of(seed))
+        generator = torch.Generator().manual_seed(draws.seed("linear-probe.sgd order", seed))
         weight = torch.randn(width, classes, generator=generator) * INITIAL_STD
         self.weight = nn.Parameter(weight.repeat(rates, 1, 1))  # [R, D, K], all start alike
         self.bias = nn.Parameter(torch.zeros(rates, 1, classes))
@@ -155,7 +155,7 @@ def training_item(
     half the time.
     """
     epoch, i = key
-    with runtime.seeded(seed, epoch, i):
+    with runtime.seeded("linear-probe.augmentation", seed, epoch, i):
         view = _augment(split.image(i), backbone.image_size)
     return images.normalise(view, backbone.mean, backbone.std), int(split.labels[i])
 

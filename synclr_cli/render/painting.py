@@ -9,7 +9,6 @@ way a batch holds the same rows, so the records are the same.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import multiprocessing
 import os
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from synclr_cli import engines
+from synclr_cli import draws, engines
 from synclr_cli.config import RenderConfig
 from synclr_cli.engines import ImageEngine, Painting
 from synclr_cli.errors import EngineError
@@ -48,8 +47,7 @@ class Row:
 
 def view_seed(seed: int, caption_id: int, view: int, attempt: int = 0) -> int:
     """Return the seed of a view's starting noise, 63 bits, from what names it and nothing else."""
-    name = f"{seed}/{caption_id}/{view}" + (f"/{attempt}" if attempt else "")
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
+    return draws.seed("render.view", seed, caption_id, view, attempt)
 
 
 class Painter:

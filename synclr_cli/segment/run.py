@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from synclr_cli import console
+from synclr_cli import console, draws
 from synclr_cli.config import SegmentConfig
 from synclr_cli.errors import DivergedError, UsageError
 from synclr_cli.learning import (
@@ -44,8 +44,6 @@ from synclr_cli.learning.runtime import Runtime
 from synclr_cli.segment import dense, grading, overlays
 from synclr_cli.segment.linear import LinearSegmenter
 from synclr_cli.segment.upernet import UperNetSegmenter
-
-_HEAD_SEED = 2**40  # apart from the seeds of steps and epochs
 
 
 def run(
@@ -90,7 +88,9 @@ def run(
                     step, config.steps, config.warmup_steps, config.lr, config.poly_power
                 )
                 optim.set_learning_rate(now.optimizer.param_groups, lr)
-                runtime.seed_everything(runtime.seed_of(config.seed, step, rt.rank))  # dropout
+                runtime.seed_everything(
+                    draws.seed("segment.dropout", config.seed, step, rt.rank)
+                )  # dropout
                 trained.train()
                 with rt.autocast():
                     logits = trained(crops.to(rt.device))
@@ -129,7 +129,7 @@ def run(
 
 def segmenter(config: SegmentConfig, opened: Backbone, classes: int) -> nn.Module:
     """Build the model; what the backbone does not bring is drawn from the seed alone."""
-    with runtime.seeded(config.seed, _HEAD_SEED):
+    with runtime.seeded("segment.head", config.seed):
         if config.head == "linear":
             return LinearSegmenter(opened.model, classes)
         return UperNetSegmenter(

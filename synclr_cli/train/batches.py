@@ -6,8 +6,11 @@ over ranks does not depend on the number of ranks.
 
     step --order--> captions --views--> pictures --decode, crops--> Batch, uint8
 
-Shapes: C captions of this rank, V views, B = C x V pictures, L local crops of a picture, S pixels
-of the global crop, s of a local one, N patches.
+With `global_crops` a picture stands in the batch that many times, under as many ids, each time with
+crops of its own.
+
+Shapes: C captions of this rank, V views, G global crops of a picture, B = C x V x G, L local crops
+with each, S pixels of the global crop, s of a local one, N patches.
 """
 
 from __future__ import annotations
@@ -25,11 +28,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synclr_cli import artifacts
+from synclr_cli import artifacts, draws
 from synclr_cli.config import TrainConfig
 from synclr_cli.errors import DataError, UsageError
 from synclr_cli.learning import images, loading
-from synclr_cli.train import crops, draws, masks
+from synclr_cli.train import crops, masks
 
 CACHED_BYTES = 256 << 20  # of encoded pictures, per loader process
 DAMAGED_SHARE = 0.01  # of the pictures read; more stop the run
@@ -50,6 +53,26 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.caption_id)
+
+    @cached_property
+    def picture(self) -> NDArray[np.int64]:
+        """Return the number of each caption's first picture, counted over the whole corpus."""
+        return np.cumsum(self.views, dtype=np.int64) - self.views
+
+    def classes(self, positives: str) -> int:
+        """Return how many classes there are, if a class is a caption, a concept or an image."""
+        if positives == "image":
+            return self.pictures
+        return int((self.text if positives == "caption" else self.concept).max()) + 1
+
+    def labels(
+        self, positives: str, captions: NDArray[np.int64], views: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Return the classes, from 0, of views [captions, V] of captions at places [captions]."""
+        if positives == "image":
+            return self.picture[captions][:, None] + views  # [captions, V]
+        of_captions = (self.text if positives == "caption" else self.concept)[captions]
+        return np.broadcast_to(of_captions[:, None], views.shape)  # [captions, V]
 
     @property
     def pictures(self) -> int:
@@ -102,7 +125,7 @@ def require(corpus: Corpus, config: TrainConfig, where: Path, world: int) -> Non
         UsageError: the batch does not divide by the ranks.
     """
     fewest = int(corpus.views.min())
-    if fewest < 2:
+    if fewest < 2 <= config.views:
         alone = int((corpus.views < 2).sum())
         raise DataError(
             f"{where}: {alone} of {len(corpus)} captions have one picture, which leaves the"
@@ -139,7 +162,7 @@ class Batch:
     globals: Tensor  # [B, 3, S, S] uint8
     locals: Tensor  # [B x L, 3, s, s] uint8, crop after crop of picture after picture
     masks: Tensor  # [B, N] bool, True where the student sees the mask token
-    ids: Tensor  # [B] int64, of the pictures; random draws of the model are keyed by them
+    ids: Tensor  # [B] int64, of the crops; random draws of the model are keyed by them
     labels: Tensor  # [B] int64, equal for positives
     caption_ids: list[int]  # [C]
     damaged: list[tuple[int, int, str]]  # caption id, view and what is wrong
@@ -180,19 +203,24 @@ class Batches:
     def pictures(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
         """Return the views of a step's whole batch: which of each caption, and their ids.
 
-        Views are drawn without replacement and come in random order.
+        Views are drawn without replacement and come in random order, each of them G times.
 
         Returns:
-            [captions, V] numbers of views, and [captions x V] ids.
+            [captions, V x G] numbers of views, and [captions x V x G] ids.
         """
         captions = self.captions(step)
         most = int(self.corpus.views[captions].max())
         every = np.arange(most)
-        ids = draws.key(self.corpus.caption_id[captions][:, None], every)  # [captions, most]
-        lots = draws.uniform(self.config.seed, step, draws.VIEWS, ids)  # [captions, most]
+        ids = draws.key(
+            "train.picture", self.corpus.caption_id[captions][:, None], every
+        )  # [captions, most]
+        lots = draws.uniform("train.views", self.config.seed, step, ids)  # [captions, most]
         lots[every >= self.corpus.views[captions][:, None]] = 2  # not there: comes last
         views = lots.argsort(axis=1, kind="stable")[:, : self.config.views]  # [captions, V]
-        return views, np.take_along_axis(ids, views, axis=1).reshape(-1)
+        ids = np.take_along_axis(ids, views, axis=1)  # [captions, V]
+        again = [draws.key("train.again", ids, i) for i in range(1, self.config.global_crops)]
+        ids = np.stack([ids, *again], axis=2)  # [captions, V, G]
+        return views.repeat(self.config.global_crops, axis=1), ids.reshape(-1)
 
     def make(self, step: int) -> Batch:
         """Return this rank's part of a step's batch."""
@@ -200,12 +228,14 @@ class Batches:
         views, ids = self.pictures(step)
         share = config.captions_per_batch // self.world
         own_captions = slice(self.rank * share, (self.rank + 1) * share)
-        own = slice(own_captions.start * config.views, own_captions.stop * config.views)
-        captions = self.captions(step)[own_captions]  # [C]
+        of_caption = views.shape[1]
+        own = slice(own_captions.start * of_caption, own_captions.stop * of_caption)
+        captions, views = self.captions(step)[own_captions], views[own_captions]  # [C], [C, V x G]
+        labels = self.corpus.labels(config.positives, captions, views)  # [C, V x G]
         damaged: list[tuple[int, int, str]] = []
         pictures = [
             self._picture(caption, view, damaged)
-            for caption, row in zip(captions, views[own_captions], strict=True)
+            for caption, row in zip(captions, views, strict=True)
             for view in row
         ]  # B x [1, 3, H, W]
         drawn = crops.plan(
@@ -234,10 +264,11 @@ class Batches:
                     patches=self.patches,
                     probability=config.mask_probability if config.patch_weight else 0.0,
                     ratio=config.mask_ratio,
+                    of_caption=of_caption if config.mask_first else 0,
                 )
             ),
             ids=torch.from_numpy(ids[own].view(np.int64).copy()),
-            labels=torch.from_numpy(np.repeat(self.corpus.text[captions], config.views)),
+            labels=torch.from_numpy(labels.reshape(-1).copy()),
             caption_ids=self.corpus.caption_id[captions].tolist(),
             damaged=damaged,
         )

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from synclr_cli import draws
 from synclr_cli.config import TrainConfig
-from synclr_cli.train import draws
 
 # BYOL's colours, as the released code sets them.
 FLIP = 0.5  # probability
@@ -61,9 +61,9 @@ def plan(config: TrainConfig, step: int, ids: NDArray[np.uint64], sizes: NDArray
     seed, crops = config.seed, np.arange(1 + config.local_crops)
     is_global = crops == 0  # [K]
     ids = ids[:, None, None]  # [B, 1, 1]
-    lots = draws.uniform(seed, step, draws.DOWNSAMPLE, ids[..., 0], np.arange(2))  # [B, 2]
+    lots = draws.uniform("train.downsample", seed, step, ids[..., 0], np.arange(2))  # [B, 2]
     choice = np.asarray(DOWNSAMPLED)[(lots[:, 1] * len(DOWNSAMPLED)).astype(int)]  # [B]
-    u = draws.uniform(seed, step, draws.COLOUR, ids, crops[:, None], np.arange(15))  # [B, K, 15]
+    u = draws.uniform("train.colour", seed, step, ids, crops[:, None], np.arange(15))  # [B, K, 15]
     spread = np.array([BRIGHTNESS, CONTRAST, SATURATION, HUE])
     factor = np.array([1, 1, 1, 0]) + spread * (2 * u[..., 0:4] - 1)  # [B, K, 4]
     order = np.where(u[..., 8, None] < config.jitter, u[..., 4:8].argsort(-1), -1)  # [B, K, 4]
@@ -91,7 +91,7 @@ def _boxes(
     """Draw RandomResizedCrop's boxes, [B, K, 4]: the first of ten tries that fits."""
     crops = np.arange(1 + config.local_crops)
     u = draws.uniform(
-        config.seed, step, draws.CROP, ids[..., None], crops[:, None, None],
+        "train.crop", config.seed, step, ids[..., None], crops[:, None, None],
         np.arange(TRIES)[:, None], np.arange(4),
     )  # [B, K, T, 4]  # fmt: skip
     height, width = sizes[:, 0, None, None], sizes[:, 1, None, None]  # [B, 1, 1]

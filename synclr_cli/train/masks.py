@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from synclr_cli.train import draws
+from synclr_cli import draws
 
 
 def draw(
@@ -25,6 +25,7 @@ def draw(
     patches: int,
     probability: float,
     ratio: float,
+    of_caption: int = 0,
 ) -> NDArray[np.bool_]:
     """Return this rank's masks, [b, N], True where the student sees the mask token.
 
@@ -35,16 +36,20 @@ def draw(
         patches: N.
         probability: share of the pictures that are masked; the count is cut, not rounded.
         ratio: share of the patches masked in those; the count is cut, not rounded.
+        of_caption: crops of a caption, which follow each other; the masked ones are then the first
+            of every caption, as far as they go, as the released command has it. 0: at random.
     """
     masked_pictures = int(len(ids) * probability)
     masked_patches = int(patches * ratio)
-    lots = draws.uniform(seed, step, draws.MASKED_PICTURES, ids)  # [B]
+    lots = draws.uniform("train.masked pictures", seed, step, ids)  # [B]
+    if of_caption:
+        lots = np.arange(len(ids)) % of_caption  # [B]
     masked = np.zeros(len(ids), bool)  # [B]
     masked[np.argsort(lots, kind="stable")[:masked_pictures]] = True
     masks = np.zeros((len(ids[own]), patches), bool)  # [b, N]
     rows = np.flatnonzero(masked[own])  # [m]
     lots = draws.uniform(
-        seed, step, draws.MASKED_PATCHES, ids[own][rows][:, None], np.arange(patches)
+        "train.masked patches", seed, step, ids[own][rows][:, None], np.arange(patches)
     )  # [m, N]
     chosen = np.argsort(lots, axis=1, kind="stable")[:, :masked_patches]  # [m, K]
     masks[rows[:, None], chosen] = True

@@ -21,12 +21,12 @@ from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from synclr_cli import draws
 from synclr_cli.config import TrainConfig
 from synclr_cli.errors import UsageError
 from synclr_cli.learning import backbone
 from synclr_cli.learning.runtime import Runtime
-from synclr_cli.train import draws
-from synclr_cli.train.heads import PrototypeHead, contrast_head
+from synclr_cli.train.heads import PrototypeHead, contrast_head, linear
 
 
 class StochasticDepth(nn.Module):
@@ -69,8 +69,10 @@ class Encoder(nn.Module):
         )
         require_plain(self.vit, config)
         width = self.vit.embed_dim
-        self.projector = contrast_head(
-            3, width, config.head_hidden, config.head_out, config.head_norm, runtime
+        self.projector = (
+            contrast_head(3, width, config.head_hidden, config.head_out, config.head_norm, runtime)
+            if config.objective == "contrast"
+            else None
         )
         self.prototypes = (
             PrototypeHead(
@@ -179,11 +181,15 @@ class Encoder(nn.Module):
 class Student(Encoder):
     """The encoder that is trained."""
 
-    def __init__(self, config: TrainConfig, runtime: Runtime):
+    def __init__(self, config: TrainConfig, runtime: Runtime, classes: int = 0):
+        """Build it; `classes` are those of a cross entropy, which has no projector."""
         super().__init__(config, runtime, drop_path=config.drop_path)
-        self.predictor = contrast_head(
-            2, config.head_out, config.head_hidden, config.head_out, config.head_norm, runtime
-        )
+        width, hidden, out = self.vit.embed_dim, config.head_hidden, config.head_out
+        self.predictor = self.classifier = None
+        if config.objective == "cross-entropy":
+            self.classifier = linear(width, classes)
+        elif config.teacher:  # without one both sides go through the projector alone
+            self.predictor = contrast_head(2, out, hidden, out, config.head_norm, runtime)
         if config.patch_weight:
             self.mask_token = nn.Parameter(torch.randn(1, 1, self.vit.embed_dim) * 0.02)
 
@@ -200,7 +206,9 @@ class Student(Encoder):
                     continue
                 layer.keep = None
                 if ids is not None:
-                    lots = draws.uniform(seed, step, draws.DEPTH, ids, crop, number, branch)  # [B]
+                    lots = draws.uniform(
+                        "train.depth", seed, step, ids, crop, number, branch
+                    )  # [B]
                     device = self.vit.pos_embed.device
                     layer.keep = torch.from_numpy(lots >= layer.rate).to(device)
 

@@ -17,7 +17,7 @@ from synclr_cli.render import quality
 from synclr_cli.render.painting import view_seed
 from synclr_cli.render.run import run
 
-PICKY = {"duplicate_bits": 22, "redraws": 2, "least_views": 2}  # so many redraws happen
+PICKY = {"duplicate_bits": 25, "redraws": 2, "least_views": 2}  # so many redraws happen
 
 
 def jpeg(pixels: np.ndarray, level: int = 95) -> bytes:
@@ -72,7 +72,7 @@ def test_near_duplicates_are_painted_again_from_the_next_seed(captions_file, tmp
     for row in rows:
         prints = by_caption.setdefault(row["caption_id"], [])
         mine = quality.fingerprint(row["image"]["bytes"])
-        assert all((mine ^ other).bit_count() > 22 for other in prints)
+        assert all((mine ^ other).bit_count() > 25 for other in prints)
         prints.append(mine)
         attempts = sum(
             (e["caption_id"], e["view"]) == (row["caption_id"], row["view"]) for e in views

@@ -13,7 +13,7 @@ from synclr_cli.render.run import run
 
 
 def test_the_report_counts_what_was_rendered(captions_file, tmp_path):
-    config = render_config(duplicate_bits=22, redraws=1, least_views=2)
+    config = render_config(duplicate_bits=25, redraws=1, least_views=2)
     out = run(config, captions_file(10), tmp_path / "images")
     facts = report(out)
     aside = facts["set_aside"]

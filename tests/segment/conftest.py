@@ -60,7 +60,7 @@ def small_vit(tmp_path_factory):
     """A run folder with a ViT of two blocks."""
     folder = tmp_path_factory.mktemp("small_vit")
     arch = "vit_tiny_patch16_224"
-    with runtime.seeded(0):
+    with runtime.seeded("test", 0):
         model = backbone.build(arch, image_size=SIZE, patch_size=8, depth=2)
     backbone.save(
         folder, model, Header("backbone", config={}),

@@ -12,8 +12,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from synclr_cli import draws
 from synclr_cli.config import TrainConfig
-from synclr_cli.train import crops, draws
+from synclr_cli.train import crops
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_a_downsampled_picture_loses_detail_and_keeps_its_size() -> None:
 @pytest.fixture(scope="module")
 def many() -> tuple[TrainConfig, crops.Plan]:
     config = TrainConfig(local_crops=4)
-    ids = draws.key(np.arange(6000))
+    ids = draws.key("picture", np.arange(6000))
     return config, crops.plan(config, 1, ids, np.full((6000, 2), (256, 192)))
 
 
@@ -142,7 +143,7 @@ def test_colours_are_as_likely_as_in_the_released_code(
 
 def test_a_picture_is_drawn_alike_in_any_company() -> None:
     config = TrainConfig(local_crops=2)
-    ids, sizes = draws.key(np.arange(10)), np.full((10, 2), 64)
+    ids, sizes = draws.key("picture", np.arange(10)), np.full((10, 2), 64)
     whole = crops.plan(config, 4, ids, sizes)
     part = crops.plan(config, 4, ids[[7, 2]], sizes[:2])
     for name in vars(whole):
@@ -153,7 +154,7 @@ def test_a_picture_is_drawn_alike_in_any_company() -> None:
 
 def test_painting_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(local_crops=1)
-    drawn = crops.plan(config, 0, draws.key(np.arange(9)), np.full((9, 2), 64))
+    drawn = crops.plan(config, 0, draws.key("picture", np.arange(9)), np.full((9, 2), 64))
     original = torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8)
     whole = crops.paint(original.clone(), drawn, slice(0, 1))
     monkeypatch.setattr(crops, "CHUNK", 1)

@@ -1,9 +1,7 @@
 """What is drawn for a row: a pure function of (seed, caption_id), never of order or batch.
 
-    (seed, caption_id) --hash--> uniforms --> concept, template, companion, demonstrations, noise
+    (seed, caption_id) --draws--> uniforms --> concept, template, companion, demonstrations, noise
 
-A counter-based generator: each number is a hash of its coordinates (the finaliser of SplitMix64,
-Steele et al. 2014, twice), so any row can be drawn alone, and a block of rows as one array.
 N rows, K demonstrations, C concepts.
 """
 
@@ -15,43 +13,15 @@ from types import MappingProxyType
 
 import numpy as np
 
+from synclr_cli import draws
 from synclr_cli.captions import backgrounds
 from synclr_cli.captions.concepts import Pool
 from synclr_cli.captions.prompts import Bank
 
-# Each purpose has its own stream: adding one leaves the others as they are.
-SOURCE, CONCEPT, TEMPLATE, COMPANION, NOISE = range(1, 6)
-DEMONSTRATION = 16  # and the next: one stream per demonstration
-
-_GOLDEN = 0x9E3779B97F4A7C15
-_MASK = (1 << 64) - 1
-
-
-def hash64(seed: int, stream: int, ids: np.ndarray) -> np.ndarray:
-    """Return 64 random bits per id [N], as uint64."""
-    key = _mix_int(_mix_int(seed & _MASK) ^ (stream * _GOLDEN & _MASK))
-    counter = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
-    return _mix(_mix(counter ^ np.uint64(key)) + np.uint64(key))
-
-
-def uniform(seed: int, stream: int, ids: np.ndarray) -> np.ndarray:
-    """Return one uniform number in [0, 1) per id [N], with 53 random bits."""
-    return (hash64(seed, stream, ids) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
 
 def noise_seeds(seed: int, ids: np.ndarray, attempt: int) -> np.ndarray:
     """Return the seed [N] of each row's sampling noise at its n-th attempt, from 0 to 2^63 - 1."""
-    return (hash64(seed, NOISE + (attempt << 32), ids) >> np.uint64(1)).astype(np.int64)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _mix_int(x: int) -> int:
-    return int(_mix(np.array([(x + _GOLDEN) & _MASK], dtype=np.uint64))[0])
+    return draws.seeds("captions.noise", seed, attempt, ids)
 
 
 def without_replacement(uniforms: np.ndarray, size: int) -> np.ndarray:
@@ -125,7 +95,10 @@ class Drawer:
         companions = [
             self._companion(t, c, u)
             for t, c, u in zip(
-                templates, drawn, uniform(seed, COMPANION, ids).tolist(), strict=True
+                templates,
+                drawn,
+                draws.uniform("captions.companion", seed, ids).tolist(),
+                strict=True,
             )
         ]
         return Rows(ids, concepts, templates, companions, banks, self._examples(ids, banks))
@@ -142,9 +115,13 @@ class Drawer:
 
     def _concepts_and_templates(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         seed = self.seed
-        concepts = self.pool.draw(uniform(seed, SOURCE, ids), uniform(seed, CONCEPT, ids))
+        concepts = self.pool.draw(
+            draws.uniform("captions.source", seed, ids),
+            draws.uniform("captions.concept", seed, ids),
+        )
         # Places and textures get only c -> caption.
-        number = np.searchsorted(self.template_edges, uniform(seed, TEMPLATE, ids), side="right")
+        lots = draws.uniform("captions.template", seed, ids)
+        number = np.searchsorted(self.template_edges, lots, side="right")
         return concepts, np.where(self._is_object[concepts], number, 0)
 
     def _companion(self, template: str, concept: int, u: float) -> str:
@@ -169,21 +146,13 @@ class Drawer:
         blocks = ids // self.block
         chosen = np.empty((len(ids), self.demonstrations), dtype=np.int32)  # [N, K]
         names = np.array(banks)
-        for number, name in enumerate(self.bank.names):
+        for name in self.bank.names:
             here = names == name
             if not here.any():
                 continue
-            stream = DEMONSTRATION + number * 64
-            uniforms = (
-                np.stack(
-                    [
-                        uniform(self.seed, stream + k, blocks[here])
-                        for k in range(self.demonstrations)
-                    ],
-                    axis=1,
-                )
-                if self.demonstrations
-                else np.empty((int(here.sum()), 0))
+            places = np.arange(self.demonstrations)
+            uniforms = draws.uniform(
+                f"captions.demonstrations of {name}", self.seed, blocks[here][:, None], places
             )  # [n, K]
             first, size = self.bank.span(name)
             chosen[here] = first + without_replacement(uniforms, size)

@@ -5,13 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
+from synclr_cli import draws
 from synclr_cli.captions import concepts, prompts
-from synclr_cli.captions.draws import (
+from synclr_cli.captions.drawing import (
     RELATIONS,
     Drawer,
-    hash64,
     noise_seeds,
-    uniform,
     without_replacement,
 )
 
@@ -90,7 +89,7 @@ def test_a_block_of_ids_shows_the_same_demonstrations_for_a_template():
 
 def test_drawing_without_replacement_makes_every_ordered_choice_as_likely():
     count = 60_000
-    u = np.stack([uniform(3, stream, np.arange(count)) for stream in range(3)], axis=1)
+    u = draws.uniform("test", np.arange(count)[:, None], np.arange(3))
     drawn = without_replacement(u, 4)
     rows, hits = np.unique(drawn, axis=0, return_counts=True)
     assert sorted(map(tuple, rows.tolist())) == sorted(itertools.permutations(range(4), 3))
@@ -102,16 +101,6 @@ def test_drawing_without_replacement_makes_every_ordered_choice_as_likely():
 def test_too_few_to_draw_from_is_refused():
     with pytest.raises(ValueError, match="cannot draw 3 of 2"):
         without_replacement(np.zeros((1, 3)), 2)
-
-
-def test_the_hash_is_uniform_in_every_bit_and_streams_do_not_agree():
-    ids = np.arange(20_000)
-    a, b = hash64(0, 1, ids), hash64(0, 2, ids)
-    for x in (a, b, a ^ b, hash64(1, 1, ids) ^ a, a[1:] ^ a[:-1]):
-        for bit in range(64):
-            ones = int(((x >> np.uint64(bit)) & np.uint64(1)).sum())
-            assert abs(ones - len(x) / 2) < 4.5 * np.sqrt(len(x)) / 2, bit
-    assert len(np.unique(a)) == len(ids)
 
 
 def test_each_attempt_has_noise_of_its_own():
