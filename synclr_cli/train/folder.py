@@ -5,6 +5,7 @@ out/
     metrics.jsonl         one line per `log_steps` updates
     damaged.jsonl         the pictures that did not decode, if any
     checkpoints/step-N/   the newest moments, everything that is needed to go on
+    backbones/step-N/     the backbone of then, every `backbone_steps` updates; a run folder each
     config.json           the backbone's, for timm's `local-dir:`
     backbone.safetensors  written last: a run that has it is finished
 """
@@ -34,6 +35,7 @@ class Folder:
         self.path, self.header, self._runtime = path, header, rt
         self._run, self._metrics = path / "run.json", path / METRICS_FILE
         self._damaged, self._checkpoints = path / "damaged.jsonl", path / "checkpoints"
+        self._backbones = path / "backbones"
 
     def is_finished(self, *, overwrite: bool) -> bool:
         """Return whether this very run ended here already; nothing is changed.
@@ -54,6 +56,7 @@ class Folder:
             for file in (self.path / backbone.WEIGHTS_FILE, self._metrics, self._damaged):
                 file.unlink(missing_ok=True)
             shutil.rmtree(self._checkpoints, ignore_errors=True)
+            shutil.rmtree(self._backbones, ignore_errors=True)
             artifacts.write_json(self._run, json.loads(self.header.json()))
         self._runtime.barrier()
 
@@ -85,12 +88,19 @@ class Folder:
                 self._damaged, {"caption_id": caption_id, "view": view, "what": what}
             )
 
+    def keep_backbone(self, learner: Learner, facts: Mapping[str, object]) -> None:
+        """Write the teacher's ViT of now beside the run's own."""
+        self._save_backbone(self._backbones / f"step-{facts['steps']:08d}", learner, facts)
+
     def finish(self, learner: Learner, facts: Mapping[str, object]) -> None:
         """Write the teacher's ViT as the run's backbone."""
+        self._save_backbone(self.path, learner, facts)
+
+    def _save_backbone(self, where: Path, learner: Learner, facts: Mapping[str, object]) -> None:
         config = learner.config
         if self._runtime.is_main:
             backbone.save(
-                self.path,
+                where,
                 learner.teacher.vit,
                 replace(self.header, facts=facts),
                 arch=config.arch,

@@ -1,6 +1,7 @@
 """Heads: projector and predictor of the contrast, and the prototypes of the patch loss.
 
     cls token [B, D] --projector--> [B, E] --predictor (student only)--> [B, E]
+    cls token [B, D] --classifier, where classes are told apart by cross entropy--> [B, classes]
     masked patch tokens [M, D] --PrototypeHead--> unit vectors [M, K], prototypes [P, K]
 
 Shapes: B crops, D width of the ViT, E embedding, M masked patches, P prototypes, K bottleneck.
@@ -55,7 +56,7 @@ def contrast_head(
     head = nn.Sequential()
     for i, (d_in, d_out) in enumerate(itertools.pairwise(widths)):
         last = i == layers - 1
-        head.append(_linear(d_in, d_out, bias=norm == "layer" and not last))
+        head.append(linear(d_in, d_out, bias=norm == "layer" and not last))
         if norm == "batch":
             head.append(BatchNorm(d_out, runtime, affine=not last))
         else:
@@ -71,11 +72,11 @@ class PrototypeHead(nn.Module):
     def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int):
         super().__init__()
         self.layers = nn.Sequential(
-            _linear(width, hidden),
+            linear(width, hidden),
             nn.GELU(),
-            _linear(hidden, hidden),
+            linear(hidden, hidden),
             nn.GELU(),
-            _linear(hidden, bottleneck),
+            linear(hidden, bottleneck),
         )
         # A linear layer's default draw; its scale does not matter, the gain has it.
         self.direction = nn.Parameter(nn.Linear(bottleneck, prototypes, bias=False).weight.detach())
@@ -91,7 +92,8 @@ class PrototypeHead(nn.Module):
         return self.gain * F.normalize(self.direction, dim=-1)
 
 
-def _linear(d_in: int, d_out: int, *, bias: bool = True) -> nn.Linear:
+def linear(d_in: int, d_out: int, *, bias: bool = True) -> nn.Linear:
+    """Build a linear layer as all heads draw theirs: weights of deviation 0.02, no offset."""
     layer = nn.Linear(d_in, d_out, bias=bias)
     nn.init.normal_(layer.weight, std=0.02)
     if bias:

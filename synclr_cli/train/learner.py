@@ -38,10 +38,11 @@ class Update:
 class Learner:
     """Student, teacher and optimiser, built alike on every rank."""
 
-    def __init__(self, config: TrainConfig, rt: Runtime):
+    def __init__(self, config: TrainConfig, rt: Runtime, classes: int = 0):
+        """Draw the weights; `classes` of the pictures matter to a cross entropy only."""
         runtime.seed_everything(config.seed)
         self.config, self.runtime = config, rt
-        self.student = Student(config, rt).to(rt.device).train()
+        self.student = Student(config, rt, classes).to(rt.device).train()
         self.teacher = Teacher(config, rt, self.student).to(rt.device).train()
         self.optimizer = torch.optim.AdamW(
             optim.pretraining_groups(self.student, weight_decay=config.weight_decay),

@@ -30,7 +30,8 @@ class Monitor:
     """Adds up what the updates tell, and gives a line of flat keys every `log_steps`."""
 
     def __init__(self, config: TrainConfig, rt: Runtime):
-        self._config, self._runtime = config, rt
+        self._runtime = rt
+        self._images = config.captions_per_batch * config.views * config.global_crops  # a step
         self._last: Update
         self._start_line()
 
@@ -60,7 +61,7 @@ class Monitor:
         """
         means = (self._runtime.sum(self._sums) / self._runtime.world / self._steps).tolist()
         seconds = time.monotonic() - self._start_s
-        images = self._steps * self._config.captions_per_batch * self._config.views
+        images = self._steps * self._images
         names = ("loss", "loss_global", "loss_local", "loss_patch", "grad_norm")
         line = {
             "step": step,
@@ -101,7 +102,8 @@ def similarity_gap(embeddings: Tensor, labels: Tensor) -> float:
     same_pairs, all_pairs = (sizes * (sizes - 1)).sum(), len(labels) * (len(labels) - 1)
     same = of_label.square().sum() - len(labels)  # each row with itself left out
     every = directions.sum(0).square().sum() - len(labels)
-    return float(same / same_pairs - (every - same) / (all_pairs - same_pairs))
+    other_pairs = (all_pairs - same_pairs).clamp(min=1)  # none in a batch of one class
+    return float(same / same_pairs.clamp(min=1) - (every - same) / other_pairs)
 
 
 def perplexity(weights: Tensor) -> float:

@@ -3,6 +3,9 @@
     batch --teacher--> cls and masked patch features --heads--> candidates, targets
     batch --student--> cls and masked patch features --heads--> anchors, scores --> Losses
 
+Without a teacher (StableRep, SimCLR) the candidates are the student's own projections and both
+sides are trained; a cross entropy of classes (supervised) takes the place of the contrast.
+
 With `micro_batch` the ViTs see that many pictures at a time, the heads and losses always the whole
 batch: the student's features are computed without a graph, the losses' gradient at them is kept,
 and then each piece is computed again and given its part of that gradient. The result is the
@@ -19,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from synclr_cli.config import TrainConfig
 from synclr_cli.learning.backbone import IMAGENET_MEAN, IMAGENET_STD
@@ -36,7 +40,7 @@ class Losses:
     of_globals: Tensor
     of_locals: Tensor
     of_patches: Tensor
-    candidates: Tensor  # [all B, E], what the teacher made of the global crops
+    candidates: Tensor  # [all B, E], what the global crops are to the contrast; else features
     labels: Tensor  # [all B]
     targets: Sinkhorn | None  # of this rank's masked patches
 
@@ -71,14 +75,18 @@ class Objective:
     def __init__(self, config: TrainConfig, runtime: Runtime, student: Student, teacher: Teacher):
         self.config, self.runtime = config, runtime
         self.student, self.teacher = student, teacher
+        contrasts = config.objective == "contrast"
+        self.taught = config.teacher and (contrasts or config.patch_weight > 0)
 
     def gradient(self, batch: Batch, teacher_temperature: float) -> Losses:
         """Add the gradient of this rank's losses to the student's, and return the losses."""
         pictures = len(batch.globals)
         size = self.config.micro_batch or pictures
         pieces = [slice(i, min(i + size, pictures)) for i in range(0, pictures, size)]
-        with torch.no_grad():
-            taught = Features.join([self._taught(batch, piece) for piece in pieces])
+        taught = None
+        if self.taught:
+            with torch.no_grad():
+                taught = Features.join([self._taught(batch, piece) for piece in pieces])
         if len(pieces) == 1:
             losses = self.losses(batch, self._learnt(batch, pieces[0]), taught, teacher_temperature)
             losses.total.backward()
@@ -130,50 +138,98 @@ class Objective:
         return Features(cls, cls.new_empty(0, cls.shape[-1]), patches)  # [b, D], [m, D]
 
     def losses(
-        self, batch: Batch, learnt: Features, taught: Features, teacher_temperature: float
+        self, batch: Batch, learnt: Features, taught: Features | None, teacher_temperature: float
     ) -> Losses:
         """Return the losses of this rank's crops against all ranks' candidates."""
-        config, runtime, student, teacher = self.config, self.runtime, self.student, self.teacher
+        labels = self.runtime.gather(batch.labels)  # [all B]
+        if self.student.classifier is not None:
+            of_globals, of_locals, seen = self._classified(batch, learnt)
+        else:
+            of_globals, of_locals, seen = self._contrasted(batch, learnt, taught, labels)
+        of_patches, targets = torch.zeros((), device=self.runtime.device), None
+        if taught is not None and self.config.patch_weight:
+            of_patches, targets = self._predicted(learnt, taught, teacher_temperature)
+        total = of_globals + of_locals + self.config.patch_weight * of_patches
+        terms = (of_globals.detach(), of_locals.detach(), of_patches.detach())
+        return Losses(total, *terms, seen.detach(), labels, targets)
+
+    def _contrasted(
+        self, batch: Batch, learnt: Features, taught: Features | None, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the contrast of global and of local crops, and the candidates [all B, E]."""
+        config, runtime, student = self.config, self.runtime, self.student
         pictures, temperature = len(learnt.of_globals), config.temperature
-        with torch.no_grad(), runtime.autocast():
-            candidates = runtime.gather(teacher.projector(taught.of_globals))  # [all B, E]
+        assert student.projector is not None
         with runtime.autocast():
             # Global and local crops share the heads' batch statistics.
             features = torch.cat([learnt.of_globals, learnt.of_locals])  # [B + B x L, D]
-            anchors = student.predictor(student.projector(features))  # [B + B x L, E]
-        labels, own_labels = runtime.gather(batch.labels), batch.labels  # [all B], [B]
+            anchors = student.projector(features)  # [B + B x L, E]
+            if student.predictor is not None:
+                anchors = student.predictor(anchors)
+        if taught is None or self.teacher.projector is None:
+            candidates = self._gather_with_gradient(anchors[:pictures])  # [all B, E]
+        else:
+            with torch.no_grad(), runtime.autocast():
+                candidates = runtime.gather(self.teacher.projector(taught.of_globals))  # [all B, E]
         own = runtime.rank * pictures + torch.arange(pictures, device=runtime.device)  # [B]
-        of_globals = contrast(anchors[:pictures], candidates, own_labels, labels, own, temperature)
-        of_locals = of_patches = torch.zeros((), device=runtime.device)
-        targets = None
+        both = candidates.requires_grad
+        of_globals = contrast(
+            anchors[:pictures], candidates, batch.labels, labels, own, temperature, both=both
+        )
+        of_locals = torch.zeros((), device=runtime.device)
         if config.local_crops:
             # A local crop has its own picture's global crop among its positives.
-            local_labels = own_labels.repeat_interleave(config.local_crops)  # [B x L]
+            local_labels = batch.labels.repeat_interleave(config.local_crops)  # [B x L]
             of_locals = contrast(
-                anchors[pictures:], candidates, local_labels, labels, None, temperature
+                anchors[pictures:], candidates, local_labels, labels, None, temperature, both=both
             )
-        if student.prototypes is not None and teacher.prototypes is not None:
-            with torch.no_grad():
-                with runtime.autocast():
-                    tokens = teacher.prototypes(taught.of_patches)  # [M, K]
-                scores = Scores(tokens, teacher.prototypes.prototypes(), runtime.amp_dtype)
-                targets = Sinkhorn(scores, teacher_temperature, config.sinkhorn_iterations, runtime)
+        return of_globals, of_locals, candidates
+
+    def _classified(self, batch: Batch, learnt: Features) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the cross entropy of global and of local crops, and the features [all B, D]."""
+        classifier, runtime = self.student.classifier, self.runtime
+        assert classifier is not None
+        crops = ((learnt.of_globals, 1), (learnt.of_locals, self.config.local_crops))
+        losses = []
+        for features, of_picture in crops:
             with runtime.autocast():
-                tokens = student.prototypes(learnt.of_patches)  # [M, K]
-            total = patch_loss(
-                tokens,
-                student.prototypes.prototypes(),
-                targets,
-                config.student_temperature,
-                runtime.amp_dtype,
+                logits = classifier(features)  # [n, classes]
+            labels = batch.labels.repeat_interleave(of_picture)  # [n]
+            losses.append(
+                F.cross_entropy(logits.float(), labels) if len(logits) else logits.float().sum()
             )
-            # Each masked picture has equally many masked patches, so this is the mean over
-            # patches inside a picture, then over masked pictures.
-            count = runtime.sum(torch.tensor(len(tokens), device=runtime.device)).clamp(min=1)
-            of_patches = total * (runtime.world / count)
-        total = of_globals + of_locals + config.patch_weight * of_patches
-        terms = (of_globals.detach(), of_locals.detach(), of_patches.detach())
-        return Losses(total, *terms, candidates, labels, targets)
+        return losses[0], losses[1], runtime.gather(learnt.of_globals)
+
+    def _predicted(
+        self, learnt: Features, taught: Features, teacher_temperature: float
+    ) -> tuple[Tensor, Sinkhorn]:
+        """Return the loss of this rank's masked patches, and the teacher's targets."""
+        config, runtime, student, teacher = self.config, self.runtime, self.student, self.teacher
+        assert student.prototypes is not None and teacher.prototypes is not None
+        with torch.no_grad():
+            with runtime.autocast():
+                tokens = teacher.prototypes(taught.of_patches)  # [M, K]
+            scores = Scores(tokens, teacher.prototypes.prototypes(), runtime.amp_dtype)
+            targets = Sinkhorn(scores, teacher_temperature, config.sinkhorn_iterations, runtime)
+        with runtime.autocast():
+            tokens = student.prototypes(learnt.of_patches)  # [M, K]
+        total = patch_loss(
+            tokens,
+            student.prototypes.prototypes(),
+            targets,
+            config.student_temperature,
+            runtime.amp_dtype,
+        )
+        # Each masked picture has equally many masked patches, so this is the mean over patches
+        # inside a picture, then over masked pictures.
+        count = runtime.sum(torch.tensor(len(tokens), device=runtime.device)).clamp(min=1)
+        return total * (runtime.world / count), targets
+
+    def _gather_with_gradient(self, rows: Tensor) -> Tensor:
+        """Return all ranks' rows; what the ranks' losses send back is added up for each row."""
+        n, ranks = len(rows), self.runtime
+        before, after = ranks.rank * n, (ranks.world - 1 - ranks.rank) * n
+        return ranks.sum_with_gradient(F.pad(rows, (0, 0, before, after)))  # [all B, E]
 
 
 def normalise(crops: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
         corpus = batches.open_corpus(parts)
         batches.require(corpus, config, images, rt.world)
 
-        learner = Learner(config, rt)
+        learner = Learner(config, rt, corpus.classes(config.positives))
         folder.claim(overwrite=overwrite)  # only now: what is refused leaves nothing behind
         saved = folder.newest()
         if saved:
@@ -62,7 +62,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
         )
         damage = batches.Damage(corpus, images)
         monitor = Monitor(config, rt)
-        n = config.captions_per_batch * config.views
+        n = config.captions_per_batch * config.views * config.global_crops
         collapsed = False
 
         with (
@@ -89,6 +89,8 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
                     if collapse(line) and not collapsed:
                         console.warn(collapse(line))
                     collapsed = bool(collapse(line))
+                if config.backbone_steps and done % config.backbone_steps == 0:
+                    folder.keep_backbone(learner, _facts(config, corpus, done))
                 stopping = rt.any(stop.requested)
                 if stopping or done % config.checkpoint_steps == 0:
                     folder.save(done, learner, keep=config.keep_checkpoints)
@@ -103,8 +105,13 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
             )
             return out
 
-        folder.finish(learner, {"steps": done, "captions": len(corpus), "weights": "teacher"})
+        folder.finish(learner, _facts(config, corpus, done))
     return out
+
+
+def _facts(config: TrainConfig, corpus: batches.Corpus, done: int) -> dict[str, object]:
+    weights = "teacher" if config.teacher else "student"
+    return {"steps": done, "captions": len(corpus), "weights": weights}
 
 
 def _diverged(batch: batches.Batch, now: timetable.Now, out: Path) -> DivergedError:

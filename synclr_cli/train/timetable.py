@@ -24,7 +24,8 @@ def at(step: int, config: TrainConfig) -> Now:
     return Now(
         lr=schedules.warmup_cosine(step, steps, config.warmup_steps, config.peak_lr, config.end_lr),
         weight_decay=schedules.cosine(step, steps, config.weight_decay, config.weight_decay_end),
-        ema=schedules.cosine(step, steps, config.ema, config.ema_end),
+        # Without a teacher in the loss its weights are the student's, whenever they are asked for.
+        ema=schedules.cosine(step, steps, config.ema, config.ema_end) if config.teacher else 0.0,
         teacher_temperature=schedules.linear(
             step,
             config.teacher_temperature_steps,
