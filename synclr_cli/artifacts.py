@@ -13,6 +13,9 @@
 Each carries a `Header`: schema, version, the resolved config, engine and revision, seed, and its
 parent's digest *and* header, so one file tells the chain back to the word list. Writes go to a
 temporary name in the same folder, are synced, and renamed. No pickle, ever.
+
+Parquet may lie elsewhere: `place("s3://bucket/images")` is a path like any other to the readers
+and writers here, and what they write is whole on this disk before it is sent.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -165,6 +169,44 @@ def require_same(stage: str, found: Header, wanted: Header, where: Path) -> None
         )
 
 
+# ------------------------------------------------------------------------------------- places
+
+
+def place(name: str | Path) -> Path:
+    """Return a path, of this machine or (`s3://`, `gs://`, `hf://` ...) of anywhere fsspec reaches.
+
+    What is returned for a URI is no `pathlib.Path`, but has its methods.
+
+    Raises:
+        UsageError: no such protocol.
+        EngineError: the package that speaks it is not installed.
+    """
+    if "://" not in str(name):
+        return Path(name)
+    from upath import UPath
+
+    try:
+        path = UPath(name)
+        _elsewhere(path)  # makes the file system: this is where a missing package shows
+    except ValueError as e:
+        raise UsageError(
+            f"{name}: no such kind of place ({e})", do="use a path, s3://, gs:// or hf://"
+        ) from e
+    except ImportError as e:
+        raise EngineError(f"{name} needs a package that is not installed ({e})") from e
+    return path  # type: ignore[return-value]
+
+
+def is_local(path: Path) -> bool:
+    """Return whether a path is on this machine's file system."""
+    return isinstance(path, Path)
+
+
+def _elsewhere(path: Any) -> tuple[Any, str]:
+    """Return the fsspec file system of a path that is not local, and its name there."""
+    return path.fs, path.path
+
+
 # ------------------------------------------------------------------------------------ writing
 
 
@@ -192,8 +234,16 @@ def disk_errors(path: Path) -> Iterator[None]:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; what was written there becomes `path`, or nothing does.
 
-    The temporary name is fixed, so what a killed process left is overwritten by the next.
+    The temporary name is fixed, so what a killed process left is overwritten by the next. What goes
+    elsewhere is written on this disk, then sent in one piece.
     """
+    if not is_local(path):
+        with tempfile.TemporaryDirectory(prefix="synclr-") as here, disk_errors(path):
+            yield Path(here, path.name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            there, name = _elsewhere(path)
+            there.put_file(str(Path(here, path.name)), name)
+        return
     partial = path.with_name(f".{path.name}.partial")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -281,7 +331,7 @@ def digest(path: Path) -> str:
         for file in sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path)):
             total.update(f"{file.relative_to(path)}\0{digest(file)}\n".encode())
         return f"sha256:{total.hexdigest()}"
-    with open(path, "rb") as f:
+    with path.open("rb") as f:
         return f"sha256:{hashlib.file_digest(f, 'sha256').hexdigest()}"
 
 
@@ -330,6 +380,22 @@ def write_parquet(
             sink.write_table(table.replace_schema_metadata(arrow.metadata), rows_per_group)
 
 
+def parquet(path: Path) -> pq.ParquetFile:
+    """Open a Parquet file anywhere, whosever it is; pyarrow's errors."""
+    import pyarrow.parquet as pq
+
+    if is_local(path):
+        return pq.ParquetFile(path)
+    there, name = _elsewhere(path)
+    return pq.ParquetFile(name, filesystem=there, pre_buffer=True)
+
+
+def table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file anywhere, whole or some columns of it; pyarrow's errors."""
+    with parquet(path) as file:
+        return file.read(columns=columns)
+
+
 def open_parquet(path: Path, schema: str) -> tuple[pq.ParquetFile, Header]:
     """Open a Parquet file of a schema.
 
@@ -350,12 +416,11 @@ def open_parquet(path: Path, schema: str) -> tuple[pq.ParquetFile, Header]:
 def open_any_parquet(path: Path) -> tuple[pq.ParquetFile, Header]:
     """Open a Parquet file of any schema of ours; errors as `open_parquet`."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     if not path.is_file():
         raise DataError(f"no file {path}")
     try:
-        file = pq.ParquetFile(path)
+        file = parquet(path)
     except (pa.ArrowInvalid, OSError) as e:
         raise DataError(f"{path} is no Parquet file, or a truncated one ({e})") from e
     return file, Header.parse((file.schema_arrow.metadata or {}).get(_HEADER_KEY.encode()), path)

@@ -58,6 +58,12 @@ PrintConfig = Annotated[
     bool,
     typer.Option("--print-config", help="Show every setting and where it comes from, then stop."),
 ]
+
+
+def _out(meaning: str) -> Any:
+    return typer.Option("--out", "-o", metavar="PATH", parser=artifacts.place, help=meaning)
+
+
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make it anew if it is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
 Seed = Annotated[int | None, typer.Option(metavar="INT", help="Seed of all randomness.")]
@@ -153,7 +159,7 @@ def captions(
         str | None,
         typer.Option("--shard", metavar="I/N", help="Make the I-th of N files of the captions."),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Parquet file to make.")] = Path(
+    out: Annotated[Path, _out("Parquet file to make, here or at a URI.")] = Path(
         "captions.parquet"
     ),
     preset: Preset = "tiny",
@@ -187,7 +193,7 @@ def render(
     ] = "1/1",
     engine: Engine = None,
     seed: Seed = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")] = Path("images"),
+    out: Annotated[Path, _out("Folder to make, here or at a URI.")] = Path("images"),
     preset: Preset = "tiny",
     sets: Sets = None,
     print_config: PrintConfig = False,
@@ -202,7 +208,7 @@ def render(
     share = re.fullmatch(r"(\d+)/(\d+)", shard)
     if share is None:
         raise UsageError("--shard", got=repr(shard), expected="I/N, such as 3/64")
-    source = Path(_input(captions))
+    source = artifacts.place(_input(captions))
     from synclr_cli.render.run import run
 
     numbers = int(share[1]), int(share[2])
@@ -222,7 +228,7 @@ def import_(
         list[Path] | None,
         typer.Option("--root", help="With a .csv: folder its paths start in, one a view."),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")] = Path("images"),
+    out: Annotated[Path, _out("Folder to make, here or at a URI.")] = Path("images"),
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -252,7 +258,7 @@ def train(
     settings = _resolve(
         "train", preset, sets, print_config, quiet, seed=("--seed", seed)
     )  # fmt: skip
-    source = Path(_input(images))
+    source = artifacts.place(_input(images))
     from synclr_cli.train.run import run
 
     run_folder = out or Path("runs") / Path(preset).stem
@@ -309,7 +315,7 @@ def inspect(
 ) -> None:
     """Say what a file is: schema, rows, where it came from; draw pictures and curves as PNG."""
     console.set_quiet(quiet)
-    found = inspection.describe(Path(_input(artifact)))
+    found = inspection.describe(artifacts.place(_input(artifact)))
     if html and found.kind != "images":
         raise UsageError("--html", got=f"a {found.kind} artifact", expected="a folder of images")
     drawn = _draw(found, png)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -191,3 +192,54 @@ def test_the_chain_leads_back_to_the_word_list(tmp_path):
 def test_a_log_line_never_holds_what_json_cannot(tmp_path):
     artifacts.append_line(tmp_path / "m.jsonl", {"loss": float("nan"), "step": 1})
     assert json.loads((tmp_path / "m.jsonl").read_text()) == {"loss": None, "step": 1}
+
+
+# ------------------------------------------------------------------------------ elsewhere
+
+
+@pytest.fixture
+def bucket():
+    """A place that is not of this machine's file system."""
+    import fsspec
+
+    yield artifacts.place("memory://bucket/things")
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_a_local_name_is_a_plain_path_and_a_uri_is_not(bucket):
+    assert type(artifacts.place("a/b.parquet")) is type(Path("a"))
+    assert not artifacts.is_local(bucket) and artifacts.is_local(Path("a"))
+    assert str(bucket / "x.parquet") == "memory://bucket/things/x.parquet"
+
+
+def test_parts_elsewhere_are_written_whole_and_read_back(bucket):
+    header = artifacts.Header("backgrounds", config={"a": 1})
+    parts = artifacts.Parts(bucket, "backgrounds", header)
+    table = pa.table({"concept": ["owl", "fox"], "background": ["barn", "snow"]})
+    parts.write(1, table, rows_per_group=1)
+    assert parts.missing(3) == [0, 2] and parts.present() == [parts.path(1)]
+    file, found = artifacts.open_parquet(parts.path(1), "backgrounds")
+    assert found == header and file.read().column_names == ["concept", "background"]
+    local = artifacts.table(parts.path(1), ["concept"])
+    assert local["concept"].to_pylist() == ["owl", "fox"]
+    assert artifacts.digest(parts.path(1)).startswith("sha256:")
+
+
+def test_a_write_elsewhere_that_fails_leaves_nothing(bucket):
+    with pytest.raises(RuntimeError), artifacts.atomic_file(bucket / "x.json") as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert not (bucket / "x.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "words"),
+    [
+        ("nowhere://x", UsageError, "no such kind of place"),
+        ("s3://bucket/x", EngineError, "not installed"),
+    ],
+)
+def test_a_place_nobody_can_reach_is_one_line(name, error, words, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(error, match=words):
+        artifacts.place(name)
