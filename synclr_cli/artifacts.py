@@ -530,13 +530,21 @@ def read_tensors(path: Path, schema: str) -> tuple[dict[str, Any], Header]:
 
 def tensors_header(path: Path) -> Header:
     """Read only the header of a safetensors file."""
+    return Header.parse(_metadata(path).get(_HEADER_KEY), path)
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a safetensors file was written by `write_tensors`."""
+    return _HEADER_KEY in _metadata(path)
+
+
+def _metadata(path: Path) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise DataError(f"no file {path}")
     try:
         with safe_open(path, framework="np") as f:
-            metadata = f.metadata() or {}
+            return f.metadata() or {}
     except (SafetensorError, OSError) as e:
         raise DataError(f"{path} is no safetensors file, or a truncated one ({e})") from e
-    return Header.parse(metadata.get(_HEADER_KEY), path)

@@ -5,11 +5,13 @@ with a `config.json` beside it, so `timm.create_model("local-dir:runs/vitb", num
 pretrained=True)` opens a run folder with no code of ours.
 
     spec --open_backbone--> Backbone(model, mean, std, image size, ...)
-    spec: run folder | .safetensors | .pth of the reference | timm:NAME | random:ARCH or random:RUN
+    spec: run folder | .safetensors, ours or bare | .pth of the released code or of others
+          | timm:NAME | random:ARCH or random:RUN
 """
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import hashlib
 import pickle
@@ -20,6 +22,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer
 from torch import Tensor
@@ -166,7 +169,8 @@ def open_backbone(
 
     Args:
         spec: run folder | file.safetensors | file.pth | timm:NAME | random:ARCH | random:RUN (the
-            same architecture as a run, with new weights drawn from `seed`).
+            same architecture as a run, with new weights drawn from `seed`). A file without a
+            synclr header is a state dict under timm's names, as the released weights are.
         image_size: pixels to build it for, its position table resized; 0 for its own.
 
     Raises:
@@ -193,7 +197,9 @@ def open_backbone(
             got="none of these",
         )
     if path.suffix in (".pth", ".pt", ".bin"):
-        return _open_reference(spec, path, image_size, drop_path)
+        return _open_bare(spec, path, _unpickled(path), image_size, drop_path)
+    if not artifacts.is_ours(path):
+        return _open_bare(spec, path, load_file(path), image_size, drop_path)
     return _open_saved(spec, path, image_size, drop_path)
 
 
@@ -267,10 +273,12 @@ def _open_timm(spec: str, name: str, image_size: int, drop_path: float) -> Backb
     )
 
 
-def _open_reference(spec: str, path: Path, image_size: int, drop_path: float) -> Backbone:
-    """Open a checkpoint of the released SynCLR or StableRep code, without unpickling any code."""
+def _unpickled(path: Path) -> Mapping[str, Tensor]:
+    """Read the state dict of a .pth, wherever in it, without running code from it."""
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # The released training scripts save their parsed arguments beside the weights: plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as e:
         raise DataError(
             f"{path} is no checkpoint that can be read without running code from it"
@@ -282,43 +290,53 @@ def _open_reference(spec: str, path: Path, image_size: int, drop_path: float) ->
             state = state[key]
     if not isinstance(state, Mapping):
         raise DataError(f"{path}", got=type(state).__name__, expected="a state dict")
-    tensors = {_bare(k): v for k, v in state.items() if isinstance(v, Tensor)}
-    arch = _arch_of(tensors, path)
-    model = build(arch, image_size=image_size or 224, drop_path=drop_path)
+    return {k: v for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def _open_bare(
+    spec: str, path: Path, state: Mapping[str, Tensor], image_size: int, drop_path: float
+) -> Backbone:
+    """Open a bare state dict: the released SynCLR or StableRep weights, or timm's own."""
+    tensors = {k.removeprefix("module."): v for k, v in state.items()}
+    visual = {k.removeprefix("visual."): v for k, v in tensors.items() if k.startswith("visual.")}
+    tensors = visual or tensors  # beside `visual.` lie heads, which nobody asks for here
+    arch, arguments = _arch_of(tensors, path)
+    model = build(arch, **arguments | {"image_size": image_size or arguments["image_size"]},
+                  drop_path=drop_path)  # fmt: skip
     load_weights(model, tensors, path)
     return Backbone(
         model=model,
         spec=spec,
         name=path.stem,
         digest=artifacts.digest(path),
-        image_size=image_size or 224,
+        image_size=image_size or arguments["image_size"],
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         interpolation="bicubic",
     )
 
 
-def _bare(key: str) -> str:
-    for prefix in ("module.", "visual."):
-        key = key.removeprefix(prefix)
-    return key
-
-
-def _arch_of(tensors: Mapping[str, Tensor], path: Path) -> str:
-    patches = tensors.get("patch_embed.proj.weight")  # [D, 3, P, P]
-    if patches is None:
-        some = ", ".join(list(tensors)[:3])
-        raise DataError(
-            f"{path} is no ViT checkpoint",
-            got=f"keys like {some}",
-            expected="patch_embed.proj.weight",
-        )
-    width, patch = patches.shape[0], patches.shape[-1]
-    sizes = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
-    arch = f"vit_{sizes.get(width, '?')}_patch{patch}_224"
-    if not timm.is_model(arch):
-        raise DataError(f"{path} is a ViT of width {width} and patch {patch}, unknown to timm")
-    return arch
+def _arch_of(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, int]]:
+    """Return the timm ViT that a state dict is of, and how it was built."""
+    patches, table = tensors.get("patch_embed.proj.weight"), tensors.get("pos_embed")
+    if patches is None or table is None:
+        some = ", ".join(list(tensors)[:3]) or "no tensor"
+        missing = "patch_embed.proj.weight" if patches is None else "pos_embed"
+        raise DataError(f"{path} is no ViT checkpoint", got=f"keys like {some}", expected=missing)
+    width, patch = patches.shape[0], patches.shape[-1]  # [D, 3, P, P]
+    size = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}.get(width)
+    if size is None:
+        raise DataError(f"{path} is a ViT of width {width}, unknown to timm")
+    own = {"large": 24, "huge": 32}.get(size, 12)
+    depth = len({k.split(".")[1] for k in tensors if k.startswith("blocks.")})
+    side = round((table.shape[1] - 1) ** 0.5)  # patches
+    name = f"vit_{size}_patch{patch}_224"
+    arch = name if timm.is_model(name) else f"vit_{size}_patch{14 if size == 'huge' else 16}_224"
+    return arch, {
+        "image_size": side * patch,
+        "patch_size": 0 if arch == name else patch,
+        "depth": 0 if depth == own else depth,
+    }
 
 
 def load_weights(model: VisionTransformer, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -106,8 +106,54 @@ def test_weights_of_another_shape_are_named(run: Path, tmp_path: Path) -> None:
     del state["norm.weight"]
     state["extra"] = torch.zeros(1)
     torch.save(state, tmp_path / "wrong.pth")
-    with pytest.raises(DataError, match="unknown to timm"):
-        backbone.open_backbone(str(tmp_path / "wrong.pth"))
-    model = backbone.build(ARCH, image_size=32, patch_size=8, depth=2)
     with pytest.raises(DataError, match=r"missing norm.weight; unknown extra"):
-        backbone.load_weights(model, state, tmp_path / "wrong.pth")
+        backbone.open_backbone(str(tmp_path / "wrong.pth"))
+
+
+def test_a_bare_state_dict_tells_its_own_depth_patch_and_size(run: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    mine = backbone.open_backbone(str(run))
+    state = {k: v.contiguous() for k, v in mine.model.state_dict().items()}
+    save_file(state, tmp_path / "bare.safetensors")
+    torch.save({"state_dict": state}, tmp_path / "bare.pth")
+    for name in ("bare.safetensors", "bare.pth"):
+        opened = backbone.open_backbone(str(tmp_path / name))
+        assert (opened.image_size, opened.patch_size, len(opened.model.blocks)) == (32, 8, 2)
+        torch.testing.assert_close(features(opened.model), features(mine.model))
+
+
+def test_heads_and_arguments_beside_released_weights_are_passed_over(tmp_path: Path) -> None:
+    import argparse
+
+    model = timm.create_model(ARCH, num_classes=0)
+    state = {f"module.visual.{k}": v for k, v in model.state_dict().items()}
+    state["module.image_mlp.layer1.weight"] = torch.zeros(4, 192)  # StableRep's projector
+    state["module.logit_scale"] = torch.zeros(())
+    path = tmp_path / "stablerep.pth"
+    torch.save({"state_dict": state, "args": argparse.Namespace(epochs=35), "epoch": 35}, path)
+    opened = backbone.open_backbone(str(path))
+    torch.testing.assert_close(features(opened.model, 224), features(model, 224))
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"conv1.weight": torch.zeros(2)}, "is no ViT checkpoint: got keys like conv1.weight"),
+        ({"patch_embed.proj.weight": torch.zeros(8, 3, 4, 4)}, "expected pos_embed"),
+        (
+            {
+                "patch_embed.proj.weight": torch.zeros(8, 3, 4, 4),
+                "pos_embed": torch.zeros(1, 17, 8),
+            },
+            "width 8, unknown to timm",
+        ),
+        ({"epoch": 3}, "got keys like no tensor"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(
+    tmp_path: Path, state: dict, message: str
+) -> None:
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(DataError, match=message):
+        backbone.open_backbone(str(tmp_path / "other.pth"))
