@@ -244,6 +244,14 @@ def train(
     images: Annotated[
         str, typer.Argument(metavar="IMAGES", help="Folder of rendered pictures, or -.")
     ] = "images",
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init",
+            metavar="BACKBONE",
+            help="Weights to start from: run folder, .safetensors, .pth, timm:NAME.",
+        ),
+    ] = None,
     seed: Seed = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Run folder. [default: runs/PRESET]")
@@ -256,7 +264,7 @@ def train(
 ) -> None:
     """Train a ViT backbone on rendered pictures: the pictures of one caption are positives."""
     settings = _resolve(
-        "train", preset, sets, print_config, quiet, seed=("--seed", seed)
+        "train", preset, sets, print_config, quiet, init=("--init", init), seed=("--seed", seed)
     )  # fmt: skip
     source = artifacts.place(_input(images))
     from synclr_cli.train.run import run

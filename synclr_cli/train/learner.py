@@ -38,11 +38,24 @@ class Update:
 class Learner:
     """Student, teacher and optimiser, built alike on every rank."""
 
-    def __init__(self, config: TrainConfig, rt: Runtime, classes: int = 0):
-        """Draw the weights; `classes` of the pictures matter to a cross entropy only."""
+    def __init__(
+        self,
+        config: TrainConfig,
+        rt: Runtime,
+        classes: int = 0,
+        start: Mapping[str, Tensor] | None = None,
+    ):
+        """Draw the weights, or take those of a ViT to start from.
+
+        Args:
+            classes: of the pictures; they matter to a cross entropy only.
+            start: a state dict of the student's ViT, which the teacher takes over.
+        """
         runtime.seed_everything(config.seed)
         self.config, self.runtime = config, rt
         self.student = Student(config, rt, classes).to(rt.device).train()
+        if start is not None:
+            self.student.vit.load_state_dict(start)
         self.teacher = Teacher(config, rt, self.student).to(rt.device).train()
         self.optimizer = torch.optim.AdamW(
             optim.pretraining_groups(self.student, weight_decay=config.weight_decay),

@@ -15,7 +15,7 @@ from synclr_cli.artifacts import Header
 from synclr_cli.config import TrainConfig
 from synclr_cli.errors import DivergedError
 from synclr_cli.learning import runtime
-from synclr_cli.train import batches, timetable
+from synclr_cli.train import batches, starting, timetable
 from synclr_cli.train.folder import Folder
 from synclr_cli.train.learner import Learner, NotFinite
 from synclr_cli.train.monitor import Monitor, collapse
@@ -34,11 +34,15 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
         KeyboardInterrupt: on SIGINT or SIGTERM, after a checkpoint was saved.
     """
     parts, parent, digest = artifacts.open_images(images)
+    start = starting.open_start(config)
     header = Header(
         schema="backbone",
         config=configs.flatten(config),
         seed=config.seed,
-        parents=(artifacts.parent(images, parent, digest),),
+        parents=(
+            artifacts.parent(images, parent, digest),
+            *([starting.parent(start)] if start else []),
+        ),
     )
     with runtime.started(config.precision) as rt:
         folder = Folder(out, header, rt)
@@ -47,7 +51,12 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
         corpus = batches.open_corpus(parts)
         batches.require(corpus, config, images, rt.world)
 
-        learner = Learner(config, rt, corpus.classes(config.positives))
+        learner = Learner(
+            config,
+            rt,
+            classes=corpus.classes(config.positives),
+            start=starting.fit(start) if start else None,
+        )
         folder.claim(overwrite=overwrite)  # only now: what is refused leaves nothing behind
         saved = folder.newest()
         if saved:
