@@ -24,11 +24,11 @@ from synclr_cli import console
 from synclr_cli.artifacts import Header
 from synclr_cli.config import LinearProbeConfig
 from synclr_cli.errors import DataError
-from synclr_cli.learning import metrics
+from synclr_cli.learning import metrics, neighbours
 from synclr_cli.learning.backbone import Backbone
 from synclr_cli.learning.labelled import Labelled
 from synclr_cli.learning.runtime import Runtime
-from synclr_cli.linear_probe import features, logistic, neighbours
+from synclr_cli.linear_probe import features, logistic
 from synclr_cli.linear_probe.features import Features
 
 LARGEST_CONFUSION = 100  # classes whose confusion matrix goes into the report

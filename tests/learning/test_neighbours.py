@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from synclr_cli.linear_probe import neighbours
+from synclr_cli.learning import neighbours
 
 
 def test_votes_are_weighted_by_cosine_as_in_a_plain_loop():
