@@ -89,8 +89,10 @@ COLUMNS = {
         "height": "int32",
         "seed": "int64",  # of this view's starting noise
         "mask": "picture",  # PNG of class ids; null if the engine yields none
+        "score": "float32",  # of picture against caption by `render.score_model`, or null
     },
 }
+OPTIONAL = {"score"}  # columns that files of earlier days may lack
 
 _HEADER_KEY = "synclr"
 
@@ -405,7 +407,8 @@ def open_parquet(path: Path, schema: str) -> tuple[pq.ParquetFile, Header]:
     file, header = open_any_parquet(path)
     if header.schema != schema:
         raise DataError(f"{path}", got=f"{header.schema}/{header.version}", expected=schema)
-    missing = [c for c in COLUMNS[schema] if c not in file.schema_arrow.names]
+    there = {*file.schema_arrow.names, *OPTIONAL}
+    missing = [c for c in COLUMNS[schema] if c not in there]
     if missing:
         raise DataError(
             f"{path} lacks column {', '.join(missing)}", do=f"make it with synclr {schema}"

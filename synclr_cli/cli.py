@@ -7,7 +7,6 @@ carries the result: the path that was made, or a judge's report as one JSON obje
 from __future__ import annotations
 
 import importlib
-import re
 import signal
 import sys
 from collections.abc import Callable
@@ -188,9 +187,9 @@ def render(
         int | None, typer.Option("--views", metavar="INT", help="Pictures of each caption.")
     ] = None,
     shard: Annotated[
-        str,
+        str | None,
         typer.Option("--shard", metavar="I/N", help="Make the I-th of N shares of the parts."),
-    ] = "1/1",
+    ] = None,
     engine: Engine = None,
     seed: Seed = None,
     out: Annotated[Path, _out("Folder to make, here or at a URI.")] = Path("images"),
@@ -204,15 +203,12 @@ def render(
     settings = _resolve(
         "render", preset, sets, print_config, quiet,
         views=("--views", views), engine__name=("--engine", engine), seed=("--seed", seed),
+        shard=("--shard", shard),
     )  # fmt: skip
-    share = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if share is None:
-        raise UsageError("--shard", got=repr(shard), expected="I/N, such as 3/64")
     source = artifacts.place(_input(captions))
     from synclr_cli.render.run import run
 
-    numbers = int(share[1]), int(share[2])
-    console.result(str(run(settings, source, out, overwrite=overwrite, shard=numbers)))
+    console.result(str(run(settings, source, out, overwrite=overwrite)))
 
 
 @app.command("import")

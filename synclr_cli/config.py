@@ -94,6 +94,14 @@ class RenderEngineConfig:
     size: int = 512  # pixels painted, before the reduction to render.stored_size
     batch_size: int = 16  # pictures painted together
     dtype: str = "auto"
+    variant: str = ""  # of the weights' files, such as "fp16"
+    revision: str = ""  # branch, tag or commit on the hub
+    negative_prompt: str = ""  # of the unconditional half
+    safety_checker: bool = False  # load the pipeline's own; what it objects to is rejected
+    compile: bool = False  # torch.compile of the denoiser
+    vae_slicing: bool = False  # decode one picture after the other
+    vae_tiling: bool = False  # decode in overlapping tiles
+    offload: bool = False  # keep on the GPU only the model that works
     options: dict[str, Any] = field(default_factory=dict)  # for engines of other packages
 
     def __post_init__(self) -> None:
@@ -121,6 +129,9 @@ class RenderConfig:
     least_entropy: float = 2.0  # bits of a view's grey levels; less is rejected; 0: any passes
     duplicate_bits: int = 3  # views of a caption are duplicates up to so many of 64; -1: never
     least_views: int = 0  # captions that end with fewer are set aside; 0: fewer than `views`
+    score_model: str = ""  # a CLIP-like model's folder or hub id: scores picture against caption
+    least_score: float = -1.0  # cosine similarity; less is rejected; -1: any passes
+    shard: str = "1/1"  # I/N: of N jobs that share the folder, this is the I-th
     engine: RenderEngineConfig = field(default_factory=RenderEngineConfig)
 
     def __post_init__(self) -> None:
@@ -134,6 +145,8 @@ class RenderConfig:
         _within("render.least_entropy", self.least_entropy, 0, 8)
         _within("render.duplicate_bits", self.duplicate_bits, -1, 64)
         _within("render.least_views", self.least_views, 0, self.views)
+        _within("render.least_score", self.least_score, -1, 1)
+        _shard("render.shard", self.shard)
 
 
 @dataclass(frozen=True)
@@ -463,7 +476,13 @@ STAGES: dict[str, type[StageConfig]] = {
 # Keys that change how a run goes, not what it makes: they may differ when a run is continued.
 RUNNING_KEYS = {
     "captions": {"count", "engine.batch_size"},  # a larger count continues a finished file
-    "render": {"engine.batch_size"},
+    "render": {
+        "shard",
+        "engine.batch_size",
+        "engine.compile",
+        "engine.vae_slicing",
+        "engine.offload",
+    },
     "train": {
         "workers",
         "micro_batch",

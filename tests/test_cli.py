@@ -82,7 +82,7 @@ def test_print_config_needs_no_torch_and_names_the_paper(synclr_process):
         (["render", "--engine", "procedurl:"], 2, "did you mean procedural:?"),
         (["captions", "--preset", "vitb", "--engine", "nothing:x"], 2, "schemes are smollm2"),
         (["render", "--shard", "3"], 2, "got '3', expected I/N"),
-        (["render", "--shard", "65/64", "nowhere.parquet"], 2, "got 65/64"),
+        (["render", "--shard", "65/64", "nowhere.parquet"], 2, "got '65/64'"),
         (["import", "nowhere.csv"], 3, "nowhere.csv"),
         (["inspect", "nowhere.parquet"], 3, "no file nowhere.parquet"),
     ],

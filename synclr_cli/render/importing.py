@@ -312,6 +312,7 @@ def _part(
                     "height": size[1],
                     "seed": UNKNOWN_SEED,
                     "mask": None,
+                    "score": None,
                 }
             )
         if len(kept) < least:

@@ -149,6 +149,7 @@ def encode(
                 "height": size[1],
                 "seed": row.seed,
                 "mask": mask,
+                "score": None,
                 "flaw": painting.flaw or quality.flaw(painting.pixels, config),
                 "fingerprint": quality.fingerprint(encoded),
             }

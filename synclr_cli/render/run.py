@@ -37,15 +37,12 @@ def run(
     out: Path,
     *,
     overwrite: bool = False,
-    shard: tuple[int, int] = (1, 1),
 ) -> Path:
     """Paint every caption of a captions/1 file into the images/1 folder `out`, and return it.
 
     A folder that was finished with fewer views or captions is continued: what it has is kept.
-
-    Args:
-        shard: (i, n): of n jobs that share the folder, this is the i-th, from 1. Each paints every
-            n-th part; whichever ends last writes the manifest.
+    Of N jobs that share the folder each paints every N-th part (`config.shard`); whichever ends
+    last writes the manifest.
 
     Raises:
         DataError: no captions/1 file, an empty one, or caption ids that repeat.
@@ -53,13 +50,11 @@ def run(
         EngineError: the engine is not there or gave up; the disk is full.
     """
     # --- open
-    if not 1 <= shard[0] <= shard[1]:
-        raise UsageError("--shard", got=f"{shard[0]}/{shard[1]}", expected="i/n with 1 <= i <= n")
     table, origin = _read_captions(captions)
     plan = Plan(table, config)
     header = artifacts.Header(
         schema="images",
-        config=configs.flatten(config),
+        config=configs.flatten(replace(config, shard="1/1")),  # the parts are no job's
         engine=config.engine.name,
         seed=config.seed,
         parents=(origin,),
@@ -87,7 +82,8 @@ def run(
         out.mkdir(parents=True, exist_ok=True)
         if todo:
             (out / MANIFEST).unlink(missing_ok=True)  # not whole until it is written again
-    mine = [i for i in todo if i % shard[1] == shard[0] - 1]
+    number, _, jobs = config.shard.partition("/")
+    mine = [i for i in todo if i % int(jobs) == int(number) - 1]
 
     # --- loop
     total = table.num_rows * config.views

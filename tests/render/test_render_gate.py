@@ -171,15 +171,15 @@ def test_jobs_that_share_a_folder_make_the_same_set_as_one(captions_file, tmp_pa
     captions = captions_file(14)
     whole = run(render_config(), captions, tmp_path / "whole")
     shared = tmp_path / "shared"
-    run(render_config(), captions, shared, shard=(2, 3))
-    run(render_config(), captions, shared, shard=(1, 3))
+    run(render_config(shard="2/3"), captions, shared)
+    run(render_config(shard="1/3"), captions, shared)
     with pytest.raises(DataError, match="not finished"):
         artifacts.open_images(shared)
-    run(render_config(), captions, shared, shard=(3, 3))
+    run(render_config(shard="3/3"), captions, shared)
     assert contents(shared) == contents(whole)
 
 
-@pytest.mark.parametrize("shard", [(0, 2), (3, 2), (1, 0)])
-def test_a_shard_that_is_none_is_refused(captions_file, tmp_path, shard):
-    with pytest.raises(UsageError, match="--shard"):
-        run(render_config(), captions_file(2), tmp_path / "images", shard=shard)
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1/0", "half"])
+def test_a_shard_that_is_none_is_refused(shard):
+    with pytest.raises(UsageError, match=r"render\.shard"):
+        render_config(shard=shard)
