@@ -6,6 +6,7 @@ carries the result: the path that was made, or a judge's report as one JSON obje
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import signal
 import sys
@@ -18,11 +19,14 @@ import typer
 from synclr_cli import (
     __version__,
     artifacts,
+    comparison,
     console,
     engines,
     inspection,
+    judging,
     presets,
 )
+from synclr_cli.comparison import Comparison
 from synclr_cli.errors import SynclrError, UsageError
 
 app = typer.Typer(
@@ -69,27 +73,25 @@ Seed = Annotated[int | None, typer.Option(metavar="INT", help="Seed of all rando
 Engine = Annotated[
     str | None, typer.Option("--engine", metavar="SCHEME:TARGET", help="Model that does the work.")
 ]
-BackboneArgument = Annotated[
-    str,
+BackboneArguments = Annotated[
+    list[str],
     typer.Argument(
-        metavar="BACKBONE",
-        help="Run folder, .safetensors, reference .pth, timm:NAME, random:ARCH, random:RUN, or -.",
+        metavar="BACKBONE...",
+        help="Run folder, .safetensors, reference .pth, timm:NAME, random:ARCH, random:RUN, or -."
+        " Several give one table.",
     ),
 ]
 JudgeOut = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="Folder to make. [default: runs/COMMAND/BACKBONE-on-DATA]"),
 ]
-DataOption = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        "-d",
-        metavar="DATA",
-        help="Labelled pictures (segment: with class-id masks): a folder tree, Parquet in the"
-        " Hugging Face layout, torchvision:NAME, or digits:.",
-    ),
-]
+DataFlag = typer.Option(
+    "--data",
+    "-d",
+    metavar="DATA",
+    help="Labelled pictures (segment: with class-id masks): a folder tree, Parquet in the"
+    " Hugging Face layout, torchvision:NAME, or digits:.",
+)
 
 
 def _resolve(
@@ -126,13 +128,6 @@ def _input(name: str) -> str:
             do="look for the error of the command before this one in the pipe",
         )  # fmt: skip
     return lines[0]
-
-
-def _stem(spec: str) -> str:
-    """Return a short name for a backbone or a data set, to name a judge's folder by."""
-    scheme, _, rest = spec.rpartition(":")
-    last = Path(rest).resolve().name if rest else ""
-    return "-".join(part for part in (scheme, last.removesuffix(".safetensors")) if part)
 
 
 # ---------------------------------------------------------------------------------- the makers
@@ -272,12 +267,86 @@ def train(
 # ---------------------------------------------------------------------------------- the judges
 
 
+def _judge(
+    command: str,
+    backbones: list[str],
+    tasks: list[judging.Task],
+    out: Path | None,
+    overwrite: bool,
+    suite: judging.Suite | None = None,
+) -> None:
+    """Judge every backbone on every data set, and write the report or the table of all."""
+    named = [_input(name) for name in backbones]
+    stage = importlib.import_module(f"synclr_cli.{command.replace('-', '_')}.run")
+    found = judging.run(
+        stage.run, command, named, tasks, out, suite=suite, overwrite=overwrite
+    )  # fmt: skip
+    if isinstance(found, Comparison):
+        for note in found.notes:
+            console.warn(note)
+        console.result_table(found.json(), found.grid())
+    else:
+        console.result_json(found, inspection.report_rows(found))
+
+
+@app.command("linear-probe")
+def linear_probe(
+    backbones: BackboneArguments,
+    data: Annotated[str | None, DataFlag] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            "--suite", metavar="NAME", help="fine-grained or generalisation: the paper's sets."
+        ),
+    ] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option("--data-root", metavar="DIR", help="Folder of the suite's data sets."),
+    ] = None,
+    seed: Seed = None,
+    out: JudgeOut = None,
+    preset: Preset = "tiny",
+    sets: Sets = None,
+    print_config: PrintConfig = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Judge backbones by a linear classifier on their frozen features."""
+    settings = _resolve("linear-probe", preset, sets, print_config, quiet, seed=("--seed", seed))
+    if suite is None:
+        if data is None or data_root is not None:
+            raise UsageError("linear-probe", expected="--data DATA, or --suite with --data-root")
+        tasks = [judging.Task(judging.stem(data), data, settings)]
+        _judge("linear-probe", backbones, tasks, out, overwrite)
+        return
+    from synclr_cli.linear_probe import suites
+
+    if suite not in suites.SUITES:
+        raise UsageError("--suite", got=repr(suite), expected=" | ".join(suites.SUITES))
+    if data is not None or data_root is None:
+        raise UsageError(
+            "--suite", expected="--data-root DIR, the folder of its sets, and no --data"
+        )
+    found = suites.find(suite, data_root)
+    tasks = [
+        judging.Task(
+            name,
+            str(path),
+            dataclasses.replace(settings, metric=found.set(name).metric),
+            found.set(name).classes,
+        )
+        for name, path in found.present.items()
+    ]
+    whole = judging.Suite(suite, len(suites.SUITES[suite]), found.missing)
+    _judge("linear-probe", backbones, tasks, out, overwrite, whole)
+
+
 def _add_judge(command: str, what: str) -> None:
-    """Add a judge's command; the three differ in their settings and in their stage only."""
+    """Add a judge's command; these differ in their settings and in their stage only."""
 
     def judge(
-        backbone: BackboneArgument,
-        data: DataOption,
+        backbones: BackboneArguments,
+        data: Annotated[str, DataFlag],
         seed: Seed = None,
         out: JudgeOut = None,
         preset: Preset = "tiny",
@@ -287,18 +356,37 @@ def _add_judge(command: str, what: str) -> None:
         quiet: Quiet = False,
     ) -> None:
         settings = _resolve(command, preset, sets, print_config, quiet, seed=("--seed", seed))
-        name = _input(backbone)
-        folder = out or Path("runs") / command / f"{_stem(name)}-on-{_stem(data)}"
-        stage = importlib.import_module(f"synclr_cli.{command.replace('-', '_')}.run")
-        report = stage.run(settings, name, data, folder, overwrite=overwrite)
-        console.result_json(report, inspection.report_rows(report))
+        tasks = [judging.Task(judging.stem(data), data, settings)]
+        _judge(command, backbones, tasks, out, overwrite)
 
     app.command(command, help=what)(judge)
 
 
-_add_judge("linear-probe", "Judge a backbone by a linear classifier on its frozen features.")
-_add_judge("finetune", "Judge a backbone by training all of it on labelled pictures.")
-_add_judge("segment", "Judge a backbone by semantic segmentation with an UperNet head.")
+_add_judge("finetune", "Judge backbones by training all of each on labelled pictures.")
+_add_judge("segment", "Judge backbones by semantic segmentation with an UperNet head.")
+
+
+@app.command()
+def compare(
+    reports: Annotated[
+        list[Path],
+        typer.Argument(metavar="REPORT...", help="report.json files, or folders that hold some."),
+    ],
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="Also write the table as Markdown.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option("--png", help="Also draw the table.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Put several reports side by side: a row a backbone, a column a judgement."""
+    console.set_quiet(quiet)
+    found = comparison.compare(comparison.read(reports))
+    if markdown:
+        with artifacts.atomic_file(markdown) as partial:
+            partial.write_text(found.markdown(), encoding="utf-8")
+    if png:
+        found.draw(png)
+    console.result_table(found.json(), found.grid())
 
 
 # ------------------------------------------------------------------------------- the onlookers

@@ -62,6 +62,19 @@ def result_json(report: Mapping[str, Any], rows: Sequence[tuple[str, str]] = ())
         result(json.dumps(report, ensure_ascii=False, allow_nan=False))
 
 
+def result_table(value: Mapping[str, Any], grid: Sequence[Sequence[str]]) -> None:
+    """Write several results: one JSON object, or on a terminal a table, its header first."""
+    if _captured or not sys.stdout.isatty():
+        result(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    elif _main_rank:
+        shown = Table(box=None, pad_edge=False)
+        for i, column in enumerate(grid[0]):
+            shown.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        for row in grid[1:]:
+            shown.add_row(*row)
+        Console().print(shown)
+
+
 @contextmanager
 def captured() -> Iterator[list[str]]:
     """Collect results in a list instead of writing them to stdout."""
