@@ -439,10 +439,13 @@ def _draw(found: inspection.Description, png: Path | None) -> Path | None:
         contact_sheet(found.path, target)
         return target
     if found.kind == "run" and (found.path / "metrics.jsonl").is_file():
-        from synclr_cli.train.curves import plot
+        from synclr_cli.train import curves
 
         target = png or found.path / "curves.png"
-        plot(found.path, target)
+        curves.plot(found.path, target)
+        if trouble := curves.verdict(found.path):
+            found.facts["trouble"] = trouble
+            console.warn(trouble)
         return target
     return None
 

@@ -4,6 +4,7 @@ out/
     run.json              the header; written first, so that another config is noticed
     metrics.jsonl         one line per `log_steps` updates
     damaged.jsonl         the pictures that did not decode, if any
+    skipped.jsonl         the steps whose loss was not finite, if any were skipped
     checkpoints/step-N/   the newest moments, everything that is needed to go on
     backbones/step-N/     the backbone of then, every `backbone_steps` updates; a run folder each
     config.json           the backbone's, for timm's `local-dir:`
@@ -17,6 +18,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from synclr_cli import artifacts
 from synclr_cli.artifacts import Header
@@ -33,9 +35,10 @@ class Folder:
 
     def __init__(self, path: Path, header: Header, rt: Runtime):
         self.path, self.header, self._runtime = path, header, rt
+        self._skips = 0
         self._run, self._metrics = path / "run.json", path / METRICS_FILE
         self._damaged, self._checkpoints = path / "damaged.jsonl", path / "checkpoints"
-        self._backbones = path / "backbones"
+        self._skipped, self._backbones = path / "skipped.jsonl", path / "backbones"
 
     def is_finished(self, *, overwrite: bool) -> bool:
         """Return whether this very run ended here already; nothing is changed.
@@ -53,7 +56,8 @@ class Folder:
         """Make the folder this run's; with `overwrite`, throw away what another left here."""
         self._runtime.barrier()
         if self._runtime.is_main and (overwrite or not self._run.is_file()):
-            for file in (self.path / backbone.WEIGHTS_FILE, self._metrics, self._damaged):
+            weights = self.path / backbone.WEIGHTS_FILE
+            for file in (weights, self._metrics, self._damaged, self._skipped):
                 file.unlink(missing_ok=True)
             shutil.rmtree(self._checkpoints, ignore_errors=True)
             shutil.rmtree(self._backbones, ignore_errors=True)
@@ -65,8 +69,11 @@ class Folder:
         path = checkpoint.newest(self._checkpoints)
         saved = checkpoint.load(path) if path else None
         if self._runtime.is_main:
-            self._drop_lines_after(saved.step if saved else 0)
+            done = saved.step if saved else 0
+            _drop_lines(self._metrics, after=done)
+            _drop_lines(self._skipped, after=done - 1)  # a line of steps that start at 0
         self._runtime.barrier()
+        self._skips = len(_lines(self._skipped))
         return saved
 
     def save(self, step: int, learner: Learner, *, keep: int) -> None:
@@ -80,6 +87,17 @@ class Folder:
         """Append one line to metrics.jsonl."""
         if self._runtime.is_main:
             artifacts.append_line(self._metrics, record)
+
+    def skip(self, step: int, lr: float, caption_ids: Sequence[int]) -> None:
+        """Append a step whose update was skipped to skipped.jsonl."""
+        self._skips += 1
+        if self._runtime.is_main:
+            record = {"step": step, "lr": lr, "caption_ids": list(caption_ids)}
+            artifacts.append_line(self._skipped, record)
+
+    def skips(self) -> int:
+        """Return how many updates of this run were skipped, before a resume or since."""
+        return self._skips
 
     def list_damaged(self, pictures: Sequence[tuple[int, int, str]]) -> None:
         """Append pictures that did not decode to damaged.jsonl."""
@@ -110,15 +128,22 @@ class Folder:
             )
         self._runtime.barrier()
 
-    def _drop_lines_after(self, step: int) -> None:
-        if not self._metrics.is_file():
-            return
-        kept = []
-        for line in self._metrics.read_text(encoding="utf-8").splitlines():
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """Return the whole lines of a .jsonl; the last may be one that a killed process was writing."""
+    found: list[dict[str, Any]] = []
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except ValueError:  # the line that a killed process was writing
+                found.append(json.loads(line))
+            except ValueError:
                 break
-        with artifacts.atomic_file(self._metrics) as partial:
-            partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    return found
+
+
+def _drop_lines(file: Path, *, after: int) -> None:
+    """Drop the lines of later steps, which are about to be made again."""
+    if file.is_file():
+        kept = [line for line in _lines(file) if line["step"] <= after]
+        with artifacts.atomic_file(file) as partial:
+            partial.write_text("".join(f"{json.dumps(k)}\n" for k in kept), encoding="utf-8")

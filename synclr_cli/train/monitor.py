@@ -1,8 +1,10 @@
 """What a run says about itself: losses and speed since the last line, and its last embeddings.
 
-Three numbers tell a run that learns from one that has collapsed, where the loss alone may not:
+    updates --Monitor--> a line of flat keys --collapse--> a warning, if it has collapsed
+
+Some numbers tell a run that learns from one that has collapsed, where the loss alone may not:
 `effective_rank` of the teacher's embeddings (1: all on one line), `similarity_gap` between pictures
-of one caption and of two, `prototype_perplexity` of the patches' first prototypes.
+of one class and of two, `prototype_perplexity` of the patches' first prototypes.
 
 Shapes: B pictures of the whole batch, E embedding, P prototypes.
 """
@@ -20,24 +22,29 @@ from torch.nn import functional as F
 
 from synclr_cli.config import TrainConfig
 from synclr_cli.learning.runtime import Runtime
-from synclr_cli.train.learner import Update
+from synclr_cli.train import cost
+from synclr_cli.train.learner import Learner, Update
 from synclr_cli.train.timetable import Now
 
 COLLAPSED_RANK = 1.5  # directions in use; a batch of unrelated embeddings has tens
+COLLAPSED_PROTOTYPES = 1.5  # prototypes in use
 
 
 class Monitor:
     """Adds up what the updates tell, and gives a line of flat keys every `log_steps`."""
 
-    def __init__(self, config: TrainConfig, rt: Runtime):
-        self._runtime = rt
+    def __init__(self, config: TrainConfig, rt: Runtime, learner: Learner):
+        self._runtime, self._learner, self._all_steps = rt, learner, config.steps
         self._images = config.captions_per_batch * config.views * config.global_crops  # a step
-        self._last: Update
+        self._flops = cost.step_flops(config, learner.student) / rt.world
+        self._peak = cost.peak_tflops(rt.device)
+        self._last: Update | None = None
         self._start_line()
 
     def _start_line(self) -> None:
         self._sums = torch.zeros(5, device=self._runtime.device)
-        self._steps, self._waited_s, self._start_s = 0, 0.0, time.monotonic()
+        self._updates = self._skipped = 0
+        self._waited_s, self._aside_s, self._start_s = 0.0, 0.0, time.monotonic()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -46,37 +53,72 @@ class Monitor:
         yield
         self._waited_s += time.monotonic() - start
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leave the time inside the block out of the speeds: it is no training."""
+        start = time.monotonic()
+        yield
+        self._aside_s += time.monotonic() - start
+
     def add(self, update: Update) -> None:
         """Add one update."""
         losses = update.losses
         terms = (losses.total.detach(), losses.of_globals, losses.of_locals, losses.of_patches)
         self._sums += torch.stack([*terms, update.grad_norm])
-        self._steps += 1
+        self._updates += 1
         self._last = update
+
+    def skip(self) -> None:
+        """Count a step whose update was skipped."""
+        self._skipped += 1
 
     def line(self, step: int, now: Now) -> dict[str, float]:
         """Return the means since the last line; `step` updates are done by now.
 
         Every rank must call it: the losses are averaged over ranks.
         """
-        means = (self._runtime.sum(self._sums) / self._runtime.world / self._steps).tolist()
-        seconds = time.monotonic() - self._start_s
-        images = self._steps * self._images
-        names = ("loss", "loss_global", "loss_local", "loss_patch", "grad_norm")
-        line = {
-            "step": step,
-            **dict(zip(names, means, strict=True)),
-            **asdict(now),
-            "images_per_s": images / seconds,
+        steps = self._updates + self._skipped
+        seconds = max(time.monotonic() - self._start_s - self._aside_s, 1e-9)
+        teraflops = steps * self._flops / seconds / 1e12  # of this rank
+        line: dict[str, float] = {"step": step}
+        if self._updates:
+            means = self._runtime.sum(self._sums) / self._runtime.world / self._updates
+            names = ("loss", "loss_global", "loss_local", "loss_patch", "grad_norm")
+            line |= dict(zip(names, means.tolist(), strict=True))
+        line |= asdict(now)
+        line |= {
+            "images_per_s": steps * self._images / seconds,
+            "left_s": (self._all_steps - step) * seconds / max(steps, 1),
+            "model_tflop_per_s": teraflops,
             "data_wait_share": self._waited_s / seconds,
-            **self._health(),
         }
+        if self._peak is not None:
+            line["mfu"] = teraflops / self._peak
+        if self._skipped:
+            line["skipped"] = self._skipped
+        line |= self._health()
         self._start_line()
         return line
 
+    def shown(self, line: Mapping[str, float]) -> dict[str, float]:
+        """Return what of a line stands beside the progress bar."""
+        wanted = {
+            "loss": "loss",
+            "wait": "data_wait_share",
+            "mfu": "mfu",
+            "TFLOP/s": "model_tflop_per_s",
+            "knn": "knn_top1",
+        }
+        if "mfu" in line:
+            del wanted["TFLOP/s"]
+        return {name: line[key] for name, key in wanted.items() if key in line}
+
     def _health(self) -> dict[str, float]:
+        health = {"teacher_distance": self._distance()}
+        if self._last is None:
+            return health
         losses = self._last.losses
-        health = {
+        health |= {
             "effective_rank": effective_rank(losses.candidates),
             "similarity_gap": similarity_gap(losses.candidates, losses.labels),
         }
@@ -84,6 +126,14 @@ class Monitor:
             used = self._runtime.sum(losses.targets.used())  # [P]
             health["prototype_perplexity"] = perplexity(used)
         return health
+
+    @torch.no_grad()
+    def _distance(self) -> float:
+        """Return how far the teacher's ViT is from the student's, as a share of its length."""
+        mine = dict(self._learner.student.vit.named_parameters())
+        pairs = [(p, mine[n]) for n, p in self._learner.teacher.vit.named_parameters()]
+        apart = torch.stack([(t - s).float().norm() for t, s in pairs]).norm()
+        return float(apart / torch.stack([s.float().norm() for _, s in pairs]).norm())
 
 
 def effective_rank(embeddings: Tensor) -> float:
@@ -114,10 +164,16 @@ def perplexity(weights: Tensor) -> float:
 
 def collapse(line: Mapping[str, float]) -> str:
     """Return what is wrong with a run whose embeddings have collapsed, and "" otherwise."""
-    if line["effective_rank"] < COLLAPSED_RANK:
+    cure = "Lower train.peak_lr, lengthen train.warmup_steps, or raise train.ema"
+    rank, prototypes = line.get("effective_rank"), line.get("prototype_perplexity")
+    if rank is not None and rank < COLLAPSED_RANK:
         return (
             f"step {line['step']}: the embeddings of different pictures lie on"
-            f" {line['effective_rank']:.1f} directions; the run has collapsed. Lower train.peak_lr,"
-            " lengthen train.warmup_steps, or raise train.ema"
+            f" {rank:.1f} directions; the run has collapsed. {cure}"
+        )
+    if prototypes is not None and prototypes < COLLAPSED_PROTOTYPES:
+        return (
+            f"step {line['step']}: all masked patches have {prototypes:.1f} prototypes as their"
+            f" first; the patches' side of the run has collapsed. {cure}"
         )
     return ""

@@ -15,7 +15,7 @@ from synclr_cli.artifacts import Header
 from synclr_cli.config import TrainConfig
 from synclr_cli.errors import DivergedError
 from synclr_cli.learning import runtime
-from synclr_cli.train import batches, starting, timetable
+from synclr_cli.train import batches, neighbourhood, starting, timetable, trackers
 from synclr_cli.train.folder import Folder
 from synclr_cli.train.learner import Learner, NotFinite
 from synclr_cli.train.monitor import Monitor, collapse
@@ -30,7 +30,8 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
     Raises:
         DataError: the pictures are missing, damaged, too few, or one a caption.
         UsageError: `out` holds another run; sizes that the patches do not divide.
-        DivergedError: the loss is no longer finite.
+        EngineError: a tracker's package is not installed.
+        DivergedError: the loss is not finite, more often than `skip_nonfinite` allows.
         KeyboardInterrupt: on SIGINT or SIGTERM, after a checkpoint was saved.
     """
     parts, parent, digest = artifacts.open_images(images)
@@ -48,6 +49,8 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
         folder = Folder(out, header, rt)
         if folder.is_finished(overwrite=overwrite):
             return out
+        trackers.require(config.trackers)
+        grader = neighbourhood.open_neighbourhood(config)
         corpus = batches.open_corpus(parts)
         batches.require(corpus, config, images, rt.world)
 
@@ -70,12 +73,13 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
             source, range(done, config.steps), workers=config.workers, pin=rt.is_cuda
         )
         damage = batches.Damage(corpus, images)
-        monitor = Monitor(config, rt)
+        monitor = Monitor(config, rt, learner)
         n = config.captions_per_batch * config.views * config.global_crops
         collapsed = False
 
         with (
             runtime.StopFlag(config.stop_after_minutes) as stop,
+            trackers.open_trackers(config.trackers, out, header, rt, done) as tracked,
             console.progress("train", config.steps * n, done=done * n, unit="img") as bar,
         ):
             for step in range(done, config.steps):
@@ -84,17 +88,24 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
                 folder.list_damaged(damage.add(batch))
                 now = timetable.at(step, config)
                 try:
-                    update = learner.update(batch, now)
+                    monitor.add(learner.update(batch, now))
                 except NotFinite:
-                    folder.save(step, learner, keep=config.keep_checkpoints)
-                    raise _diverged(batch, now, out) from None
+                    if folder.skips() >= config.skip_nonfinite:
+                        folder.save(step, learner, keep=config.keep_checkpoints)
+                        raise _diverged(batch, now, out) from None
+                    folder.skip(step, now.lr, batch.caption_ids)
+                    monitor.skip()
                 done = step + 1
-                monitor.add(update)
                 bar.advance(n)
-                if done % config.log_steps == 0 or done == config.steps:
+                graded = grader and (done % config.knn_steps == 0 or done == config.steps)
+                if graded or done % config.log_steps == 0 or done == config.steps:
                     line = monitor.line(done, now)
+                    if grader and graded:
+                        with monitor.aside():
+                            line["knn_top1"] = grader.grade(learner, rt)
                     folder.log(line)
-                    bar.say(loss=line["loss"])
+                    tracked.log(line)
+                    bar.say(**monitor.shown(line))
                     if collapse(line) and not collapsed:
                         console.warn(collapse(line))
                     collapsed = bool(collapse(line))
@@ -129,6 +140,6 @@ def _diverged(batch: batches.Batch, now: timetable.Now, out: Path) -> DivergedEr
     return DivergedError(
         f"the loss of step {batch.step} is not finite, at learning rate {now.lr:.3g} and captions"
         f" {ids}{more}",
-        do=f"lower train.peak_lr or set train.clip_grad=1, and add --overwrite; {out} has a"
-        " checkpoint from before",
+        do=f"go on with --set train.skip_nonfinite=10, or lower train.peak_lr or set"
+        f" train.clip_grad=1 and add --overwrite; {out} has a checkpoint from before",
     )

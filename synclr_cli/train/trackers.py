@@ -1,0 +1,163 @@
+"""The lines of metrics.jsonl, also in TensorBoard, Weights & Biases or trackio.
+
+    train.trackers --open_trackers--> Trackers --log(line)--> their own libraries
+
+A library is imported only when it is asked for. Accounts, servers and offline mode are set the
+library's own way (`WANDB_MODE=offline`, `TRACKIO_SPACE_ID` and so on).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+from synclr_cli.artifacts import Header
+from synclr_cli.errors import EngineError
+from synclr_cli.learning.runtime import Runtime
+
+PROJECT = "synclr"
+
+
+class Tracker(Protocol):
+    """One library's run."""
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Add the numbers of a step."""
+
+    def close(self) -> None:
+        """Write what is held back."""
+
+
+class TensorBoard:
+    """Event files in `out/tensorboard`."""
+
+    def __init__(self, out: Path, header: Header, done: int):
+        _load("tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        # What was logged after the checkpoint that the run goes on from is hidden.
+        self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=done + 1)
+        if not done:
+            settings = "\n".join(f"    {k} = {v!r}" for k, v in header.config.items())
+            self._writer.add_text("config", settings)
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Add one scalar each."""
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        self._writer.close()
+
+
+class Wandb:
+    """A run of Weights & Biases; the same run after a resume."""
+
+    def __init__(self, out: Path, header: Header, done: int):
+        del done
+        self._run = _load("wandb").init(
+            project=PROJECT,
+            name=out.resolve().name,
+            id=_id(out, header),
+            dir=str(out),
+            config=dict(header.config),
+            resume="allow",
+        )
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Add the numbers as one row."""
+        self._run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        """Finish the run, which syncs it unless it is offline."""
+        self._run.finish()
+
+
+class Trackio:
+    """A run of trackio, in its local database or space."""
+
+    def __init__(self, out: Path, header: Header, done: int):
+        del done
+        self._library = _load("trackio")
+        self._library.init(
+            project=PROJECT,
+            name=f"{out.resolve().name}-{_id(out, header)}",
+            config=dict(header.config),
+            resume="allow",
+        )
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Add the numbers as one row."""
+        self._library.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._library.finish()
+
+
+KINDS = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}
+
+
+class Trackers:
+    """All that were asked for."""
+
+    def __init__(self, opened: list[Tracker]):
+        self._opened = opened
+
+    def log(self, line: Mapping[str, float]) -> None:
+        """Give them the numbers of a line of metrics.jsonl."""
+        numbers = {k: v for k, v in line.items() if k != "step"}
+        for tracker in self._opened:
+            tracker.log(int(line["step"]), numbers)
+
+
+@contextmanager
+def open_trackers(
+    names: tuple[str, ...], out: Path, header: Header, rt: Runtime, done: int
+) -> Iterator[Trackers]:
+    """Open the main rank's trackers for a block.
+
+    Args:
+        done: updates before the block.
+
+    Raises:
+        EngineError: a library is not installed.
+    """
+    with ExitStack() as stack:
+        opened: list[Tracker] = []
+        for name in names if rt.is_main else ():
+            tracker: Tracker = KINDS[name](out, header, done)
+            stack.callback(tracker.close)
+            opened.append(tracker)
+        yield Trackers(opened)
+
+
+def require(names: tuple[str, ...]) -> None:
+    """Refuse trackers that are not installed, before any work is done.
+
+    Raises:
+        EngineError: names the package.
+    """
+    for name in names:
+        _load(name)
+
+
+def _load(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as e:
+        raise EngineError(
+            f"train.trackers: {name} cannot be imported ({e})", do=f"pip install {name}"
+        ) from e
+
+
+def _id(out: Path, header: Header) -> str:
+    """Return a name for a run that is the same after a resume, and another's is not."""
+    return hashlib.sha256(f"{out.resolve()} {header.json()}".encode()).hexdigest()[:12]
