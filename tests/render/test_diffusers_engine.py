@@ -50,6 +50,42 @@ def test_batch_size_changes_nothing_beyond_floating_point(tiny_pipeline):
         assert close(a.pixels, b.pixels) and close(a.pixels, c.pixels)
 
 
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_lanes_change_nothing_beyond_floating_point(tiny_pipeline, three_threads):
+    engine = engine_for(tiny_pipeline, batch_size=16)
+    assert len(engine._lanes) == 3
+    assert len({id(lane.unet) for lane in engine._lanes}) == 1  # one copy of the weights
+    laned = engine.paint(CAPTIONS, CAPTIONS, SEEDS)
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(1)
+    alone = engine_for(tiny_pipeline, batch_size=16)
+    assert len(alone._lanes) == 1
+    wanted = alone.paint(CAPTIONS, CAPTIONS, SEEDS)
+    assert all(close(a.pixels, b.pixels) for a, b in zip(laned, wanted, strict=True))
+
+
+def test_an_error_in_one_lane_stops_the_others_and_is_raised(tiny_pipeline, three_threads):
+    engine = engine_for(tiny_pipeline, batch_size=16, steps=1000)
+    calls = []
+
+    def break_third_call(_module, _inputs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise ValueError("broken")
+
+    engine._pipe.unet.register_forward_pre_hook(break_third_call)
+    with pytest.raises(ValueError, match="broken"):
+        engine.paint(CAPTIONS, CAPTIONS, SEEDS)
+    assert len(calls) < 300  # of 3000
+
+
 def test_it_keeps_the_promises_of_an_engine(tiny_pipeline):
     assert_image_engine(engine_for(tiny_pipeline), CAPTIONS, CAPTIONS, SEEDS, within=1)
 
@@ -74,7 +110,7 @@ def test_every_scheduler_on_offer_paints(tiny_pipeline, scheduler):
 def test_an_unknown_scheduler_or_option_names_the_nearest(tiny_pipeline):
     with pytest.raises(UsageError, match=r"scheduler.*Did you mean ddim\?"):
         engine_for(tiny_pipeline, scheduler="dim")
-    with pytest.raises(UsageError, match=r"options.*Did you mean compile\?"):
+    with pytest.raises(UsageError, match=r"options.*Did you mean render\.engine\.compile\?"):
         engine_for(tiny_pipeline, options={"compiled": True})
 
 

@@ -1,0 +1,173 @@
+"""`diffusers:NAME` - any text-to-image pipeline of diffusers, by hub id or folder.
+
+    captions -> text embeddings, once per caption (the empty prompt once per run) -> the pipeline's
+    own call on a full batch, one CPU noise generator per row -> pixels
+
+The noise of a row comes from its seed alone, so batch size, device and neighbours change a picture
+by no more than floating point does. On a CPU a batch is shared out among lanes: each is a thread
+with cores of its own that runs the same weights, since small products do not spread over many
+cores.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synclr_cli import console
+from synclr_cli.config import RenderEngineConfig
+from synclr_cli.engines import Painting
+from synclr_cli.errors import EngineError
+from synclr_cli.render.engines.diffusers import loading
+from synclr_cli.render.engines.diffusers.text import Texts
+
+MOST_LANES = 8  # Python itself is one at a time; more lanes would wait for it
+
+
+class DiffusersEngine:
+    """Paints with a diffusion pipeline on the GPU, if there is one."""
+
+    def __init__(self, target: str, config: RenderEngineConfig):
+        self._name = f"engine diffusers:{target}"
+        self._config = config
+        loaded = loading.load(self._name, target, config)
+        self._pipe, self._device, self.revision = loaded.pipe, loaded.device, loaded.revision
+        self._call = set(inspect.signature(self._pipe.__call__).parameters)
+        self._texts = Texts(self._pipe, config)
+        self._batch = config.batch_size
+        self._lanes = self._make_lanes()
+
+    @property
+    def truncated(self) -> set[str]:
+        """Return the captions that the text encoder could not read to the end."""
+        return self._texts.truncated
+
+    def paint(
+        self, captions: Sequence[str], concepts: Sequence[str], seeds: Sequence[int]
+    ) -> list[Painting]:
+        """Return one picture per caption, from the noise of that row's seed.
+
+        Raises:
+            EngineError: the device has no room for even one picture.
+        """
+        del concepts  # the caption says it
+        painted: list[Painting] = []
+        while len(painted) < len(captions):
+            start = len(painted)
+            rows = slice(start, start + self._batch)
+            try:
+                painted += self._paint_batch(captions[rows], seeds[rows])
+            except (RuntimeError, MemoryError) as e:
+                if not _is_out_of_memory(e):
+                    raise
+                self._halve(min(self._batch, len(captions) - start), e)
+        return painted
+
+    def _paint_batch(self, captions: Sequence[str], seeds: Sequence[int]) -> list[Painting]:
+        with torch.inference_mode():
+            text = self._texts(captions)
+        lanes = self._lanes[: len(captions)]
+        if len(lanes) == 1:
+            return self._paint_lane(lanes[0], text, seeds)
+        cores = torch.get_num_threads()
+        pool = ThreadPoolExecutor(len(lanes), "lane")
+        try:
+            running = [
+                pool.submit(
+                    self._paint_lane, lane, {k: v[rows] for k, v in text.items()}, seeds[rows], n
+                )
+                for lane, rows, n in zip(
+                    lanes, _shares(len(captions), len(lanes)), _counts(cores, len(lanes)),
+                    strict=True,
+                )
+            ]  # fmt: skip
+            return [painting for lane in running for painting in lane.result()]
+        except BaseException:
+            for lane in lanes:
+                lane._interrupt = True  # the pipelines' own way out between two steps
+            raise
+        finally:
+            pool.shutdown(wait=True)
+            torch.set_num_threads(cores)  # what a lane sets for itself, new threads inherit
+
+    @torch.inference_mode()
+    def _paint_lane(
+        self, pipe: Any, text: Mapping[str, Any], seeds: Sequence[int], threads: int = 0
+    ) -> list[Painting]:
+        """Run the pipeline's own call on rows of a batch, with so many threads (0: as it is)."""
+        if threads:
+            torch.set_num_threads(threads)
+        arguments: dict[str, Any] = {
+            "num_inference_steps": self._config.steps,
+            "guidance_scale": self._config.guidance,
+            "height": self._config.size,
+            "width": self._config.size,
+            "generator": [torch.Generator("cpu").manual_seed(s) for s in seeds],
+            "output_type": "pt",
+        }
+        if "eta" in self._call:
+            arguments["eta"] = 0.0
+        result = pipe(**arguments, **text)
+        pictures: Tensor = result.images  # [B, 3, H, W] in 0..1
+        finite = pictures.isfinite().flatten(1).all(1).tolist()  # [B]
+        unsafe = getattr(result, "nsfw_content_detected", None) or [False] * len(seeds)
+        levels = (pictures.float().nan_to_num() * 255).round_().clamp_(0, 255).to(torch.uint8)
+        pixels = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # [B, H, W, 3]
+        return [
+            Painting(p, flaw="not finite" if not whole else "unsafe" if bad else "")
+            for p, whole, bad in zip(pixels, finite, unsafe, strict=True)
+        ]
+
+    def _make_lanes(self) -> list[Any]:
+        """Return the pipeline, on a CPU one for each lane: own scheduler, the same weights."""
+        lanes = 1
+        # A tokenizer serves one thread at a time, a compiled model too; half precision on a CPU
+        # makes some pipelines convert their decoder back and forth.
+        if (
+            self._device.type == "cpu"
+            and self._texts.names
+            and not self._config.compile
+            and self._pipe.dtype != torch.float16
+        ):
+            lanes = min(torch.get_num_threads(), self._config.batch_size, MOST_LANES)
+        copies = [copy.copy(self._pipe) for _ in range(lanes - 1)]
+        for pipe in copies:
+            pipe.scheduler = copy.deepcopy(self._pipe.scheduler)
+        return [self._pipe, *copies]
+
+    def _halve(self, size: int, error: Exception) -> None:
+        if size == 1:
+            raise EngineError(
+                f"{self._name}: no memory for one picture of {self._config.size} px",
+                do="try --set render.engine.dtype=bfloat16, a smaller render.engine.size, or "
+                "--set render.engine.offload=true",
+            ) from error
+        self._batch = size // 2
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        console.warn(f"out of memory: going on with {self._batch} pictures at a time")
+
+
+def _shares(rows: int, lanes: int) -> list[slice]:
+    """Return consecutive slices of `rows` rows, one a lane, as equal as can be."""
+    cuts = [rows * i // lanes for i in range(lanes + 1)]
+    return [slice(a, b) for a, b in pairwise(cuts)]
+
+
+def _counts(cores: int, lanes: int) -> list[int]:
+    """Return how many of the cores each lane gets."""
+    return [s.stop - s.start for s in _shares(cores, lanes)]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error is the device's, or of a CPU the system's, lack of memory."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "can't allocate memory" in str(error)
+    )

@@ -1,0 +1,215 @@
+"""A name -> a pipeline on the device, with the scheduler and the options of the settings.
+
+hub id | folder -> diffusers' own loader -> scheduler -> device, memory layout, compilation
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from synclr_cli.config import RenderEngineConfig
+from synclr_cli.errors import EngineError, UsageError
+from synclr_cli.learning import runtime
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),  # the paper's, eta 0: no noise but the first
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpm++karras": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
+    ),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "pndm": ("PNDMScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+    "own": ("", {}),  # what the pipeline came with: turbo, SD3 and Flux class models
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A pipeline ready to be called."""
+
+    pipe: Any
+    device: torch.device
+    revision: str  # package version, the weights' digest or commit, number format
+
+
+def load(engine: str, target: str, config: RenderEngineConfig) -> Loaded:
+    """Load, set up and place the pipeline of `target`.
+
+    Raises:
+        UsageError: no target, an unknown scheduler or option, or one that does not fit the model.
+        EngineError: no pipeline is there, it cannot be reached, or it paints nothing from text.
+    """
+    _require_known(config)
+    _quiet_libraries()
+    folder = _folder(engine, target, config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = _dtype(config.dtype, device)
+    pipe = _read(engine, folder, dtype, config)
+    _set_scheduler(engine, pipe, config.scheduler)
+    _place(pipe, device, config)
+    number = str(dtype).removeprefix("torch.")
+    return Loaded(pipe, device, f"diffusers {diffusers.__version__}, {_digest(folder)}, {number}")
+
+
+def _require_known(config: RenderEngineConfig) -> None:
+    """Refuse scheduler and option names nobody reads.
+
+    Raises:
+        UsageError: names the nearest.
+    """
+    typed = [n for n in RenderEngineConfig.__dataclass_fields__ if n != "options"]
+    for option in config.options:
+        near = difflib.get_close_matches(option, typed, n=1)
+        raise UsageError(
+            f"render.engine.options.{option} is no option of diffusers:",
+            do=f"did you mean render.engine.{near[0]}?" if near else "leave it out",
+        )
+    if config.scheduler not in SCHEDULERS:
+        near = difflib.get_close_matches(config.scheduler, SCHEDULERS, n=1)
+        raise UsageError(
+            "render.engine.scheduler", got=repr(config.scheduler),
+            expected=" | ".join(SCHEDULERS), do=f"did you mean {near[0]}?" if near else "",
+        )  # fmt: skip
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' own bars and advice off the terminal: it is ours to write to."""
+    # torch_dtype is what our oldest diffusers calls it.
+    warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return getattr(torch, name)
+    return torch.bfloat16 if runtime.has_fast_bfloat16(device) else torch.float32
+
+
+def _folder(engine: str, target: str, config: RenderEngineConfig) -> Path:
+    """Return the folder of a pipeline, downloaded if `target` is a hub id."""
+    if not target:
+        raise UsageError("render.engine.name", got="diffusers:", expected="diffusers:MODEL")
+    path = Path(target).expanduser()
+    if path.is_dir() or target.startswith((".", "/", "~")):
+        if not path.is_dir():
+            raise EngineError(f"{engine}: no folder {path}")
+        if not (path / "model_index.json").is_file():
+            raise EngineError(
+                f"{engine}: {path} is no pipeline folder (it has no model_index.json)",
+                do="give a folder that save_pretrained of a diffusers pipeline wrote, or a hub id",
+            )
+        return path
+    names = {"variant": config.variant, "revision": config.revision}
+    wanted: dict[str, Any] = {k: v for k, v in names.items() if v}
+    try:
+        return Path(diffusers.DiffusionPipeline.download(target, use_safetensors=True, **wanted))
+    except (OSError, ValueError) as e:  # absent, gated and unreachable models alike
+        raise EngineError(
+            f"{engine} cannot be loaded ({_first_line(e)})",
+            do="check the name and the network; for a gated model accept its licence on the hub "
+            "and log in with hf auth login",
+        ) from e
+
+
+def _read(engine: str, folder: Path, dtype: torch.dtype, config: RenderEngineConfig) -> Any:
+    index = diffusers.DiffusionPipeline.load_config(folder)
+    settings: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
+    if config.variant:
+        settings["variant"] = config.variant
+    has_checker = (index.get("safety_checker") or [None])[0] is not None
+    if config.safety_checker and not has_checker:
+        raise UsageError(
+            f"render.engine.safety_checker: {engine} comes without one",
+            do="leave it out, or take a pipeline that has one",
+        )
+    if not config.safety_checker and "safety_checker" in index:
+        settings |= {"safety_checker": None}
+        if "requires_safety_checker" in index:
+            settings["requires_safety_checker"] = False
+    try:
+        pipe = diffusers.AutoPipelineForText2Image.from_pretrained(folder, **settings)
+    except ValueError:  # a text-to-image class the Auto table does not list
+        pipe = _read_any(engine, folder, settings)
+    except (OSError, ImportError, KeyError) as e:
+        raise EngineError(f"{engine} cannot be loaded ({_first_line(e)})") from e
+    call = inspect.signature(pipe.__call__).parameters
+    if "prompt" not in call or (
+        "image" in call and call["image"].default is inspect.Parameter.empty
+    ):
+        raise EngineError(f"{engine}: {type(pipe).__name__} paints no pictures from text alone")
+    return pipe
+
+
+def _read_any(engine: str, folder: Path, settings: dict[str, Any]) -> Any:
+    try:
+        return diffusers.DiffusionPipeline.from_pretrained(folder, **settings)
+    except (OSError, ValueError, ImportError, AttributeError, KeyError) as e:
+        raise EngineError(f"{engine} cannot be loaded ({_first_line(e)})") from e
+
+
+def _set_scheduler(engine: str, pipe: Any, name: str) -> None:
+    if name == "own":
+        return
+    if "FlowMatch" in type(pipe.scheduler).__name__:
+        raise UsageError(
+            f"render.engine.scheduler for {engine}, a flow-matching model",
+            got=name,
+            expected="own",
+        )
+    kind, settings = SCHEDULERS[name]
+    pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **settings)
+
+
+def _place(pipe: Any, device: torch.device, config: RenderEngineConfig) -> None:
+    """Put the pipeline on the device, in the memory layout that is fastest there."""
+    pipe.set_progress_bar_config(disable=True)
+    denoiser = "unet" if getattr(pipe, "unet", None) is not None else "transformer"
+    # On a CPU narrow layers are faster with the channels first, wide ones equally fast.
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    if denoiser == "unet":
+        pipe.unet.to(memory_format=layout)
+    vae = getattr(pipe, "vae", None)
+    if vae is not None:
+        vae.to(memory_format=layout)
+    for key, method in (("vae_slicing", "enable_slicing"), ("vae_tiling", "enable_tiling")):
+        if getattr(config, key):
+            if not hasattr(vae, method):
+                raise UsageError(f"render.engine.{key}: {type(vae).__name__} cannot do that")
+            getattr(vae, method)()
+    if config.offload and device.type == "cuda":
+        pipe.enable_model_cpu_offload()
+    else:
+        pipe.to(device)
+    if config.compile:
+        getattr(pipe, denoiser).compile()
+
+
+def _digest(folder: Path) -> str:
+    """Return what names the weights: the hub's commit, or a digest of the folder's files."""
+    if folder.parent.name == "snapshots":
+        return f"commit {folder.name}"
+    total = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        total.update(str(file.relative_to(folder)).encode())
+        with open(file, "rb") as f:
+            total.update(hashlib.file_digest(f, "sha256").digest())
+    return f"sha256:{total.hexdigest()[:16]}"
+
+
+def _first_line(e: Exception) -> str:
+    return str(e).strip().split("\n", 1)[0][:200]
