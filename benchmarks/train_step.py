@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from synclr_cli import draws
 from synclr_cli.config import TrainConfig
 from synclr_cli.learning.runtime import Runtime
-from synclr_cli.train import draws, masks, timetable
+from synclr_cli.train import masks, timetable
 from synclr_cli.train.batches import Batch
 from synclr_cli.train.learner import Learner
 from synclr_cli.train.objective import normalise
@@ -106,7 +107,7 @@ class Plain:
 def random_batch(config: TrainConfig, patches: int) -> Batch:
     generator = torch.Generator().manual_seed(0)
     n = config.captions_per_batch * config.views
-    ids = draws.key(np.arange(n))
+    ids = draws.key("picture", np.arange(n))
     drawn = masks.draw(
         0,
         0,

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,7 +28,9 @@ from synclr_cli.learning.backbone import IMAGENET_MEAN, IMAGENET_STD
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train.batches import Batch
 from synclr_cli.train.losses import Scores, Sinkhorn, contrast, patch_loss
-from synclr_cli.train.student_teacher import Encoder, Student, Teacher
+from synclr_cli.train.student_teacher import Encoder, Student, Teacher, View
+
+CACHED_PICTURES = 4  # that a CPU works on at a time, with their local crops; changes no result
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,28 @@ class Objective:
         """Add the gradient of this rank's losses to the student's, and return the losses."""
         pictures = len(batch.globals)
         size = self.config.micro_batch or pictures
-        pieces = [slice(i, min(i + size, pictures)) for i in range(0, pictures, size)]
-        taught = None
-        if self.taught:
-            with torch.no_grad():
-                taught = Features.join([self._taught(batch, piece) for piece in pieces])
-        if len(pieces) == 1:
-            losses = self.losses(batch, self._learnt(batch, pieces[0]), taught, teacher_temperature)
-            losses.total.backward()
-            return replace(losses, total=losses.total.detach())
+        pieces = _cut(slice(0, pictures), size)
+        with self.student.cast(), self.teacher.cast():
+            taught = None
+            if self.taught:
+                with torch.no_grad():
+                    taught = Features.join([self._taught(batch, piece) for piece in pieces])
+            if len(pieces) == 1:
+                learnt = self._learnt(batch, pieces[0])
+                losses = self.losses(batch, learnt, taught, teacher_temperature)
+                losses.total.backward()
+            else:
+                losses = self._by_pieces(batch, pieces, taught, teacher_temperature)
+        return replace(losses, total=losses.total.detach())
+
+    def _by_pieces(
+        self,
+        batch: Batch,
+        pieces: list[slice],
+        taught: Features | None,
+        teacher_temperature: float,
+    ) -> Losses:
+        """Do as `gradient` with the graph of one piece in memory at a time."""
         with torch.no_grad():
             of_pieces = [self._learnt(batch, piece) for piece in pieces]
         learnt = Features(*(t.requires_grad_() for t in Features.join(of_pieces).tensors()))
@@ -105,37 +119,42 @@ class Objective:
             pairs = zip(again, gradients, strict=True)
             given = [(t, g) for t, g in pairs if g is not None and t.requires_grad]
             torch.autograd.backward([t for t, _ in given], [g for _, g in given])
-        return replace(losses, total=losses.total.detach())
+        return losses
 
     def _taught(self, batch: Batch, piece: slice) -> Features:
         """Return the teacher's features of some pictures; it sees all patches, no local crop."""
-        return self._features(self.teacher, batch, piece, masked=False)
+        return Features.join([self._seen(self.teacher, batch, p) for p in self._in_cache(piece)])
 
     def _learnt(self, batch: Batch, piece: slice) -> Features:
         """Return the student's features of some pictures."""
-        # One block around both passes: the weights are cast once for global and local crops.
-        with self.runtime.autocast():
-            ids = batch.ids[piece].cpu().numpy().view(np.uint64)  # [b]
-            self.student.set_depth(self.config.seed, batch.step, ids)
-            features = self._features(self.student, batch, piece, masked=True)
-            if not self.config.local_crops:
-                return features
-            return replace(features, of_locals=self._local_features(batch, piece, ids))
+        return Features.join([self._seen(self.student, batch, p) for p in self._in_cache(piece)])
 
-    def _local_features(self, batch: Batch, piece: slice, ids: NDArray[np.uint64]) -> Tensor:
-        crops = self.config.local_crops
-        ids, numbers = np.repeat(ids, crops), np.tile(np.arange(1, 1 + crops), len(ids))  # [b x L]
-        self.student.set_depth(self.config.seed, batch.step, ids, numbers)
-        of_piece = batch.locals[piece.start * crops : piece.stop * crops]  # [b x L, 3, s, s]
-        features, _ = self.student.features(normalise(of_piece))  # [b x L, D]
-        return features
+    def _in_cache(self, piece: slice) -> list[slice]:
+        """Return the piece cut so that a CPU's caches hold what is worked on."""
+        return _cut(piece, CACHED_PICTURES) if self.runtime.device.type == "cpu" else [piece]
 
-    def _features(self, model: Encoder, batch: Batch, piece: slice, *, masked: bool) -> Features:
+    def _seen(self, model: Encoder, batch: Batch, piece: slice) -> Features:
+        """Return what a model makes of some pictures: the student masked, and local crops too."""
+        crops, is_student = self.config.local_crops, isinstance(model, Student)
         masks = batch.masks[piece] if self.config.patch_weight else None  # [b, N]
         images = normalise(batch.globals[piece])  # [b, 3, S, S]
+        views = [View(images, masks if is_student else None, wanted=masks)]
+        if isinstance(model, Student):
+            of_piece = slice(piece.start * crops, piece.stop * crops)
+            if crops:
+                views.append(View(normalise(batch.locals[of_piece])))  # [b x L, 3, s, s]
+            ids = batch.ids[piece].cpu().numpy().view(np.uint64)  # [b]
+            numbers = np.tile(np.arange(1, 1 + crops), len(ids))  # [b x L]
+            model.set_depth(
+                self.config.seed,
+                batch.step,
+                np.concatenate([ids, np.repeat(ids, crops)]),
+                np.concatenate([np.zeros(len(ids), numbers.dtype), numbers]),
+            )
         with self.runtime.autocast():
-            cls, patches = model.features(images, masks if masked else None, wanted=masks)
-        return Features(cls, cls.new_empty(0, cls.shape[-1]), patches)  # [b, D], [m, D]
+            (cls, patches), *others = model.features(*views)
+        local = others[0][0] if others else cls.new_empty(0, cls.shape[-1])
+        return Features(cls, local, patches)  # [b, D], [b x L, D], [m, D]
 
     def losses(
         self, batch: Batch, learnt: Features, taught: Features | None, teacher_temperature: float
@@ -232,8 +251,12 @@ class Objective:
         return ranks.sum_with_gradient(F.pad(rows, (0, 0, before, after)))  # [all B, E]
 
 
+def _cut(piece: slice, size: int) -> list[slice]:
+    return [slice(i, min(i + size, piece.stop)) for i in range(piece.start, piece.stop, size)]
+
+
 def normalise(crops: Tensor) -> Tensor:
     """Return 8-bit crops [n, 3, S, S] as float32 with ImageNet's mean and deviation."""
     mean = torch.tensor(IMAGENET_MEAN, device=crops.device)[:, None, None] * 255
     std = torch.tensor(IMAGENET_STD, device=crops.device)[:, None, None] * 255
-    return (crops.float() - mean) / std
+    return crops.float().sub_(mean).div_(std)

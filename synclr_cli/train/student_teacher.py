@@ -10,8 +10,10 @@ Shapes: B crops, N patches, M masked patches, D width, E embedding.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from synclr_cli.config import TrainConfig
 from synclr_cli.errors import UsageError
 from synclr_cli.learning import backbone
 from synclr_cli.learning.runtime import Runtime
+from synclr_cli.train import blocks
 from synclr_cli.train.heads import PrototypeHead, contrast_head, linear
 
 
@@ -47,13 +50,33 @@ class StochasticDepth(nn.Module):
             return branch
         return branch * (self.keep.to(branch.dtype) / (1 - self.rate))[:, None, None]
 
+    def of_rows(self, tokens: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Return what the rows of all crops' tokens are multiplied by, [R, 1]; None: 1.
+
+        Args:
+            tokens: of each crop, [B].
+        """
+        if self.keep is None:
+            return None
+        return (self.keep.to(dtype) / (1 - self.rate)).repeat_interleave(tokens)[:, None]
+
     @contextmanager
-    def only(self, rows: Tensor) -> Iterator[None]:
+    def only(self, rows: Tensor | slice) -> Iterator[None]:
         """Take the branches inside the block for those of some crops."""
         whole = self.keep
         self.keep = None if whole is None else whole[rows]
         yield
         self.keep = whole
+
+
+@dataclass(frozen=True)
+class View:
+    """Crops of one size, and which of their tokens are asked for."""
+
+    images: Tensor  # [B, 3, S, S], normalised; S any multiple of the patch size
+    masks: Tensor | None = None  # [B, N], True where the mask token replaces the patch's embedding
+    # [B, N], the patches whose tokens to return: equally many of each picture that has any
+    wanted: Tensor | None = None
 
 
 class Encoder(nn.Module):
@@ -85,8 +108,29 @@ class Encoder(nn.Module):
         for block, rate in zip(self.vit.blocks, rates, strict=True):
             if rate:
                 block.drop_path1, block.drop_path2 = StochasticDepth(rate), StochasticDepth(rate)
-            if runtime.device.type == "cpu" and runtime.amp_dtype is not None:
+            if runtime.device.type == "cpu":
                 block.attn.fused_attn = False  # several times slower than plain products there
+        # On a GPU timm's modules are as fast, with its fused attention.
+        self.written_out = runtime.device.type == "cpu" and all(
+            map(blocks.is_plain, self.vit.blocks)
+        )
+        self._product_dtype = runtime.amp_dtype
+        self._cast: list[blocks.Weights] | None = None
+
+    @contextmanager
+    def cast(self) -> Iterator[None]:
+        """Cast the blocks' weights once for all that is encoded inside; they must not change."""
+        self._cast = self._weights()
+        try:
+            yield
+        finally:
+            self._cast = None
+
+    def _weights(self) -> list[blocks.Weights]:
+        if self._cast is not None:
+            return self._cast
+        own = self.vit.pos_embed.dtype
+        return [blocks.Weights.cast(b, self._product_dtype or own) for b in self.vit.blocks[:-1]]
 
     def encode(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
         """Return the tokens after the final norm, [B, 1 + N, D], the cls token first.
@@ -100,41 +144,66 @@ class Encoder(nn.Module):
             x = block(x)
         return self.vit.norm(x)
 
-    def features(
-        self, images: Tensor, masks: Tensor | None = None, wanted: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the cls tokens [B, D] and the wanted patches' tokens [M, D], as `encode` does.
+    def features(self, *views: View) -> list[tuple[Tensor, Tensor]]:
+        """Return each view's cls tokens [B, D] and wanted patches' tokens [M, D], as of `encode`.
 
         The last block is run for these tokens alone; nobody reads what it makes of the others.
-
-        Args:
-            images, masks: as of `encode`.
-            wanted: [B, N], the patches whose tokens to return: equally many of each picture that
-                has any; None: none.
+        Layers are dropped for the crops of all views in order.
         """
-        x = self._embed(images, masks)  # [B, 1 + N, D]
-        *blocks, last = self.vit.blocks
-        for block in blocks:
-            x = block(x)
+        counts = np.cumsum([0, *(len(v.images) for v in views)])
+        crops = [slice(start, end) for start, end in itertools.pairwise(counts)]
+        every = [self._embed(v.images, v.masks) for v in views]  # [B, 1 + N, D]
+        run = self._run_written_out if self.written_out else self._run_modules
+        return [
+            self._wanted(x, v.wanted, own)
+            for x, v, own in zip(run(every, crops), views, crops, strict=True)
+        ]
+
+    def _run_modules(self, every: list[Tensor], crops: list[slice]) -> list[Tensor]:
+        """Return what all blocks but the last make of each view's tokens."""
+        done = []
+        for x, own in zip(every, crops, strict=True):
+            for block in self.vit.blocks[:-1]:
+                with _only(block, own):
+                    x = block(x)
+            done.append(x)
+        return done
+
+    def _run_written_out(self, every: list[Tensor], crops: list[slice]) -> list[Tensor]:  # noqa: ARG002
+        shapes = [(x.shape[0], x.shape[1]) for x in every]
+        rows = torch.cat([x.flatten(0, 1) for x in every])  # [R, D]
+        tokens = torch.tensor([t for n, t in shapes for _ in range(n)])  # [crops]
+        for block, weights in zip(self.vit.blocks, self._weights(), strict=False):
+            kept = (
+                layer.of_rows(tokens, weights.dtype) if isinstance(layer, StochasticDepth) else None
+                for layer in (block.drop_path1, block.drop_path2)
+            )
+            rows = blocks.run(block, weights, rows, shapes, (next(kept), next(kept)))
+        parts = rows.split([n * t for n, t in shapes])
+        return [part.view(n, t, -1) for part, (n, t) in zip(parts, shapes, strict=True)]
+
+    def _wanted(self, x: Tensor, wanted: Tensor | None, own: slice) -> tuple[Tensor, Tensor]:
+        """Return cls and wanted patches' tokens after the last block; x is [B, 1 + N, D]."""
+        last, every = self.vit.blocks[-1], torch.arange(own.start, own.stop, device=x.device)
         if wanted is None or not wanted.any():
-            return self._finish(last, x, None)[:, 0], x.new_empty(0, x.shape[-1])
+            return self._finish(last, x, every)[:, 0], x.new_empty(0, x.shape[-1])
         has = wanted.any(1)  # [B]
         rows = has.nonzero()[:, 0]  # [m]
         places = 1 + wanted[rows].nonzero()[:, 1].view(len(rows), -1)  # [m, k]
-        tokens = self._finish(last, x[rows], rows, places)  # [m, 1 + k, D]
+        tokens = self._finish(last, x[rows], every[rows], places)  # [m, 1 + k, D]
         others = (~has).nonzero()[:, 0]  # [B - m]
         order = torch.cat([rows, others]).argsort()  # [B]
-        cls = torch.cat([tokens[:, 0], self._finish(last, x[others], others)[:, 0]])[order]
+        cls = torch.cat([tokens[:, 0], self._finish(last, x[others], every[others])[:, 0]])[order]
         return cls, tokens[:, 1:].flatten(0, 1)  # [B, D], [M, D]
 
     def _finish(
-        self, block: Block, x: Tensor, rows: Tensor | None, places: Tensor | None = None
+        self, block: Block, x: Tensor, rows: Tensor, places: Tensor | None = None
     ) -> Tensor:
         """Run the last block and the final norm for the cls token and some others.
 
         Args:
             x: [b, 1 + N, D].
-            rows: which crops of the batch these are, [b]; None: all.
+            rows: which of the crops of all views these are, [b].
             places: [b, k], the other tokens wanted.
 
         Returns:
@@ -157,10 +226,7 @@ class Encoder(nn.Module):
             out = (q * attention.scale @ k.transpose(-2, -1)).softmax(-1) @ v
         out = attention.proj(out.transpose(1, 2).flatten(2))  # [b, 1 + k, D]
         x = x.gather(1, places)  # [b, 1 + k, D]
-        with ExitStack() as stack:
-            for layer in (block.drop_path1, block.drop_path2):
-                if rows is not None and isinstance(layer, StochasticDepth):
-                    stack.enter_context(layer.only(rows))
+        with _only(block, rows):
             x = x + block.drop_path1(block.ls1(out))
             x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
         return self.vit.norm(x)
@@ -245,6 +311,16 @@ def positions(table: Tensor, side: int) -> Tensor:
     grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic")
     assert grid.shape[-1] == side, (grid.shape, side)
     return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+@contextmanager
+def _only(block: nn.Module, crops: Tensor | slice) -> Iterator[None]:
+    """Drop the block's branches inside for those of some crops."""
+    with ExitStack() as stack:
+        for layer in (block.drop_path1, block.drop_path2):
+            if isinstance(layer, StochasticDepth):
+                stack.enter_context(layer.only(crops))
+        yield
 
 
 def require_plain(vit: VisionTransformer, config: TrainConfig) -> None:

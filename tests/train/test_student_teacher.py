@@ -13,7 +13,7 @@ from synclr_cli import draws
 from synclr_cli.errors import UsageError
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train.heads import BatchNorm, contrast_head
-from synclr_cli.train.student_teacher import Student, Teacher, positions
+from synclr_cli.train.student_teacher import Student, Teacher, View, positions
 
 ALONE = Runtime(torch.device("cpu"), None)
 
@@ -43,10 +43,10 @@ def test_features_are_the_wanted_tokens_of_the_encoder(student: Student, fused: 
     for row, patches in ((1, [2, 5, 9]), (4, [0, 1, 15]), (5, [3, 4, 8])):
         masks[row, patches] = True
     tokens = student.encode(x, masks)
-    cls, patches = student.features(x, masks, wanted=masks)
+    ((cls, patches),) = student.features(View(x, masks, wanted=masks))
     torch.testing.assert_close(cls, tokens[:, 0])
     torch.testing.assert_close(patches, tokens[:, 1:][masks])
-    cls, patches = student.features(x)
+    ((cls, patches),) = student.features(View(x))
     torch.testing.assert_close(cls, student.encode(x)[:, 0])
     assert patches.shape == (0, 192)
 
