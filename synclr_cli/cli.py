@@ -451,6 +451,28 @@ def _draw(found: inspection.Description, png: Path | None) -> Path | None:
 
 
 @app.command()
+def export(
+    backbone: Annotated[
+        str,
+        typer.Argument(metavar="BACKBONE", help="Run folder, .safetensors, .pth, timm:NAME, or -."),
+    ],
+    to: Annotated[str, typer.Option("--to", metavar="timm|transformers|onnx", help="Library.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder. [default: exports/BACKBONE-TO]")
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Hand a backbone to another library, and check that it computes the same there."""
+    console.set_quiet(quiet)
+    name = _input(backbone)
+    folder = out or Path("exports") / f"{judging.stem(name)}-{to}"
+    from synclr_cli.export.run import run
+
+    console.result(str(run(name, to, folder, overwrite=overwrite)))
+
+
+@app.command()
 def quickstart(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to work in.")] = Path(
         "quickstart"

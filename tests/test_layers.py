@@ -8,7 +8,7 @@ from pathlib import Path
 import synclr_cli
 
 PACKAGE = Path(synclr_cli.__file__).parent
-STAGES = {"captions", "render", "train", "linear_probe", "finetune", "segment"}
+STAGES = {"captions", "render", "train", "linear_probe", "finetune", "segment", "export"}
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:

@@ -16,7 +16,7 @@ import difflib
 import hashlib
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class Backbone:
     std: Sequence[float]
     interpolation: str
     header: Header | None = None
+    arch: str = ""  # timm's name
+    arguments: Mapping[str, int] = field(default_factory=dict)  # that it was built with
 
     @property
     def patch_size(self) -> int:
@@ -64,13 +66,15 @@ def build(
     depth: int = 0,
     drop_path: float = 0.0,
     pretrained: bool = False,
+    any_size: bool = True,
 ) -> VisionTransformer:
-    """Build a timm ViT without head; it also takes smaller square crops.
+    """Build a timm ViT without head.
 
     Args:
         arch: name of a timm ViT.
         image_size: pixels; the position table is made for it.
         patch_size, depth: 0 for the arch's own.
+        any_size: it also takes smaller square crops.
 
     Raises:
         UsageError: no such arch, or not a plain ViT.
@@ -83,7 +87,7 @@ def build(
             pretrained=pretrained,
             num_classes=0,
             drop_path_rate=drop_path,
-            dynamic_img_size=True,
+            dynamic_img_size=any_size,
             **arguments,
         )
     except (OSError, ConnectionError) as e:
@@ -105,6 +109,41 @@ def build(
 def _arguments(image_size: int, patch_size: int, depth: int) -> dict[str, int]:
     given = {"img_size": image_size, "patch_size": patch_size, "depth": depth}
     return {name: value for name, value in given.items() if value}
+
+
+def of_fixed_size(opened: Backbone) -> VisionTransformer:
+    """Return the ViT for pictures of its own size alone, whose graph has no size to look at."""
+    model = build(
+        opened.arch,
+        image_size=opened.image_size,
+        patch_size=opened.arguments.get("patch_size", 0),
+        depth=opened.arguments.get("depth", 0),
+        any_size=False,
+    )
+    load_weights(model, opened.model.state_dict(), Path(opened.spec))
+    return model
+
+
+def timm_config(opened: Backbone) -> dict[str, Any]:
+    """Return the `config.json` that timm's `local-dir:` reads."""
+    size = opened.image_size
+    return {
+        "architecture": opened.arch.partition(".")[0],  # without the tag of its weights
+        "num_classes": 0,
+        "num_features": opened.model.num_features,
+        "model_args": dict(opened.arguments),
+        "pretrained_cfg": {
+            "input_size": [3, size, size],
+            "fixed_input_size": True,
+            "interpolation": opened.interpolation,
+            "crop_pct": 1.0,
+            "mean": list(opened.mean),
+            "std": list(opened.std),
+            "num_classes": 0,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
 
 
 def cls_features(model: VisionTransformer, images: Tensor) -> Tensor:
@@ -138,26 +177,12 @@ def save(
         **(header.facts or {}),
     }
     described = Header(**{**vars(header), "schema": "backbone", "facts": facts})
-    artifacts.write_json(
-        folder / "config.json",
-        {
-            "architecture": arch,
-            "num_classes": 0,
-            "num_features": model.num_features,
-            "model_args": facts["arch_arguments"],
-            "pretrained_cfg": {
-                "input_size": [3, image_size, image_size],
-                "fixed_input_size": True,
-                "interpolation": interpolation,
-                "crop_pct": 1.0,
-                "mean": list(mean),
-                "std": list(std),
-                "num_classes": 0,
-                "first_conv": "patch_embed.proj",
-                "classifier": "head",
-            },
-        },
-    )
+    made = Backbone(
+        model=model, spec=str(folder), name=folder.name, digest="", image_size=image_size,
+        mean=mean, std=std, interpolation=interpolation, arch=arch,
+        arguments=facts["arch_arguments"],
+    )  # fmt: skip
+    artifacts.write_json(folder / "config.json", timm_config(made))
     artifacts.write_tensors(weights, model.state_dict(), described)
     return weights
 
@@ -218,6 +243,8 @@ def _open_saved(spec: str, path: Path, image_size: int, drop_path: float) -> Bac
         std=facts["std"],
         interpolation=facts["interpolation"],
         header=header,
+        arch=facts["arch"],
+        arguments=facts["arch_arguments"] | {"img_size": image_size or facts["image_size"]},
     )
 
 
@@ -240,9 +267,11 @@ def _open_random(spec: str, target: str, image_size: int, drop_path: float, seed
         facts = dict(header.facts or {})
         model = _from_facts(facts, image_size, drop_path)
         size, name = image_size or facts["image_size"], facts["arch"]
+        arguments = facts["arch_arguments"] | {"img_size": size}
     else:
         size = image_size or 224
         model, name = build(target, image_size=size, drop_path=drop_path), target
+        arguments = _arguments(size, 0, 0)
     return Backbone(
         model=model,
         spec=spec,
@@ -252,6 +281,8 @@ def _open_random(spec: str, target: str, image_size: int, drop_path: float, seed
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         interpolation="bicubic",
+        arch=name,
+        arguments=arguments,
     )
 
 
@@ -270,6 +301,8 @@ def _open_timm(spec: str, name: str, image_size: int, drop_path: float) -> Backb
         mean=own.mean,
         std=own.std,
         interpolation=own.interpolation or "bicubic",
+        arch=name,
+        arguments=_arguments(size, 0, 0),
     )
 
 
@@ -313,6 +346,8 @@ def _open_bare(
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         interpolation="bicubic",
+        arch=arch,
+        arguments=_arguments(**arguments | {"image_size": image_size or arguments["image_size"]}),
     )
 
 

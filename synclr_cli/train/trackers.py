@@ -154,7 +154,7 @@ def _load(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as e:
         raise EngineError(
-            f"train.trackers: {name} cannot be imported ({e})", do=f"pip install {name}"
+            f"train.trackers: {name} cannot be imported ({e})", do=f"get it: pip install {name}"
         ) from e
 
 

@@ -1,0 +1,1 @@
+"""`synclr export`: a backbone for other libraries."""
