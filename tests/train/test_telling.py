@@ -1,0 +1,176 @@
+"""What a run tells on the way: k-NN, trackers, skipped steps, a verdict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synclr_cli import artifacts
+from synclr_cli.errors import DataError, DivergedError, EngineError
+from synclr_cli.learning import checkpoint
+from synclr_cli.learning.runtime import Runtime
+from synclr_cli.train import curves, learner as learners, neighbourhood
+from synclr_cli.train.learner import Learner, NotFinite
+from synclr_cli.train.run import run
+
+ALONE = Runtime(torch.device("cpu"), None)
+
+
+def lines(out: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / name).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def told(
+    images: Path, make_images: Callable, small: Callable, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("told")
+    held_out = make_images(folder / "held-out", captions=32, views=2)
+    config = small(
+        knn_data=str(held_out), knn_steps=4, log_steps=3, trackers=("tensorboard",), steps=6
+    )
+    return run(config, images, folder / "run")
+
+
+def test_a_line_tells_speed_time_left_and_health(told: Path) -> None:
+    first, *_, last = lines(told)
+    for key in ("images_per_s", "left_s", "model_tflop_per_s", "teacher_distance"):
+        assert first[key] > 0, key
+    assert 0 <= first["data_wait_share"] <= 1
+    assert last["left_s"] == 0
+    assert "mfu" not in first  # a CPU has no peak that could be named
+    for key in ("effective_rank", "similarity_gap", "prototype_perplexity"):
+        assert key in last
+
+
+def test_the_grade_by_neighbours_comes_every_knn_steps_and_last(told: Path) -> None:
+    graded = {line["step"]: line.get("knn_top1") for line in lines(told)}
+    assert list(graded) == [3, 4, 6]
+    assert graded[3] is None
+    assert all(0 <= graded[step] <= 100 for step in (4, 6))
+
+
+def test_the_grade_is_that_of_the_nearest_pictures(
+    make_images: Callable, small: Callable, tmp_path: Path
+) -> None:
+    held_out = make_images(tmp_path / "held-out", captions=64, views=2)
+    config = small(knn_data=str(held_out), knn_pictures=40)
+    grader = neighbourhood.open_neighbourhood(config)
+    assert grader is not None and len(grader.known) == 40
+    # Stripes of eight colours and directions: even drawn weights tell some of them apart.
+    assert grader.grade(Learner(small(), ALONE), ALONE) > 100 / 8
+    assert neighbourhood.open_neighbourhood(small()) is None
+    with pytest.raises(DataError):
+        neighbourhood.open_neighbourhood(small(knn_data=str(tmp_path / "nowhere")))
+
+
+def test_tensorboard_holds_the_numbers_of_the_lines(told: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(told / "tensorboard"))
+    events.Reload()
+    found = {e.step: e.value for e in events.Scalars("loss")}
+    wanted = {line["step"]: line["loss"] for line in lines(told)}
+    assert found == pytest.approx(wanted, rel=1e-6)
+    assert "lr" in events.Tags()["scalars"]
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_tracker_that_is_missing_is_named_before_any_work(
+    images: Path, small: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    import importlib
+
+    real = importlib.import_module
+
+    def without(wanted: str, *rest: Any) -> Any:
+        if wanted == name:
+            raise ImportError(f"No module named {name!r}")
+        return real(wanted, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    with pytest.raises(EngineError, match=f"Get it: pip install {name}"):
+        run(small(trackers=(name,)), images, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_wandb_offline_holds_the_run(
+    images: Path, small: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    out = run(small(trackers=("wandb",), steps=3), images, tmp_path / "run")
+    (made,) = (out / "wandb").glob("offline-run-*")
+    assert next(made.glob("*.wandb")).stat().st_size > 500
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """Let the updates of some steps find a loss that is not finite."""
+    real = learners.Learner.update
+
+    def update(self: Learner, batch: Any, now: Any) -> Any:
+        if batch.step in steps:
+            raise NotFinite
+        return real(self, batch, now)
+
+    monkeypatch.setattr(learners.Learner, "update", update)
+
+
+def test_a_step_that_is_not_finite_may_be_skipped(
+    images: Path, small: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, {2, 4})
+    out = run(small(skip_nonfinite=2, log_steps=3), images, tmp_path / "run")
+    assert [line["step"] for line in lines(out, "skipped.jsonl")] == [2, 4]
+    assert len(lines(out, "skipped.jsonl")[0]["caption_ids"]) == 4
+    assert [line["skipped"] for line in lines(out)] == [1, 1]
+
+
+def test_more_skips_than_allowed_end_the_run_which_may_go_on_with_more(
+    images: Path, small: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, {2, 4})
+    config = small(skip_nonfinite=1)
+    with pytest.raises(DivergedError, match=r"step 4 is not finite.*skip_nonfinite"):
+        run(config, images, tmp_path / "run")
+    saved = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    assert saved is not None and saved.name == "step-00000004"  # of before
+    # The bound counts over a resume, and raising it is no other run.
+    with pytest.raises(DivergedError):
+        run(config, images, tmp_path / "run")
+    out = run(small(skip_nonfinite=2), images, tmp_path / "run")
+    assert [line["step"] for line in lines(out, "skipped.jsonl")] == [2, 4]
+
+
+def test_a_run_that_skips_every_step_still_writes_its_lines(
+    images: Path, small: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, set(range(6)))
+    out = run(small(skip_nonfinite=6), images, tmp_path / "run")
+    assert [line["skipped"] for line in lines(out)] == [1] * 6
+
+
+def test_the_verdict_on_a_collapsed_run_is_said_and_drawn(tmp_path: Path) -> None:
+    for step, rank in ((10, 8.0), (20, 1.1), (30, 1.0)):
+        line = {"step": step, "loss_global": 3.0, "effective_rank": rank, "grad_norm": None}
+        artifacts.append_line(tmp_path / "metrics.jsonl", line)
+    assert "step 30" in curves.verdict(tmp_path) and "collapsed" in curves.verdict(tmp_path)
+    assert curves._collapsed_at(curves._read(tmp_path)) == 20
+    assert curves.plot(tmp_path, tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_patches_that_share_one_prototype_are_a_collapse() -> None:
+    from synclr_cli.train.monitor import collapse
+
+    line = {"step": 7, "effective_rank": 20.0, "prototype_perplexity": 1.0}
+    assert "prototypes" in collapse(line)
+    assert not collapse(line | {"prototype_perplexity": 30.0})
+    assert not collapse({"step": 7})
