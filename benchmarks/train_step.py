@@ -1,11 +1,13 @@
 """One training step on this machine: ours against the same step written the plain way with timm.
 
-    python benchmarks/train_step.py [--rounds 3] [--arch vit_small_patch16_224] [--captions 4]
+    OMP_NUM_THREADS=2 python benchmarks/train_step.py [--rounds 5] [--captions 4]
 
 The plain step is what a port in an afternoon looks like: timm's `forward_features` on all tokens,
 heads and losses under autocast, Sinkhorn by exponentials, AdamW and the average tensor by tensor.
-It starts from the same weights and batch, and its loss must be ours. Variants take turns, so that a
-machine shared with others treats them alike; the figure of each is its fastest round.
+It starts from the same weights and batch, and its loss must be ours. Each variant is a process of
+its own, and they take turns, so that a machine shared with others treats them alike; the figure of
+each is the median round. `matrix_products` is the share of the step that is spent inside products
+of matrices: what is left to gain is the rest.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import multiprocessing
 import time
-from collections.abc import Callable
+from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
@@ -23,6 +26,7 @@ from torch.nn import functional as F
 
 from synclr_cli import draws
 from synclr_cli.config import TrainConfig
+from synclr_cli.learning import runtime
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import masks, timetable
 from synclr_cli.train.batches import Batch
@@ -133,58 +137,95 @@ def random_batch(config: TrainConfig, patches: int) -> Batch:
     )
 
 
+VARIANTS = {
+    "ours, bfloat16": (torch.bfloat16, None),
+    "plain, bfloat16, explicit attention": (torch.bfloat16, False),
+    "plain, bfloat16, timm's default attention": (torch.bfloat16, True),
+    "plain, float32": (None, True),
+}
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mkldnn_convolution", "convolution_backward")
+
+
+def work(name: str, config: TrainConfig, pipe: Connection) -> None:
+    """Do a step each time it is asked for, and say what it took."""
+    amp, fused = VARIANTS[name]
+    if fused is None:
+        runtime.keep_freed_memory()  # as every `synclr train` does
+    learner = Learner(config, Runtime(torch.device("cpu"), amp))
+    batch, now = random_batch(config, learner.patches), timetable.at(1000, config)
+    if fused is None:
+
+        def step() -> float:
+            return learner.update(batch, now).losses.total.item()
+
+    else:
+        plain = Plain(learner, amp, fused=fused)
+        del learner
+
+        def step() -> float:
+            return plain(batch)
+
+    while (asked := pipe.recv()) != "end":
+        if asked == "profile":
+            with torch.profiler.profile() as profile:
+                step()
+            rows = {r.key: r.self_cpu_time_total for r in profile.key_averages()}
+            products = sum(rows.get(f"aten::{product}", 0) for product in PRODUCTS)
+            pipe.send(products / sum(rows.values()))
+            continue
+        start, start_cpu = time.perf_counter(), time.process_time()
+        loss = step()
+        pipe.send((loss, time.perf_counter() - start, time.process_time() - start_cpu))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", default="vit_small_patch16_224")
     parser.add_argument("--captions", type=int, default=4)
     parser.add_argument("--prototypes", type=int, default=8192)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--micro-batch", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     config = TrainConfig(
         arch=given.arch,
         captions_per_batch=given.captions,
         prototypes=given.prototypes,
-        micro_batch=given.micro_batch,
         drop_path=0.0,
     )
-    cpu = torch.device("cpu")
-    ours = Learner(config, Runtime(cpu, torch.bfloat16))
-    batch, now = random_batch(config, ours.patches), timetable.at(1000, config)
-    plain = {
-        "plain, bfloat16, explicit attention": Plain(ours, torch.bfloat16, fused=False),
-        "plain, bfloat16, timm's default attention": Plain(ours, torch.bfloat16, fused=True),
-        "plain, float32": Plain(ours, None, fused=True),
-    }
-    steps: dict[str, Callable[[], float]] = {
-        "ours, bfloat16": lambda: ours.update(batch, now).losses.total.item(),
-        **{name: (lambda step=step: step(batch)) for name, step in plain.items()},
-    }
-    losses, wall, cpu_s = {}, {}, {}
-    for round_ in range(given.rounds + 1):  # the first warms up
-        for name, step in steps.items():
-            start, start_cpu = time.perf_counter(), time.process_time()
-            loss = step()
-            taken = (time.perf_counter() - start, time.process_time() - start_cpu)
-            if round_ == 0:
-                losses[name] = loss
-            else:
-                wall[name] = min(wall.get(name, np.inf), taken[0])
-                cpu_s[name] = min(cpu_s.get(name, np.inf), taken[1])
+    context, pipes = multiprocessing.get_context("spawn"), {}
+    for name in VARIANTS:
+        pipes[name], theirs = context.Pipe()
+        context.Process(target=work, args=(name, config, theirs), daemon=True).start()
+    losses, wall, cpu_s, share = {}, {}, {}, {}
+    for round_ in range(given.rounds + 2):  # two to warm up
+        for name, pipe in pipes.items():
+            pipe.send("step")
+            loss, taken, taken_cpu = pipe.recv()
+            losses.setdefault(name, loss)
+            if round_ > 1:
+                wall.setdefault(name, []).append(taken)
+                cpu_s.setdefault(name, []).append(taken_cpu)
+    for name, pipe in pipes.items():
+        pipe.send("profile")
+        share[name] = pipe.recv()
+        pipe.send("end")
     images = config.captions_per_batch * config.views
-    for name in steps:
+    ours_wall, ours_cpu = (np.median(x["ours, bfloat16"]) for x in (wall, cpu_s))
+    for name in VARIANTS:
+        median, median_cpu = np.median(wall[name]), np.median(cpu_s[name])
         print(
             json.dumps(
                 {
                     "step": name,
-                    "images_per_s": round(images / wall[name], 2),
-                    "ours_is_faster_by": round(wall[name] / wall["ours, bfloat16"], 2),
-                    "cpu_ms_per_image": round(1000 * cpu_s[name] / images, 1),
-                    "ours_is_cheaper_by": round(cpu_s[name] / cpu_s["ours, bfloat16"], 2),
+                    "images_per_s": round(images / median, 2),
+                    "ours_is_faster_by": round(median / ours_wall, 2),
+                    "cpu_ms_per_image": round(1000 * median_cpu / images, 1),
+                    "ours_is_cheaper_by": round(median_cpu / ours_cpu, 2),
+                    "matrix_products": round(share[name], 2),
                     "first_loss": round(losses[name], 3),
                     "threads": torch.get_num_threads(),
                 }
-            )
+            ),
+            flush=True,
         )
 
 

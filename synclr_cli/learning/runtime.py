@@ -7,9 +7,11 @@ The only module that imports `torch.distributed`.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -144,6 +146,8 @@ def started(precision: str) -> Iterator[Runtime]:
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
+    else:
+        keep_freed_memory()
     if world > 1:
         try:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -154,6 +158,23 @@ def started(precision: str) -> Iterator[Runtime]:
     finally:
         if world > 1:
             dist.destroy_process_group()
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep what tensors free for the next ones; elsewhere nothing happens.
+
+    By default it gives large blocks back to the system at once, and each new tensor is made of
+    pages that are cleared one by one: up to a tenth of a training step on a CPU.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is None:  # another C library
+        return
+    trim_threshold, mmap_threshold = -1, -3  # names of options in malloc.h
+    set_option(trim_threshold, 2**31 - 1)
+    if not set_option(mmap_threshold, 1 << 30):
+        set_option(mmap_threshold, 1 << 25)  # the most that glibc takes before 2.35
 
 
 def amp_dtype(precision: str, device: torch.device) -> torch.dtype | None:

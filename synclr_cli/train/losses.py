@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from synclr_cli.learning.runtime import Runtime
 
 LOGITS = 1 << 24  # similarities held at once; rows are worked on in blocks of at most these
+CACHED = 1 << 19  # of those, what a CPU works on at a time: 2 MB of float32
+FEWEST_ROWS = 16  # fewer make slow products
 
 
 def contrast(
@@ -96,27 +98,36 @@ class Scores:
         """Take tokens [M, K] and prototypes [P, K]; `dtype` is what they are multiplied in."""
         self._tokens = tokens if dtype is None else tokens.to(dtype)
         self._prototypes = prototypes if dtype is None else prototypes.to(dtype)
-        self._size = max(1, LOGITS // len(prototypes))
-        whole = len(tokens) <= self._size
-        self._kept = self._multiply(slice(None)) if whole else None
+        self._most = max(1, LOGITS // len(prototypes))  # rows held at once
+        whole = len(tokens) <= self._most
+        self._kept = self._tokens @ self._prototypes.T if whole else None  # [M, P]
+        self.dtype = torch.promote_types(self._prototypes.dtype, torch.float32)
+
+    def groups(self) -> list[list[slice]]:
+        """Return the rows of each block, those that may be held at once together."""
+        size = self._most
+        if self._tokens.device.type == "cpu":
+            size = min(size, max(FEWEST_ROWS, CACHED // len(self._prototypes)))
+        rows = range(0, len(self._tokens), self._most)
+        ends = [min(i + self._most, len(self._tokens)) for i in rows]
+        return [
+            [slice(j, min(j + size, end)) for j in range(i, end, size)]
+            for i, end in zip(rows, ends, strict=True)
+        ]
 
     def blocks(self) -> list[slice]:
         """Return the rows of each block; there may be none."""
-        rows = len(self._tokens)
-        return [slice(i, i + self._size) for i in range(0, rows, self._size)]
+        return [block for group in self.groups() for block in group]
 
     def __getitem__(self, block: slice) -> Tensor:
-        """Return the scores of a block, [rows, P], in float32 or better."""
-        return self._multiply(block) if self._kept is None else self._kept[block]
-
-    def _multiply(self, block: slice) -> Tensor:
-        scores = self._tokens[block] @ self._prototypes.T  # [rows, P]
-        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+        """Return a copy of the scores of a block, [rows, P], in float32 or better."""
+        if self._kept is None:
+            return (self._tokens[block] @ self._prototypes.T).to(self.dtype)  # [rows, P]
+        return self._kept[block].to(self.dtype, copy=True)
 
     def per_prototype(self) -> Tensor:
         """Return zeros, [P]."""
-        dtype = torch.promote_types(self._prototypes.dtype, torch.float32)
-        return torch.zeros(len(self._prototypes), dtype=dtype, device=self._prototypes.device)
+        return torch.zeros(len(self._prototypes), dtype=self.dtype, device=self._prototypes.device)
 
 
 class Sinkhorn:
@@ -137,7 +148,7 @@ class Sinkhorn:
         highest = runtime.gather(highest[None]).amax(0) / temperature  # [P]
         total = scores.per_prototype()
         for block in scores.blocks():
-            total += torch.exp(scores[block] / temperature - highest).sum(0)
+            total += scores[block].div_(temperature).sub_(highest).exp_().sum(0)
         self._log_prototypes = highest + runtime.sum(total).log()  # [P]
         self._prototypes = torch.ones_like(total)  # [P], what the iterations add
         for _ in range(iterations - 1):
@@ -156,7 +167,8 @@ class Sinkhorn:
         return counts
 
     def _matrix(self, block: slice) -> Tensor:
-        logits = self._scores[block] / self._temperature - self._log_prototypes  # [rows, P]
+        logits = self._scores[block].div_(self._temperature)  # [rows, P]
+        logits.sub_(self._log_prototypes)
         return logits.sub_(logits.amax(1, keepdim=True)).exp_()
 
     def __getitem__(self, block: slice) -> Tensor:
@@ -195,13 +207,18 @@ class _PatchLoss(torch.autograd.Function):
         scores = Scores(tokens, prototypes, dtype)
         loss = scores.per_prototype().sum()
         of_tokens, of_prototypes = torch.zeros_like(tokens), torch.zeros_like(prototypes)
-        for block in scores.blocks():
-            z, target = scores[block] / temperature, targets[block]  # [rows, P]
-            log_sum = z.logsumexp(1, keepdim=True)  # [rows, 1]
-            loss += log_sum.sum() - torch.dot(target.view(-1), z.view(-1))
-            of_scores = z.sub_(log_sum).exp_().sub_(target).to(dtype or z.dtype)  # [rows, P]
-            of_tokens[block] = (of_scores @ prototypes.to(of_scores.dtype)).to(tokens.dtype)
-            of_prototypes += (of_scores.T @ tokens[block].to(of_scores.dtype)).to(of_prototypes)
+        for group in scores.groups():
+            rows = slice(group[0].start, group[-1].stop)
+            shape = (rows.stop - rows.start, len(prototypes))
+            of_scores = prototypes.new_empty(shape, dtype=dtype or scores.dtype)  # [rows, P]
+            for block in group:
+                z, target = scores[block].div_(temperature), targets[block]  # [block, P]
+                log_sum = z.logsumexp(1, keepdim=True)  # [block, 1]
+                loss += log_sum.sum() - torch.dot(target.view(-1), z.view(-1))
+                place = slice(block.start - rows.start, block.stop - rows.start)
+                of_scores[place] = z.sub_(log_sum).exp_().sub_(target)
+            of_tokens[rows] = (of_scores @ prototypes.to(of_scores.dtype)).to(tokens.dtype)
+            of_prototypes += (of_scores.T @ tokens[rows].to(of_scores.dtype)).to(of_prototypes)
         ctx.save_for_backward(of_tokens / temperature, of_prototypes / temperature)
         return loss
 
