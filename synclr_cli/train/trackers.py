@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
@@ -62,14 +63,21 @@ class Wandb:
 
     def __init__(self, out: Path, header: Header, done: int):
         del done
-        self._run = _load("wandb").init(
-            project=PROJECT,
-            name=out.resolve().name,
-            id=_id(out, header),
-            dir=str(out),
-            config=dict(header.config),
-            resume="allow",
-        )
+        wandb = _load("wandb")
+        try:
+            self._run = wandb.init(
+                project=PROJECT,
+                name=out.resolve().name,
+                id=_id(out, header),
+                dir=str(out),
+                config=dict(header.config),
+                resume="allow",
+            )
+        except wandb.Error as e:
+            raise EngineError(
+                f"train.trackers: wandb does not start ({e})",
+                do="run wandb login, or set WANDB_MODE=offline",
+            ) from e
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """Add the numbers as one row."""
@@ -128,15 +136,21 @@ def open_trackers(
         done: updates before the block.
 
     Raises:
-        EngineError: a library is not installed.
+        EngineError: a library is not installed, or does not start.
     """
+    opened: list[Tracker] = []
     with ExitStack() as stack:
-        opened: list[Tracker] = []
         for name in names if rt.is_main else ():
-            tracker: Tracker = KINDS[name](out, header, done)
-            stack.callback(tracker.close)
+            with redirect_stdout(sys.stderr):  # where libraries' greetings do not belong
+                tracker: Tracker = KINDS[name](out, header, done)
+            stack.callback(_close, tracker)
             opened.append(tracker)
         yield Trackers(opened)
+
+
+def _close(tracker: Tracker) -> None:
+    with redirect_stdout(sys.stderr):
+        tracker.close()
 
 
 def require(names: tuple[str, ...]) -> None:
