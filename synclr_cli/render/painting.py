@@ -1,6 +1,7 @@
 """Rows to paint -> encoded rows: seeds, resizing, encoding, and who does it meanwhile.
 
-    rows -> batches of `engine.batch_size` -> engine.paint -> resize -> JPEG | WebP | PNG -> records
+    rows -> batches of `engine.batch_size` -> engine.paint (-> score) -> resize -> JPEG | WebP | PNG
+    -> records
 
 A model paints in this process, one batch after the other, while threads encode the batches before.
 A `parallel` engine (small, no device) is built once in each of several processes instead. Either
@@ -14,7 +15,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from synclr_cli.config import RenderConfig
 from synclr_cli.engines import ImageEngine, Painting
 from synclr_cli.errors import EngineError
 from synclr_cli.render import quality
+from synclr_cli.render.scoring import Scorer
 
 WORTH_PROCESSES = 256  # pictures; below, starting processes takes longer than painting
 
@@ -56,30 +58,45 @@ class Painter:
     def __init__(self, engine: ImageEngine, config: RenderConfig, pool: Executor):
         self._engine, self._config, self._pool = engine, config, pool
         self._remote = isinstance(pool, ProcessPoolExecutor)
+        self._score = Scorer(config.score_model) if config.score_model else None
 
-    def submit(self, rows: list[Row]) -> list[Future[list[dict[str, Any]]]]:
-        """Paint the rows of one part."""
+    def submit(
+        self, rows: list[Row], painted: Callable[[int], None] = lambda _: None
+    ) -> list[Future[list[dict[str, Any]]]]:
+        """Paint the rows of one part; `painted` hears of each batch how many it was."""
         size = self._config.engine.batch_size
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-        if self._remote:
-            return [self._pool.submit(_paint_there, batch) for batch in batches]
-        return [
-            self._pool.submit(encode, _paint(self._engine, batch), batch, self._config)
-            for batch in batches
-        ]
+        if not self._remote:
+            return [self._paint_here(batch, painted) for batch in batches]
+        there = [self._pool.submit(_paint_there, batch) for batch in batches]
+        for future, batch in zip(there, batches, strict=True):
+            future.add_done_callback(lambda _, batch=batch: painted(len(batch)))
+        return there
+
+    def _paint_here(
+        self, batch: list[Row], painted: Callable[[int], None]
+    ) -> Future[list[dict[str, Any]]]:
+        paintings = _paint(self._engine, batch)
+        scores = None
+        if self._score:
+            scores = self._score([p.pixels for p in paintings], [r.caption for r in batch])
+        painted(len(batch))
+        return self._pool.submit(encode, paintings, batch, self._config, scores)
 
 
 @contextmanager
 def painter(engine: ImageEngine, config: RenderConfig, pictures: int) -> Iterator[Painter]:
     """Give a painter for about so many pictures; its helpers end with the block."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    several = (cores or 1) > 1 and pictures >= WORTH_PROCESSES
     pool: Executor
-    if getattr(engine, "parallel", False) and pictures >= WORTH_PROCESSES and (cores or 1) > 1:
+    # A model that scores stays in this process, so the engine does.
+    if getattr(engine, "parallel", False) and several and not config.score_model:
         pool = ProcessPoolExecutor(
             cores, multiprocessing.get_context("spawn"), _begin_process, (config,)
         )
     else:
-        pool = ThreadPoolExecutor(min(cores or 1, 8))
+        pool = ThreadPoolExecutor(min(cores or 1, 8), "encoder")
     try:
         yield Painter(engine, config, pool)
     except BrokenProcessPool as e:
@@ -121,7 +138,10 @@ def _paint(engine: ImageEngine, batch: list[Row]) -> list[Painting]:
 
 
 def encode(
-    paintings: list[Painting], batch: list[Row], config: RenderConfig
+    paintings: list[Painting],
+    batch: list[Row],
+    config: RenderConfig,
+    scores: Sequence[float] | None = None,
 ) -> list[dict[str, Any]]:
     """Return a batch's records: the images/1 columns, and what the gate wants to know.
 
@@ -129,7 +149,8 @@ def encode(
     rejected alone, `fingerprint` tells near-duplicates.
     """
     records = []
-    for row, painting in zip(batch, paintings, strict=True):
+    given = scores or [None] * len(batch)
+    for row, painting, score in zip(batch, paintings, given, strict=True):
         picture = Image.fromarray(painting.pixels)
         size = stored_size(picture.size, config.stored_size)
         if picture.size != size:
@@ -149,7 +170,7 @@ def encode(
                 "height": size[1],
                 "seed": row.seed,
                 "mask": mask,
-                "score": None,
+                "score": score,
                 "flaw": painting.flaw or quality.flaw(painting.pixels, config),
                 "fingerprint": quality.fingerprint(encoded),
             }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 from synclr_cli import artifacts
@@ -26,6 +25,7 @@ from synclr_cli.config import RenderConfig
 from synclr_cli.errors import UsageError
 from synclr_cli.render import quality
 from synclr_cli.render.painting import Row, mask_png, view_seed
+from synclr_cli.render.source import Source
 
 LARGEST_CLASS = 254  # mask ids: 0 is background, 255 is left for "ignore"
 _COLUMNS = tuple(artifacts.COLUMNS["images"])
@@ -35,14 +35,13 @@ _COLUMNS = tuple(artifacts.COLUMNS["images"])
 class Plan:
     """The whole set: every caption in its part, every concept with its mask id."""
 
-    captions: pa.Table  # caption_id, caption, concept; sorted by id
+    captions: Source
     config: RenderConfig
 
     @cached_property
     def classes(self) -> list[str]:
         """Return the concept behind each mask id, from id 1 on; one class if there are too many."""
-        names = sorted(pc.unique(self.captions["concept"]).to_pylist())
-        return names if len(names) <= LARGEST_CLASS else ["object"]
+        return self.captions.concepts or ["object"]
 
     @cached_property
     def class_ids(self) -> dict[str, int]:
@@ -52,18 +51,18 @@ class Plan:
     @property
     def parts(self) -> int:
         """Return how many parts the set has."""
-        return -(-self.captions.num_rows // self.config.captions_per_part)
+        return -(-self.captions.count // self.config.captions_per_part)
 
     def captions_of(self, index: int) -> list[dict[str, Any]]:
         """Return the captions of part `index`."""
         size = self.config.captions_per_part
-        return self.captions.slice(index * size, size).to_pylist()
+        return self.captions.rows(index * size, (index + 1) * size)
 
-    def mark(self, index: int) -> str:
-        """Return what a part says that holds exactly what it should."""
+    def mark(self, captions: Sequence[Mapping[str, Any]]) -> str:
+        """Return what a part of these captions says if it holds exactly what it should."""
         holds = [
             (c["caption_id"], c["caption"], c["concept"], self.class_ids.get(c["concept"], 1))
-            for c in self.captions_of(index)
+            for c in captions
         ]
         text = json.dumps([self.config.views, holds])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -86,7 +85,9 @@ class Part:
     views: dict[int, quality.CaptionViews] = field(default_factory=dict)  # by caption id
 
     def __post_init__(self) -> None:
-        self._captions = {c["caption_id"]: c for c in self.plan.captions_of(self.index)}
+        captions = self.plan.captions_of(self.index)
+        self.mark = self.plan.mark(captions)
+        self._captions = {c["caption_id"]: c for c in captions}
         self.views = {i: quality.CaptionViews(i, self.plan.config.views) for i in self._captions}
 
     def require_own_captions(self, path: Path) -> None:
@@ -95,7 +96,7 @@ class Part:
         Raises:
             UsageError: it holds pictures of a caption that is not in this part now.
         """
-        table = pq.read_table(path, columns=["caption_id", "caption", "concept"])
+        table = artifacts.table(path, ["caption_id", "caption", "concept"])
         for record in table.group_by(table.column_names).aggregate([]).to_pylist():
             if record != self._captions.get(record["caption_id"]):
                 raise UsageError(
@@ -104,8 +105,8 @@ class Part:
                     "it; else add --overwrite to make it anew, or --out for another place",
                 )
 
-    def keep(self, path: Path) -> None:
-        """Take over the pictures of an earlier, smaller version of this part."""
+    def keep(self, path: Path) -> int:
+        """Take over the pictures of an earlier, smaller version of this part; return how many."""
         file, header = artifacts.open_parquet(path, "images")
         for record in file.read().to_pylist():
             if record["mask"] is not None:
@@ -116,6 +117,7 @@ class Part:
             views = self.views[entry["caption_id"]]
             if entry["view"] in views.kept:  # else it is painted, and rejected, again
                 views.rejected.append(entry)
+        return sum(len(views.kept) for views in self.views.values())
 
     def _with_class_id(self, record: dict[str, Any]) -> dict[str, Any]:
         mask = np.asarray(Image.open(io.BytesIO(record["mask"]["bytes"])))
@@ -148,7 +150,7 @@ class Part:
         """Return the part's rows; captions with too few views are left out."""
         least = self.plan.config.least_views or self.plan.config.views
         records = [
-            {column: views.kept[view][column] for column in _COLUMNS}
+            {column: views.kept[view].get(column) for column in _COLUMNS}
             for views in self.views.values()
             if len(views.kept) >= least
             for view in sorted(views.kept)
@@ -159,7 +161,7 @@ class Part:
         """Return what the part's header says beside the settings."""
         least = self.plan.config.least_views or self.plan.config.views
         return {
-            "mark": self.plan.mark(self.index),
+            "mark": self.mark,
             "rejected": sorted(
                 (r for v in self.views.values() for r in v.rejected),
                 key=lambda r: (r["caption_id"], r["view"]),

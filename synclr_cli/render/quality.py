@@ -1,6 +1,6 @@
 """The gate: which views are kept, and why the others are not.
 
-    a view -> flaws of its own (not finite, black, blank, low entropy)
+    a view -> flaws of its own (not finite, unsafe, black, blank, low entropy, low score)
     the views of a caption, in order -> near-duplicates of an earlier one
 
 A view is judged by itself and by the views before it, so that neither batches, nor a resume, nor
@@ -12,9 +12,9 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
+import imagehash
 import numpy as np
 from PIL import Image
 
@@ -46,25 +46,19 @@ def entropy(pixels: np.ndarray) -> float:
 
 
 def fingerprint(picture: bytes) -> int:
-    """Return a stored picture's 64-bit perceptual hash.
+    """Return a stored picture's 64-bit perceptual hash, as ImageHash's `phash` defines it.
 
-    The signs of the 8 x 8 lowest frequencies of the cosine transform of its 32 x 32 reduction,
-    each against their median. Taken from the stored bytes, so that it is the same later.
+    Taken from the stored bytes, so that it is the same later.
     """
     image = Image.open(io.BytesIO(picture))
     image.draft("L", (64, 64))  # a JPEG is then decoded at a fraction of its size
-    grey = image.convert("L").resize((32, 32), Image.Resampling.BOX)
-    waves = _waves()
-    low = waves @ np.asarray(grey, np.float64) @ waves.T  # [8, 8]
-    bits = (low > np.median(low)).ravel()
+    bits = imagehash.phash(image).hash.ravel()
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-@cache
-def _waves() -> np.ndarray:
-    """Return the cosine transform's first 8 rows over 32 samples, [8, 32], without the mean."""
-    k, n = np.arange(1, 9)[:, None], np.arange(32)[None]
-    return np.cos(np.pi * k * (2 * n + 1) / 64)
+def low_score(score: float | None, config: RenderConfig) -> str:
+    """Return what is wrong with a score of picture against caption, or ""."""
+    return f"low score of {score:.3f}" if score is not None and score < config.least_score else ""
 
 
 @dataclass
@@ -89,7 +83,8 @@ class CaptionViews:
             record = self.waiting.pop(view, None)
             if record is None:
                 return view, self.attempts
-            reason = record["flaw"] or self._duplicate(record, config)
+            reason = record["flaw"] or low_score(record["score"], config)
+            reason = reason or self._duplicate(record, config)
             if not reason:
                 self.kept[view] = record
                 self._next()

@@ -72,7 +72,7 @@ def test_lanes_change_nothing_beyond_floating_point(tiny_pipeline, three_threads
 
 
 def test_an_error_in_one_lane_stops_the_others_and_is_raised(tiny_pipeline, three_threads):
-    engine = engine_for(tiny_pipeline, batch_size=16, steps=1000)
+    engine = engine_for(tiny_pipeline, batch_size=16, steps=500)
     calls = []
 
     def break_third_call(_module, _inputs):
@@ -83,7 +83,7 @@ def test_an_error_in_one_lane_stops_the_others_and_is_raised(tiny_pipeline, thre
     engine._pipe.unet.register_forward_pre_hook(break_third_call)
     with pytest.raises(ValueError, match="broken"):
         engine.paint(CAPTIONS, CAPTIONS, SEEDS)
-    assert len(calls) < 300  # of 3000
+    assert len(calls) < 300  # of 1500
 
 
 def test_it_keeps_the_promises_of_an_engine(tiny_pipeline):
@@ -112,6 +112,13 @@ def test_an_unknown_scheduler_or_option_names_the_nearest(tiny_pipeline):
         engine_for(tiny_pipeline, scheduler="dim")
     with pytest.raises(UsageError, match=r"options.*Did you mean render\.engine\.compile\?"):
         engine_for(tiny_pipeline, options={"compiled": True})
+
+
+@pytest.mark.parametrize(("scheduler", "steps"), [("ddim", 1000), ("lcm", 80), ("own", 1000)])
+def test_more_steps_than_the_scheduler_has_are_one_line(tiny_pipeline, scheduler, steps):
+    with pytest.raises(UsageError, match=rf"render\.engine\.steps.*{steps}") as caught:
+        engine_for(tiny_pipeline, scheduler=scheduler, steps=steps)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_that_is_no_pipeline_is_one_line(tmp_path):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from itertools import pairwise
 from typing import Any
 
@@ -88,8 +88,11 @@ class DiffusersEngine:
                     strict=True,
                 )
             ]  # fmt: skip
+            finished, _ = wait(running, return_when=FIRST_EXCEPTION)
+            for lane in finished:
+                lane.result()  # raises what the lane raised
             return [painting for lane in running for painting in lane.result()]
-        except BaseException:
+        except BaseException:  # Ctrl-C too
             for lane in lanes:
                 lane._interrupt = True  # the pipelines' own way out between two steps
             raise

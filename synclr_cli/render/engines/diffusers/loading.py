@@ -59,6 +59,7 @@ def load(engine: str, target: str, config: RenderEngineConfig) -> Loaded:
     dtype = _dtype(config.dtype, device)
     pipe = _read(engine, folder, dtype, config)
     _set_scheduler(engine, pipe, config.scheduler)
+    _require_steps(pipe.scheduler, config.steps)
     _place(pipe, device, config)
     number = str(dtype).removeprefix("torch.")
     return Loaded(pipe, device, f"diffusers {diffusers.__version__}, {_digest(folder)}, {number}")
@@ -173,6 +174,26 @@ def _set_scheduler(engine: str, pipe: Any, name: str) -> None:
         )
     kind, settings = SCHEDULERS[name]
     pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **settings)
+
+
+def _require_steps(scheduler: Any, steps: int) -> None:
+    """Refuse more steps than a scheduler can take.
+
+    Raises:
+        UsageError: says how many it was trained with.
+    """
+    kind, trained = type(scheduler).__name__, scheduler.config.get("num_train_timesteps", 1000)
+    if "FlowMatch" in kind:  # its noise levels are no whole numbers: any count fits
+        return
+    try:
+        scheduler.set_timesteps(steps)
+        fits = float(scheduler.timesteps.max()) < trained
+    except ValueError as e:
+        raise UsageError(f"render.engine.steps: {kind}: {_first_line(e)}") from e
+    if not fits:
+        raise UsageError(
+            f"render.engine.steps for {kind}", got=steps, expected=f"fewer than {trained}"
+        )
 
 
 def _place(pipe: Any, device: torch.device, config: RenderEngineConfig) -> None:

@@ -1,0 +1,57 @@
+"""How well a picture fits its caption, by any CLIP-like model of transformers.
+
+pictures [B, H, W, 3] and captions -> the model's two embeddings -> cosine of each pair [B]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from synclr_cli.errors import EngineError
+
+
+class Scorer:
+    """Scores pictures against captions with the model in a folder or on the hub.
+
+    Raises:
+        EngineError: no such model, or one that does not embed both pictures and text.
+    """
+
+    def __init__(self, name: str):
+        self._name = f"render.score_model {name}"
+        try:
+            self._model = transformers.AutoModel.from_pretrained(name).eval()
+            self._processor: Any = transformers.AutoProcessor.from_pretrained(name)
+        except (OSError, ValueError, KeyError, ImportError) as e:
+            first = str(e).strip().split("\n", 1)[0][:200]
+            raise EngineError(f"{self._name} cannot be loaded ({first})") from e
+        text = getattr(self._model.config, "text_config", None)
+        if text is None or not hasattr(self._model.config, "vision_config"):
+            raise EngineError(
+                f"{self._name}: {type(self._model).__name__} does not compare pictures with text",
+                do="take a CLIP or SigLIP model",
+            )
+        self._longest = getattr(text, "max_position_embeddings", 77)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model.to(self._device)
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> list[float]:
+        """Return the cosine similarity of each picture [H, W, 3] uint8 with its caption."""
+        texts = list(dict.fromkeys(captions))
+        inputs = self._processor(
+            text=texts, images=list(pictures), return_tensors="pt", truncation=True,
+            padding="max_length", max_length=self._longest,
+        )  # fmt: skip
+        found = self._model(**inputs.to(self._device))
+        seen, read = (
+            torch.nn.functional.normalize(e.float(), dim=-1)  # [B, D], [texts, D]
+            for e in (found.image_embeds, found.text_embeds)
+        )
+        pairs = [texts.index(c) for c in captions]
+        return (seen * read[pairs]).sum(-1).tolist()
