@@ -49,7 +49,15 @@ class Row:
     data: str  # below WORK
     sets: str
     backbones: tuple[str, ...]
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0,)  # of the judge and the random weights; pixels need one
+
+    def cells(self) -> list[tuple[str, int]]:
+        """Return the backbone and seed of every cell."""
+        return [
+            (backbone, seed)
+            for backbone in self.backbones
+            for seed in (self.seeds[:1] if backbone.startswith("pixels:") else self.seeds)
+        ]
 
 
 ROWS = (
@@ -92,10 +100,9 @@ def main() -> None:
     for row in ROWS:
         if options.only and row.name not in options.only:
             continue
-        for seed in row.seeds:
-            for backbone in row.backbones:
-                if not where(options.work, row, backbone, seed).is_file():
-                    synclr(arguments(row, backbone, seed), options.work)
+        for backbone, seed in sorted(row.cells(), key=lambda cell: cell[1]):
+            if not where(options.work, row, backbone, seed).is_file():
+                synclr(arguments(row, backbone, seed), options.work)
 
 
 def link(data: Path, work: Path) -> None:
@@ -144,20 +151,18 @@ def table(work: Path) -> str:
     ]
     commands = []
     for row in ROWS:
-        for backbone in row.backbones:
-            reports = {
-                seed: json.loads(path.read_text())
-                for seed in row.seeds
-                if (path := where(work, row, backbone, seed)).is_file()
-            }
-            for seed, report in reports.items():
-                low, high = report["interval"]
-                floor = report.get("mean_iou_floor", report.get("most_frequent_class", 10.0))
-                minutes = f"{report['seconds'] / 60:.1f}" if "seconds" in report else ""
-                lines.append(
-                    f"| {row.what} | {report['metric']} | {backbone} | {report['n']} | {seed} |"
-                    f" {report['value']:.1f} [{low:.1f}, {high:.1f}] | {floor:.1f} | {minutes} |"
-                )
+        for backbone, seed in row.cells():
+            path = where(work, row, backbone, seed)
+            if not path.is_file():
+                continue
+            report = json.loads(path.read_text())
+            low, high = report["interval"]
+            floor = report.get("mean_iou_floor", report.get("most_frequent_class", 10.0))
+            lines.append(
+                f"| {row.what} | {report['metric']} | {backbone} | {report['n']} | {seed} |"
+                f" {report['value']:.1f} [{low:.1f}, {high:.1f}] | {floor:.1f} |"
+                f" {report['seconds'] / 60:.1f} |"
+            )
         commands.append("synclr " + shlex.join(arguments(row, row.backbones[0], 0)))
     return "\n".join([*lines, "", *commands])
 

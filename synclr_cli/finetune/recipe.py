@@ -6,10 +6,12 @@ Shapes: B pictures of a batch, S pixels, K classes, n pictures of a split.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from timm.data import create_transform
 from timm.models import VisionTransformer
 from torch import Tensor, nn
@@ -55,7 +57,7 @@ def train_view(config: FinetuneConfig, backbone: Backbone) -> Callable[..., Tens
         UsageError: timm does not know the auto-augment policy.
     """
     try:
-        return create_transform(
+        view = create_transform(
             backbone.image_size,
             is_training=True,
             scale=config.crop_scale,
@@ -72,6 +74,22 @@ def train_view(config: FinetuneConfig, backbone: Backbone) -> Callable[..., Tens
             f"finetune.augment ({e})", got=repr(config.augment),
             expected='a policy of timm such as "rand-m9-mstd0.5-inc1", or ""',
         ) from e  # fmt: skip
+    for part in view.transforms:
+        drawn_from = [*getattr(part, "ops", ()), *itertools.chain(*getattr(part, "policy", ()))]
+        for operation in drawn_from:
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = posterize
+    return view
+
+
+def posterize(picture: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Keep the highest bits of each channel; with none the picture is black.
+
+    timm asks Pillow for 0 bits at its highest magnitude, which newer Pillows refuse.
+    """
+    if bits >= 8:
+        return picture
+    return ImageOps.posterize(picture, bits) if bits else Image.new("RGB", picture.size)
 
 
 def train_item(

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +26,22 @@ from torch import Tensor, nn
 
 from synclr_cli import console, draws
 from synclr_cli.config import FinetuneConfig
-from synclr_cli.errors import DivergedError, UsageError
+from synclr_cli.errors import UsageError
 from synclr_cli.finetune import recipe
 from synclr_cli.finetune.mixing import Mixing
 from synclr_cli.learning import (
     backbone as backbones,
     checkpoint,
+    confusions,
+    fitting,
     labelled,
-    loading,
     metrics,
     optim,
     reports,
     runtime,
 )
 from synclr_cli.learning.backbone import Backbone
+from synclr_cli.learning.fitting import Best
 from synclr_cli.learning.labelled import Labelled
 from synclr_cli.learning.run_folder import RunFolder
 
@@ -89,14 +89,14 @@ def run(
             runtime.StopFlag(config.stop_after_minutes) as stop,
             console.progress("finetune", steps, done=start, unit="step") as meter,
         ):
-            batches = _batches(config, pictures, view, rt, start, steps)
+            make = functools.partial(recipe.train_item, pictures.splits["train"], view, config.seed)
+            batches = fitting.batches(config, pictures, make, rt, start=start, steps=steps)
             for step, (images, labels) in enumerate(batches, start):
                 lr = recipe.learning_rate(config, step, steps_per_epoch)
                 optim.set_learning_rate(now.optimizer.param_groups, lr)
                 images, targets = mixing(images.to(rt.device), labels.to(rt.device), step, rt.rank)
-                runtime.seed_everything(
-                    draws.seed("finetune.drop path", config.seed, step, rt.rank)
-                )  # drop path
+                drawn = draws.seed("finetune.drop path", config.seed, step, rt.rank)
+                runtime.seed_everything(drawn)
                 now.model.train()
                 now.optimizer.zero_grad(set_to_none=True)
                 value, piece = 0.0, config.micro_batch or len(images)
@@ -105,10 +105,7 @@ def run(
                         loss = loss_of(trained(some), wanted) * (len(some) / len(images))
                     loss.backward()
                     value += loss.item()
-                if not math.isfinite(value):
-                    raise DivergedError(
-                        f"the loss of step {step} is {value}", do="lower finetune.base_lr"
-                    )
+                fitting.require_finite(value, step, "lower finetune.base_lr")
                 now.optimizer.step()
                 now.average.update(now.model, step + 1 if config.weight_ema_warmup else None)
                 now.losses.append(value)
@@ -120,26 +117,14 @@ def run(
                     now.look(epoch, grade("val", now.weights()))
                     folder.log({"step": step + 1, "epoch": epoch, "lr": lr, **now.summary()})
                     now.losses.clear()
-                stopping = rt.any(stop.requested)
-                if stopping or not inside:
-                    folder.save(step + 1, now.tensors(), now.state())
-                if stopping and rt.any(stop.signalled):
-                    raise KeyboardInterrupt
-                if stopping and step + 1 < steps:
-                    console.note(f"stopped after {step + 1} of {steps} steps; run it again")
-                    return folder.unfinished(step + 1, steps)
+                paused = fitting.pause(
+                    folder, stop, now, done=step + 1, steps=steps, due=not inside
+                )
+                if paused is not None:
+                    return paused
 
         # Write: the test split, for the last weights and the selected ones.
         return _conclude(config, now, grade, folder, pictures, opened)
-
-
-@dataclass
-class _Best:
-    """The moment one kind of weights was best on the validation split."""
-
-    epoch: int = 0
-    top1: float = -1.0
-    weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 class _Moment:
@@ -154,7 +139,7 @@ class _Moment:
             model, decay=config.layer_decay, weight_decay=config.weight_decay
         )
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2))
-        self.best = {PLAIN: _Best(), AVERAGED: _Best()}
+        self.best = {PLAIN: Best(), AVERAGED: Best()}
         self.last = {PLAIN: 0.0, AVERAGED: 0.0}  # top-1 on the validation split
         self.losses: list[float] = []  # of this epoch
 
@@ -163,12 +148,10 @@ class _Moment:
         return {PLAIN: self.model, AVERAGED: self.average.module}
 
     def look(self, epoch: int, counts: Mapping[str, Any]) -> None:
-        """Take in the validation split's confusion matrices; of equals the later moment is best."""
+        """Take in the validation split's confusion matrices."""
         for kind, model in self.weights().items():
             self.last[kind] = metrics.top1(counts[kind])
-            if self.last[kind] >= self.best[kind].top1:
-                copied = {k: v.detach().clone() for k, v in model.state_dict().items()}
-                self.best[kind] = _Best(epoch, self.last[kind], copied)
+            self.best[kind].take(epoch, self.last[kind], model)
 
     def summary(self) -> dict[str, float]:
         """Return the epoch's numbers for the log."""
@@ -190,7 +173,7 @@ class _Moment:
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps as JSON."""
         return {
-            "best": {k: {"epoch": b.epoch, "top1": b.top1} for k, b in self.best.items()},
+            "best": {kind: best.state() for kind, best in self.best.items()},
             "last": self.last,
             "losses": self.losses,
         }
@@ -203,7 +186,7 @@ class _Moment:
         self.average.module.load_state_dict(saved.groups["average"])
         checkpoint.restore_optimizer(self.optimizer, saved.groups["optimizer"])
         for kind, best in saved.state["best"].items():
-            self.best[kind] = _Best(**best, weights=dict(saved.groups[f"best-{kind}"]))
+            self.best[kind] = Best(**best, weights=dict(saved.groups[f"best-{kind}"]))
         self.last, self.losses = dict(saved.state["last"]), list(saved.state["losses"])
         return saved.step
 
@@ -211,11 +194,8 @@ class _Moment:
 def _steps_per_epoch(
     config: FinetuneConfig, opened: Backbone, pictures: Labelled, world: int
 ) -> int:
-    n, batch = len(pictures.splits["train"]), config.batch_size
-    if batch > n:
-        raise UsageError(
-            "finetune.batch_size", got=batch, expected=f"at most the {n} training pictures"
-        )
+    fitting.require_fit("finetune", config.batch_size, opened, pictures)
+    batch = config.batch_size
     mixes = config.mixup > 0 or config.cutmix > 0
     unit = world * (2 if mixes else 1)
     if batch % unit:
@@ -223,30 +203,7 @@ def _steps_per_epoch(
         raise UsageError(
             "finetune.batch_size", got=batch, expected=f"a multiple of {unit}, since {why}"
         )
-    if opened.image_size % opened.patch_size:
-        raise UsageError(
-            "finetune.image_size",
-            got=opened.image_size,
-            expected=f"a multiple of the patch, {opened.patch_size}",
-        )
-    return n // batch
-
-
-def _batches(
-    config: FinetuneConfig,
-    pictures: Labelled,
-    view: Callable[..., Tensor],
-    rt: runtime.Runtime,
-    start: int,
-    steps: int,
-) -> Any:
-    split = pictures.splits["train"]
-    order = loading.EpochOrder(
-        len(split), config.batch_size,
-        seed=config.seed, start=start, steps=steps, rank=rt.rank, world=rt.world,
-    )  # fmt: skip
-    make = functools.partial(recipe.train_item, split, view, config.seed)
-    return loading.load(make, order, workers=config.workers, pin=rt.device.type == "cuda")
+    return len(pictures.splits["train"]) // batch
 
 
 def _grade(
@@ -279,13 +236,13 @@ def _conclude(
 ) -> dict[str, Any]:
     models = {f"last_{kind}": model for kind, model in now.weights().items()}
     for kind, best in now.best.items():
-        if best.epoch < config.epochs:  # otherwise the last moment is the selected one
+        if best.at < config.epochs:  # otherwise the last moment is the selected one
             models[f"selected_{kind}"] = copy.deepcopy(now.model)
             models[f"selected_{kind}"].load_state_dict(best.weights)
     counts = grade("test", models)
     counts = {f"selected_{kind}": counts[f"last_{kind}"] for kind in now.best} | counts
     # Which of the two kinds is the result is also for the validation split to say.
-    kind = max(now.best, key=lambda k: (now.best[k].top1, k == AVERAGED))
+    kind = max(now.best, key=lambda k: (now.best[k].score, k == AVERAGED))
     chosen = counts[f"selected_{kind}"]
     correct = torch.zeros(int(chosen.sum()), dtype=torch.bool).numpy()
     correct[: int(chosen.trace())] = True  # the interval does not depend on their order
@@ -299,13 +256,17 @@ def _conclude(
         },
         interval=metrics.bootstrap_interval(correct, folder.header.seed),
         details={
-            "selected": {"weights": kind, "epoch": now.best[kind].epoch, "by": "top1 on val"},
+            "seconds": folder.seconds,
+            "selected": {"weights": kind, "epoch": now.best[kind].at, "by": "top1 on val"},
             "validation": {
                 **{f"last_{k}": round(100 * v, 4) for k, v in now.last.items()},
-                **{f"selected_{k}": round(100 * b.top1, 4) for k, b in now.best.items()},
+                **{f"selected_{k}": round(100 * b.score, 4) for k, b in now.best.items()},
             },
+            **confusions.facts(chosen, pictures.classes),
         },
     )  # fmt: skip
+    if folder.runtime.is_main:
+        confusions.draw(chosen, pictures.classes, folder.path / confusions.FILE)
     facts = {
         "arch": type(now.model).__name__,
         "backbone": opened.name,

@@ -4,6 +4,7 @@ out/
     checkpoints/step-N/   the newest moment; gone once the report is there
     metrics.jsonl         one line per logged step
     model.safetensors     the selected weights
+    confusion.png         or overlays.png: what to look at
     report.json           the grade; written last
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from synclr_cli.learning.checkpoint import Checkpoint
 from synclr_cli.learning.runtime import Runtime
 
 MODEL_FILE, METRICS_FILE = "model.safetensors", "metrics.jsonl"
+PICTURES = ("confusion.png", "overlays.png")
 
 
 class RunFolder:
@@ -33,6 +36,12 @@ class RunFolder:
     def __init__(self, path: Path, stage: str, header: Header, runtime: Runtime):
         self.path, self.stage, self.header, self.runtime = path, stage, header, runtime
         self.checkpoints = path / "checkpoints"
+        self._began, self._before = time.monotonic(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Return how long the work took, what was done before an interruption included."""
+        return round(self._before + time.monotonic() - self._began, 2)
 
     def finished(self, *, overwrite: bool) -> dict[str, Any] | None:
         """Return the report if the same command ended here; with `overwrite`, clear the folder.
@@ -41,7 +50,7 @@ class RunFolder:
             UsageError: the folder holds work of other settings, another backbone or other data.
         """
         if overwrite and self.runtime.is_main:
-            for file in (reports.FILE, METRICS_FILE, MODEL_FILE):
+            for file in (reports.FILE, METRICS_FILE, MODEL_FILE, *PICTURES):
                 (self.path / file).unlink(missing_ok=True)
             shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.runtime.barrier()
@@ -69,6 +78,7 @@ class RunFolder:
         found = Header.parse(json.dumps(meta.get("header")), newest / "state.json")
         artifacts.require_same(self.stage, found, self.header, self.path)
         loaded = checkpoint.load(newest)
+        self._before = float(loaded.state.get("seconds", 0.0))
         if self.runtime.is_main:
             self._drop_lines_after(loaded.step)
         return loaded
@@ -79,7 +89,8 @@ class RunFolder:
         """Save a moment, and drop the one before."""
         if self.runtime.is_main:
             header = replace(self.header, schema="checkpoint")
-            checkpoint.save(self.checkpoints, step, groups, header, state=state, keep=1)
+            kept = {**state, "seconds": self.seconds}
+            checkpoint.save(self.checkpoints, step, groups, header, state=kept, keep=1)
         self.runtime.barrier()
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -90,14 +101,14 @@ class RunFolder:
     def finish(
         self, report: dict[str, Any], model: Mapping[str, Tensor], facts: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Write the selected weights, then the report; the checkpoints are done with."""
+        """Write the selected weights, then the report, and return it; no checkpoint is left."""
         if self.runtime.is_main:
             header = replace(self.header, schema="model", facts=facts)
             artifacts.write_tensors(self.path / MODEL_FILE, model, header)
             reports.write(self.path / reports.FILE, report)
             shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.runtime.barrier()
-        return report
+        return reports.read(self.path / reports.FILE)  # one for all ranks: they differ in seconds
 
     def unfinished(self, step: int, steps: int) -> dict[str, Any]:
         """Say how far the work got when its minutes were up."""

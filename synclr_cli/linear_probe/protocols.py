@@ -24,14 +24,12 @@ from synclr_cli import console
 from synclr_cli.artifacts import Header
 from synclr_cli.config import LinearProbeConfig
 from synclr_cli.errors import DataError
-from synclr_cli.learning import metrics, neighbours
+from synclr_cli.learning import confusions, metrics, neighbours
 from synclr_cli.learning.backbone import Backbone
 from synclr_cli.learning.labelled import Labelled
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.linear_probe import features, logistic
 from synclr_cli.linear_probe.features import Features
-
-LARGEST_CONFUSION = 100  # classes whose confusion matrix goes into the report
 
 
 @dataclass(frozen=True)
@@ -109,6 +107,7 @@ def graded(
 ) -> Outcome:
     """Grade predictions of the test split, [n]; `scores` and `details` are added."""
     counts = metrics.confusion(truth, predicted, case.classes)
+    confusions.draw(counts, case.data.classes, case.out / confusions.FILE)
     by_class = case.config.metric == "mean_per_class"
     return Outcome(
         {
@@ -120,14 +119,8 @@ def graded(
         metrics.bootstrap_interval(
             predicted == truth, case.config.seed, labels=truth if by_class else None
         ),
-        {**details, **_confusion(case, counts)},
+        {**details, **confusions.facts(counts, case.data.classes)},
     )
-
-
-def _confusion(case: Case, counts: np.ndarray) -> dict[str, Any]:
-    if case.classes > LARGEST_CONFUSION:
-        return {}
-    return {"classes": list(case.data.classes), "confusion": counts.tolist()}
 
 
 def lbfgs(case: Case) -> Outcome:

@@ -25,12 +25,12 @@ from torch.nn import functional as F
 
 from synclr_cli import console, draws
 from synclr_cli.config import SegmentConfig
-from synclr_cli.errors import DivergedError, UsageError
+from synclr_cli.errors import UsageError
 from synclr_cli.learning import (
     backbone as backbones,
     checkpoint,
+    fitting,
     labelled,
-    loading,
     metrics,
     optim,
     reports,
@@ -38,6 +38,7 @@ from synclr_cli.learning import (
     schedules,
 )
 from synclr_cli.learning.backbone import Backbone
+from synclr_cli.learning.fitting import Best
 from synclr_cli.learning.labelled import Labelled
 from synclr_cli.learning.run_folder import RunFolder
 from synclr_cli.learning.runtime import Runtime
@@ -82,7 +83,8 @@ def run(
             runtime.StopFlag(config.stop_after_minutes) as stop,
             console.progress("segment", config.steps, done=start, unit="step") as meter,
         ):
-            batches = _batches(config, pictures, opened, rt, start)
+            make = functools.partial(grading.train_item, config, pictures, opened.mean, opened.std)
+            batches = fitting.batches(config, pictures, make, rt, start=start, steps=config.steps)
             for step, (crops, ids) in enumerate(batches, start):
                 lr = schedules.warmup_poly(
                     step, config.steps, config.warmup_steps, config.lr, config.poly_power
@@ -96,10 +98,7 @@ def run(
                     logits = trained(crops.to(rt.device))
                 loss = loss_of(logits, ids.to(rt.device), config.auxiliary_weight, rt)
                 value = loss.item()
-                if not math.isfinite(value):
-                    raise DivergedError(
-                        f"the loss of step {step} is {value}", do="lower segment.lr"
-                    )
+                fitting.require_finite(value, step, "lower segment.lr")
                 now.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 now.optimizer.step()
@@ -114,14 +113,10 @@ def run(
                     now.look(done, counts.mean_iou())
                     folder.log({"step": done, "lr": lr, **now.summary()})
                     now.losses.clear()
-                stopping = rt.any(stop.requested)
-                if stopping or done % config.checkpoint_steps == 0 or done == config.steps:
-                    folder.save(done, now.tensors(), now.state())
-                if stopping and rt.any(stop.signalled):
-                    raise KeyboardInterrupt
-                if stopping and done < config.steps:
-                    console.note(f"stopped after {done} of {config.steps} steps; run it again")
-                    return folder.unfinished(done, config.steps)
+                due = done % config.checkpoint_steps == 0 or done == config.steps
+                paused = fitting.pause(folder, stop, now, done=done, steps=config.steps, due=due)
+                if paused is not None:
+                    return paused
 
         # Write: the test split, for the last weights and the selected ones.
         return _conclude(config, now, grade, folder, pictures, opened, rt)
@@ -170,17 +165,14 @@ class _Moment:
             decay=config.layer_decay, weight_decay=config.weight_decay,
         )  # fmt: skip
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2))
-        self.best: dict[str, Any] = {"step": 0, "mean_iou": -1.0}
-        self.best_weights: dict[str, Tensor] = {}
+        self.best = Best()
         self.last = 0.0  # mean IoU on the validation split
         self.losses: list[float] = []  # since the last look
 
     def look(self, step: int, mean_iou: float) -> None:
-        """Take in the validation split's grade; of equals the later moment is best."""
+        """Take in the validation split's grade."""
         self.last = mean_iou
-        if mean_iou >= self.best["mean_iou"]:
-            self.best = {"step": step, "mean_iou": mean_iou}
-            self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.best.take(step, mean_iou, self.model)
 
     def summary(self) -> dict[str, float]:
         """Return the numbers for the log."""
@@ -191,12 +183,12 @@ class _Moment:
         return {
             "model": self.model.state_dict(),
             "optimizer": checkpoint.optimizer_tensors(self.optimizer),
-            "best": self.best_weights,
+            "best": self.best.weights,
         }
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps as JSON."""
-        return {"best": self.best, "last": self.last, "losses": self.losses}
+        return {"best": self.best.state(), "last": self.last, "losses": self.losses}
 
     def restore(self, saved: checkpoint.Checkpoint | None) -> int:
         """Go back to a checkpoint; return the updates done by then."""
@@ -204,43 +196,20 @@ class _Moment:
             return 0
         self.model.load_state_dict(saved.groups["model"])
         checkpoint.restore_optimizer(self.optimizer, saved.groups["optimizer"])
-        self.best_weights = dict(saved.groups["best"])
-        self.best, self.last = dict(saved.state["best"]), saved.state["last"]
+        self.best = Best(**saved.state["best"], weights=dict(saved.groups["best"]))
+        self.last = saved.state["last"]
         self.losses = list(saved.state["losses"])
         return saved.step
 
 
 def _check(config: SegmentConfig, opened: Backbone, pictures: Labelled, world: int) -> None:
-    n, batch = len(pictures.splits["train"]), config.batch_size
-    if batch > n:
-        raise UsageError(
-            "segment.batch_size", got=batch, expected=f"at most the {n} training pictures"
-        )
+    fitting.require_fit("segment", config.batch_size, opened, pictures)
+    batch = config.batch_size
     if batch % world or batch // world < 2:
         raise UsageError(
             "segment.batch_size", got=batch,
             expected=f"a multiple of {world} ranks, two pictures each at least (batch norm)",
         )  # fmt: skip
-    if config.image_size % opened.patch_size:
-        raise UsageError(
-            "segment.image_size", got=config.image_size,
-            expected=f"a multiple of the patch, {opened.patch_size}",
-        )  # fmt: skip
-
-
-def _batches(
-    config: SegmentConfig,
-    pictures: Labelled,
-    opened: Backbone,
-    rt: Runtime,
-    start: int,
-) -> Any:
-    order = loading.EpochOrder(
-        len(pictures.splits["train"]), config.batch_size,
-        seed=config.seed, start=start, steps=config.steps, rank=rt.rank, world=rt.world,
-    )  # fmt: skip
-    make = functools.partial(grading.train_item, config, pictures, opened.mean, opened.std)
-    return loading.load(make, order, workers=config.workers, pin=rt.device.type == "cuda")
 
 
 def _conclude(
@@ -253,9 +222,9 @@ def _conclude(
     rt: Runtime,
 ) -> dict[str, Any]:
     models = {"last": now.model}
-    if now.best["step"] < config.steps:  # otherwise the last moment is the selected one
+    if now.best.at < config.steps:  # otherwise the last moment is the selected one
         models["selected"] = copy.deepcopy(now.model)
-        models["selected"].load_state_dict(now.best_weights)
+        models["selected"].load_state_dict(now.best.weights)
     found = grade("test", models)
     last, chosen = found["last"], found.get("selected", found["last"])
     floor = grading.floor(config, pictures, chosen)
@@ -273,14 +242,15 @@ def _conclude(
         },
         interval=chosen.interval(folder.header.seed),
         details={
+            "seconds": folder.seconds,
             "per_class_iou": {
                 str(name): None if math.isnan(each) else round(100 * float(each), 4)
                 for name, each in zip(pictures.classes, metrics.iou(chosen.confusion), strict=True)
             },
-            "selected": {"step": now.best["step"], "by": "mean_iou on val"},
+            "selected": {"step": now.best.at, "by": "mean_iou on val"},
             "validation": {
                 "last": round(100 * now.last, 4),
-                "selected": round(100 * now.best["mean_iou"], 4),
+                "selected": round(100 * now.best.score, 4),
             },
         },
     )  # fmt: skip
@@ -295,4 +265,4 @@ def _conclude(
         "std": list(opened.std),
         "classes": list(map(str, pictures.classes)),
     }
-    return folder.finish(report, now.best_weights, facts)
+    return folder.finish(report, now.best.weights, facts)

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from synclr_cli.errors import DivergedError, UsageError
+from synclr_cli.finetune import recipe
 from synclr_cli.finetune.run import run
-from synclr_cli.learning import checkpoint
+from synclr_cli.learning import backbone, checkpoint
 
 
 def weights(out):
@@ -205,3 +207,15 @@ def test_a_view_depends_on_seed_epoch_and_picture_alone(settings, stripes, small
     assert torch.equal(first, recipe.train_item(split, view, 0, (3, 5))[0])
     for seed, key in [(1, (3, 5)), (0, (4, 5))]:
         assert not torch.equal(first, recipe.train_item(split, view, seed, key)[0])
+
+
+def test_the_strongest_posterisation_of_the_papers_policy_is_a_black_picture(settings, small_vit):
+    opened = backbone.open_backbone(small_vit)
+    view = recipe.train_view(settings(augment="rand-m9-mstd0.5-inc1"), opened)
+    grey = Image.new("RGB", (8, 8), (200, 100, 50))
+    (augment,) = (part for part in view.transforms if hasattr(part, "ops"))
+    (posterise,) = (each for each in augment.ops if each.name.startswith("Posterize"))
+    posterise.prob, posterise.magnitude, posterise.magnitude_std = 1.0, 10, 0
+    assert posterise(grey).getextrema() == ((0, 0), (0, 0), (0, 0))
+    posterise.magnitude = 5  # 4 - 2 bits are kept
+    assert posterise(grey).getpixel((0, 0)) == (192, 64, 0)

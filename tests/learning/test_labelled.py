@@ -165,6 +165,7 @@ def rendered(root: Path, captions: int, views: int, masks: bool = True) -> Path:
             "height": pa.array([6] * len(rows), pa.int32()),
             "seed": pa.array([0] * len(rows), pa.int64()),
             "mask": [{"bytes": encoded(mask), "path": None} if masks else None for _ in rows],
+            "score": pa.nulls(len(rows), pa.float32()),
         }
     )
     part = root / "part-00000.parquet"

@@ -1,0 +1,57 @@
+"""What was taken for what: the confusion matrix in the report, and as a picture beside it.
+
+    counts [K, K] --facts--> JSON, --draw--> out/confusion.png
+
+Shapes: K classes, truth along the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from synclr_cli import artifacts
+
+FILE = "confusion.png"
+LARGEST = 100  # classes whose matrix goes into the report
+_NUMBERED, _NAMED = 20, 60  # classes up to which cells have numbers, and rows have names
+
+
+def facts(counts: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the matrix for a report; nothing if there are too many classes to read it."""
+    if len(classes) > LARGEST:
+        return {}
+    return {"classes": [str(name) for name in classes], "confusion": counts.tolist()}
+
+
+def draw(counts: np.ndarray, classes: Sequence[str], png: Path) -> None:
+    """Draw the matrix, each row as shares of its class; up to 20 classes with percentages."""
+    occurs = counts.sum(1, keepdims=True)
+    shares = np.divide(100.0 * counts, occurs, out=np.zeros(counts.shape), where=occurs > 0)
+    number = len(classes)
+    side = float(np.clip(1.6 + 0.42 * number, 3.5, 12))
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    panel = figure.subplots()
+    shown = panel.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
+    bar = figure.colorbar(shown, ax=panel, shrink=0.8)
+    bar.set_label("% of the row's class", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    panel.set_xlabel("taken for", fontsize=9)
+    panel.set_ylabel("class", fontsize=9)
+    if number <= _NAMED:
+        names = [str(name) for name in classes]
+        panel.set_xticks(range(number), names, rotation=90, fontsize=7)
+        panel.set_yticks(range(number), names, fontsize=7)
+    if number <= _NUMBERED:
+        for (row, column), share in np.ndenumerate(shares):
+            if round(share):
+                colour = "white" if share > 60 else "black"
+                panel.text(
+                    column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=colour
+                )
+    with artifacts.atomic_file(png) as partial:
+        figure.savefig(partial, format="png", dpi=130)
