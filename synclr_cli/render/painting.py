@@ -30,7 +30,6 @@ from synclr_cli.config import RenderConfig
 from synclr_cli.engines import ImageEngine, Painting
 from synclr_cli.errors import EngineError
 from synclr_cli.render import quality
-from synclr_cli.render.scoring import Scorer
 
 WORTH_PROCESSES = 256  # pictures; below, starting processes takes longer than painting
 
@@ -58,7 +57,11 @@ class Painter:
     def __init__(self, engine: ImageEngine, config: RenderConfig, pool: Executor):
         self._engine, self._config, self._pool = engine, config, pool
         self._remote = isinstance(pool, ProcessPoolExecutor)
-        self._score = Scorer(config.score_model) if config.score_model else None
+        self._score = None
+        if config.score_model:
+            from synclr_cli.render.scoring import Scorer  # imports torch: not for every process
+
+            self._score = Scorer(config.score_model)
 
     def submit(
         self, rows: list[Row], painted: Callable[[int], None] = lambda _: None
