@@ -15,7 +15,7 @@ from synclr_cli.errors import DataError
 from synclr_cli.train.folder import METRICS_FILE
 from synclr_cli.train.monitor import collapse
 
-COLUMNS = 3
+COLUMNS = 4
 # Panels: title, keys of a line with their names, logarithmic or not. Those without numbers are left
 # out.
 PANELS: Sequence[tuple[str, dict[str, str], bool]] = (
@@ -53,7 +53,7 @@ def plot(run_folder: Path, png: Path) -> Path:
     panels = [p for p in PANELS if any(_points(lines, key) for key in p[1])]
     rows = math.ceil(len(panels) / COLUMNS)
     # A figure without pyplot: no global state, no window system.
-    figure = Figure(figsize=(4 * COLUMNS, 2.6 * rows), dpi=110, layout="constrained")
+    figure = Figure(figsize=(3.4 * COLUMNS, 2.6 * rows), dpi=110, layout="constrained")
     axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
     fallen = _collapsed_at(lines)
     for (title, keys, logarithmic), axis in zip(panels, axes, strict=False):

@@ -57,8 +57,9 @@ class Folder:
         self._runtime.barrier()
         if self._runtime.is_main and (overwrite or not self._run.is_file()):
             weights = self.path / backbone.WEIGHTS_FILE
-            for file in (weights, self._metrics, self._damaged, self._skipped):
-                file.unlink(missing_ok=True)
+            with artifacts.disk_errors(self.path):
+                for file in (weights, self._metrics, self._damaged, self._skipped):
+                    file.unlink(missing_ok=True)
             shutil.rmtree(self._checkpoints, ignore_errors=True)
             shutil.rmtree(self._backbones, ignore_errors=True)
             artifacts.write_json(self._run, json.loads(self.header.json()))
@@ -100,11 +101,14 @@ class Folder:
         return self._skips
 
     def list_damaged(self, pictures: Sequence[tuple[int, int, str]]) -> None:
-        """Append pictures that did not decode to damaged.jsonl."""
+        """Append pictures that did not decode to damaged.jsonl, each once over all resumes."""
+        if not pictures:
+            return
+        known = {(line["caption_id"], line["view"]) for line in _lines(self._damaged)}
         for caption_id, view, what in pictures:
-            artifacts.append_line(
-                self._damaged, {"caption_id": caption_id, "view": view, "what": what}
-            )
+            if (caption_id, view) not in known:
+                record = {"caption_id": caption_id, "view": view, "what": what}
+                artifacts.append_line(self._damaged, record)
 
     def keep_backbone(self, learner: Learner, facts: Mapping[str, object]) -> None:
         """Write the teacher's ViT of now beside the run's own."""

@@ -165,11 +165,15 @@ def require(names: tuple[str, ...]) -> None:
 
 def _load(name: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
+        # A folder of that name where one works (W&B makes one) is taken for an empty package.
+        if module.__file__ is None:
+            raise ImportError(f"only a folder {name} is there")
     except ImportError as e:
         raise EngineError(
             f"train.trackers: {name} cannot be imported ({e})", do=f"get it: pip install {name}"
         ) from e
+    return module
 
 
 def _id(out: Path, header: Header) -> str:

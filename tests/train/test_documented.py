@@ -48,7 +48,7 @@ def test_the_rows_of_tables_4_and_5_are_all_there() -> None:
 
 
 def test_the_released_command_is_what_the_released_code_was_run_with() -> None:
-    (command,) = re.findall(r"synclr train (.*head_norm=layer.*?)\n```", TEXT, flags=re.S)
+    (command,) = re.findall(r"^synclr train (.*head_norm=layer.*)$", TEXT, flags=re.M)
     c = resolved(command)
     assert (c.head_norm, c.temperature, c.prototypes) == ("layer", 0.1, 8192)
     assert (c.captions_per_batch, c.views, c.local_crops, c.local_size) == (2048, 4, 4, 96)

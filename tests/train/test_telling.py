@@ -100,6 +100,17 @@ def test_a_tracker_that_is_missing_is_named_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_named_like_a_tracker_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from synclr_cli.train import trackers
+
+    (tmp_path / "no_such_tracker").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(EngineError, match="only a folder no_such_tracker is there"):
+        trackers.require(("no_such_tracker",))
+
+
 @pytest.mark.slow
 def test_wandb_offline_holds_the_run(
     images: Path, small: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
