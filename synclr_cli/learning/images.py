@@ -9,6 +9,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -48,6 +49,14 @@ def decode(data: bytes | None, where: str) -> Image.Image:
     return picture.convert("RGB")
 
 
+class Pictures(Protocol):
+    """Numbered pictures."""
+
+    def image(self, i: int) -> Image.Image:
+        """Return picture i as 8-bit RGB."""
+        ...
+
+
 @dataclass(frozen=True)
 class EvalTransform:
     """Shorter side to `resize`, centre crop of `size`, normalised."""
@@ -64,6 +73,10 @@ class EvalTransform:
         resized = v2.functional.resize(picture, [self.resize], interpolation=mode)
         cropped = v2.functional.center_crop(resized, [self.size])
         return normalise(cropped, self.mean, self.std)
+
+    def of(self, pictures: Pictures, i: int) -> Tensor:
+        """Return the view of picture i."""
+        return self(pictures.image(i))
 
 
 def normalise(picture: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:

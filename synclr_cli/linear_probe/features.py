@@ -40,31 +40,69 @@ class Features:
     y: Tensor  # [n] int64
 
 
-def of_splits(
+PART = 4096  # pictures: what a rank takes at a time, and what a kill loses at most
+
+
+def make(
     config: LinearProbeConfig,
     backbone: Backbone,
     data: Labelled,
     folder: Path,
     made: Header,
     rt: Runtime,
-) -> dict[str, Features]:
-    """Return the features of every split, from `folder` where they are already there.
+) -> None:
+    """Write the features of every split to `folder`, as far as they are not there; all ranks help.
 
     Raises:
         DataError: a picture does not decode, or its features are not finite.
     """
+    missing = {
+        name: path
+        for name, split in data.splits.items()
+        if not (path := _path(folder, name, backbone, data, split, rt)).is_file()
+    }
+    rt.barrier()  # every rank has looked before one writes
     model = backbone.model.to(rt.device).eval()
+    for name, path in missing.items():
+        split = data.splits[name]
+        parts = _parts(path, len(split))
+        with console.progress(f"features of {name}", len(split), unit="pictures") as meter:
+            for part, rows in parts[rt.rank :: rt.world]:
+                if not part.is_file():
+                    x = _extract(config, model, backbone, split, rows, rt, meter)
+                    artifacts.write_tensors(part, {"x": x}, replace(made, schema="features"))
+        rt.barrier()
+        if rt.is_main:
+            x = torch.cat([artifacts.read_tensors(part, "features")[0]["x"] for part, _ in parts])
+            header = replace(made, schema="features", facts={"split": name})
+            artifacts.write_tensors(path, {"x": x, "y": torch.from_numpy(split.labels)}, header)
+            for part in folder.glob(f".{path.stem}.part-*"):
+                part.unlink()
+    rt.barrier()
+
+
+def read(backbone: Backbone, data: Labelled, folder: Path, rt: Runtime) -> dict[str, Features]:
+    """Return the features of every split that `make` wrote."""
     found = {}
     for name, split in data.splits.items():
-        key = _key(backbone, data, split, rt)
-        path = folder / f"features-{name}-{key[:16]}.safetensors"
-        if not path.is_file():
-            x = _extract(name, config, model, backbone, split, rt)
-            header = replace(made, schema="features", facts={"key": key, "split": name})
-            artifacts.write_tensors(path, {"x": x, "y": torch.from_numpy(split.labels)}, header)
+        path = _path(folder, name, backbone, data, split, rt)
         tensors, _ = artifacts.read_tensors(path, "features")
         found[name] = Features(tensors["x"], tensors["y"])
     return found
+
+
+def _path(
+    folder: Path, name: str, backbone: Backbone, data: Labelled, split: Split, rt: Runtime
+) -> Path:
+    return folder / f"features-{name}-{_key(backbone, data, split, rt)[:16]}.safetensors"
+
+
+def _parts(path: Path, n: int) -> list[tuple[Path, range]]:
+    """Return the part files of a split and which pictures each holds."""
+    return [
+        (path.with_name(f".{path.stem}.part-{i:05d}"), range(first, min(first + PART, n)))
+        for i, first in enumerate(range(0, n, PART))
+    ]
 
 
 def open_any(spec: str, *, image_size: int, seed: int) -> Backbone:
@@ -130,33 +168,29 @@ def _key(backbone: Backbone, data: Labelled, split: Split, rt: Runtime) -> str:
 
 
 def _extract(
-    name: str,
     config: LinearProbeConfig,
     model: nn.Module,
     backbone: Backbone,
     split: Split,
+    rows: range,
     rt: Runtime,
+    meter: console.Meter,
 ) -> Tensor:
-    """Return the features of a split in its order, [n, D] float32."""
-    rows = []
-    batches = loading.in_batches(range(len(split)), config.batch_size)
-    view = functools.partial(_view, split, transform(backbone))
-    with console.progress(f"features of {name}", len(split), unit="pictures") as meter:
-        loaded = loading.load(view, batches, workers=config.workers)
-        for keys, images in zip(batches, loaded, strict=True):
-            with torch.inference_mode(), rt.autocast():
-                x = backbones.cls_features(model, images.to(rt.device)).float().cpu()  # [B, D]
-            finite = torch.isfinite(x).all(1)
-            if not finite.all():
-                first = keys[int((~finite).nonzero()[0])]
-                raise DataError(
-                    f"the features of {split.where(first)} are not finite",
-                    do=f"look at the weights of {backbone.spec}",
-                )
-            rows.append(x)
-            meter.advance(len(keys))
-    return torch.cat(rows)  # [n, D]
-
-
-def _view(split: Split, view: EvalTransform, i: int) -> Tensor:
-    return view(split.image(i))
+    """Return the features of some pictures of a split, [n, D] float32."""
+    found = []
+    batches = loading.in_batches(rows, config.batch_size)
+    view = functools.partial(transform(backbone).of, split)
+    loaded = loading.load(view, batches, workers=config.workers)
+    for keys, images in zip(batches, loaded, strict=True):
+        with torch.inference_mode(), rt.autocast():
+            x = backbones.cls_features(model, images.to(rt.device)).float().cpu()  # [B, D]
+        finite = torch.isfinite(x).all(1)
+        if not finite.all():
+            first = keys[int((~finite).nonzero()[0])]
+            raise DataError(
+                f"the features of {split.where(first)} are not finite",
+                do=f"look at the weights of {backbone.spec}",
+            )
+        found.append(x)
+        meter.advance(len(keys))
+    return torch.cat(found)  # [n, D]

@@ -49,10 +49,8 @@ class Case:
         return len(self.data.classes)
 
     def features(self) -> dict[str, Features]:
-        """Return the features of every split."""
-        return features.of_splits(
-            self.config, self.backbone, self.data, self.out, self.made, self.rt
-        )
+        """Return the features of every split, which `features.make` wrote."""
+        return features.read(self.backbone, self.data, self.out, self.rt)
 
     def fit(self, x: Tensor, y: Tensor, penalties: list[float]) -> logistic.Path:
         """Fit logistic regressions on this run's device; the solutions come back to the CPU."""
@@ -107,7 +105,8 @@ def graded(
 ) -> Outcome:
     """Grade predictions of the test split, [n]; `scores` and `details` are added."""
     counts = metrics.confusion(truth, predicted, case.classes)
-    confusions.draw(counts, case.data.classes, case.out / confusions.FILE)
+    if case.rt.is_main:
+        confusions.draw(counts, case.data.classes, case.out / confusions.FILE)
     by_class = case.config.metric == "mean_per_class"
     return Outcome(
         {

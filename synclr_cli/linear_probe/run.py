@@ -16,6 +16,7 @@ from typing import Any
 from synclr_cli.config import LinearProbeConfig
 from synclr_cli.errors import UsageError
 from synclr_cli.learning import labelled, reports, runtime
+from synclr_cli.learning.runtime import Runtime
 from synclr_cli.linear_probe import features, protocols, sgd
 from synclr_cli.linear_probe.protocols import Case
 
@@ -38,9 +39,8 @@ def run(
         KeyboardInterrupt: interrupted; the same call continues.
     """
     with runtime.started(config.precision) as rt:
-        if rt.world > 1:
-            raise UsageError("linear-probe", got=f"{rt.world} processes", expected="one process")
         # Open: what is judged, on what, and whether it was judged before.
+        started = time.monotonic()
         pictures = labelled.open_data(
             data,
             several=config.metric == "mean_ap",
@@ -56,10 +56,16 @@ def run(
         stored = reports.stored(out / reports.FILE, "linear-probe", made, overwrite=overwrite)
         if stored is not None:
             return stored
+        _clear(out, rt, overwrite=overwrite)
 
-        # Build, loop: the protocol.
-        started = time.monotonic()
-        found = PROTOCOLS[config.protocol](Case(config, opened, pictures, out, made, rt))
+        # Build, loop: the protocol. All ranks make features; what is fitted to them, one fits.
+        case = Case(config, opened, pictures, out, made, rt)
+        protocol = PROTOCOLS[config.protocol]
+        if protocol is not sgd.sgd:
+            features.make(config, opened, pictures, out, made, rt)
+            if not rt.is_main:
+                return _wait_for(out / reports.FILE)
+        found = protocol(case)
 
         # Write.
         report = reports.build(
@@ -76,6 +82,25 @@ def run(
                 "seconds": round(time.monotonic() - started, 2),
             },
         )
+        if not rt.is_main:
+            return _wait_for(out / reports.FILE)
         reports.write(out / reports.FILE, report)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)  # of sgd
         return report
+
+
+def _clear(out: Path, rt: Runtime, *, overwrite: bool) -> None:
+    """With `overwrite`, forget what was begun; the old report stays until there is another."""
+    rt.barrier()  # every rank has looked for a report
+    if overwrite and rt.is_main:
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        if rt.world > 1:  # the others wait for a report, and an old one is none
+            (out / reports.FILE).unlink(missing_ok=True)
+    rt.barrier()
+
+
+def _wait_for(path: Path) -> dict[str, Any]:
+    """Return the report that the main rank is working on; it may take longer than a barrier may."""
+    while not path.is_file():
+        time.sleep(0.1)
+    return reports.read(path)

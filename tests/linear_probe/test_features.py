@@ -20,7 +20,8 @@ def extract(small, stripes, tmp_path):
         opened = backbones.open_backbone(backbone, image_size=config.image_size, seed=seed)
         made = reports.header(config, opened, pictures)
         with runtime.started(config.precision) as rt:
-            found = features.of_splits(config, opened, pictures, tmp_path, made, rt)
+            features.make(config, opened, pictures, tmp_path, made, rt)
+            found = features.read(opened, pictures, tmp_path, rt)
         return found, sorted(p.name for p in tmp_path.glob("features-*"))
 
     return run
@@ -82,3 +83,27 @@ def test_a_backbone_that_yields_nan_is_named(extract, monkeypatch):
     monkeypatch.setattr(backbones, "open_backbone", lambda *a, **k: opened)
     with pytest.raises(DataError, match=r"level/0\.png are not finite"):
         extract()
+
+
+def test_a_kill_loses_one_part_and_leaves_none_behind(extract, tmp_path, monkeypatch):
+    whole, _ = extract(precision="float32")
+    for file in tmp_path.glob("features-*"):
+        file.unlink()
+    monkeypatch.setattr(features, "PART", 10)
+    taken, make = [], features._extract
+
+    def die_at_the_third(config, model, backbone, split, rows, *rest):
+        if len(taken) == 2:
+            raise KeyboardInterrupt
+        taken.append(rows)
+        return make(config, model, backbone, split, rows, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "_extract", die_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            extract(precision="float32")
+    monkeypatch.setattr(features, "_extract", lambda *a: taken.append(a[4]) or make(*a))
+    again, files = extract(precision="float32")
+    assert [rows.start for rows in taken[:4]] == [0, 10, 20, 30]  # of the 36 of train
+    assert all(torch.allclose(again[name].x, whole[name].x, atol=1e-4) for name in whole)
+    assert files == sorted(p.name for p in tmp_path.iterdir())

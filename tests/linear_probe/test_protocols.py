@@ -50,15 +50,16 @@ def test_sgd_learns_and_reports_the_last_epoch_beside_the_chosen_one(small, stri
 
 @pytest.fixture
 def trained(small, stripes, tmp_path, monkeypatch):
-    """Train classifiers for some rates and return their last weights, [R, D, K]."""
+    """Train classifiers for some rates and return the last weights of both kinds, [R, D, K]."""
 
     def train(*rates):
         seen = []
         conclude = sgd._conclude
 
-        def keep(case, model, heads, best):
-            seen.append(heads.weight.detach().clone())
-            return conclude(case, model, heads, best)
+        def keep(case, model, now):
+            kinds = {"result": now.result, "choosing": now.choosing}
+            seen.append({name: heads.weight.detach().clone() for name, heads in kinds.items()})
+            return conclude(case, model, now)
 
         with monkeypatch.context() as patch:
             patch.setattr(sgd, "_conclude", keep)
@@ -70,30 +71,36 @@ def trained(small, stripes, tmp_path, monkeypatch):
 
 
 def test_training_all_rates_at_once_is_training_each_alone(trained):
-    together = trained(0.01, 0.5)
-    assert torch.allclose(together[1], trained(0.5)[0], atol=1e-6)
+    together = trained(0.01, 0.5)["result"]
+    assert torch.allclose(together[1], trained(0.5)["result"][0], atol=1e-6)
     assert not torch.allclose(together[0], together[1], atol=1e-3)
 
 
-def test_the_updates_are_those_of_torchs_sgd(trained, stripes):
+@pytest.mark.parametrize("kind", ["result", "choosing"])
+def test_the_updates_are_those_of_torchs_sgd(trained, stripes, kind):
     """Repeat the run with nn.Linear, torch.optim.SGD and the schedule written out."""
-    found = trained(0.2)[0]
+    found = trained(0.2)[kind][0]
     opened = backbones.open_backbone(BACKBONE, image_size=32)
     model = opened.model.eval()
-    train = labelled.open_data(str(stripes), validation_share=0.2, seed=0).splits["train"]
+    data = labelled.open_data(str(stripes), validation_share=0.2, seed=0)
+    n, train = 36 + 18, 36  # pictures of train and validation together, and of train
     layer = nn.Linear(192, 3)
     start = sgd.Heads(1, 192, 3, batch_norm=False, seed=0).weight[0]
     layer.weight.data, layer.bias.data = start.T.detach().clone(), torch.zeros(3)
     peak = 0.2 * 12 / 256
     optimizer = torch.optim.SGD(layer.parameters(), lr=peak, momentum=0.9)
-    keys = sgd.loading.EpochOrder(36, 12, seed=0, start=0, steps=12, rank=0, world=1)
+    keys = sgd.loading.EpochOrder(n, 12, seed=0, start=0, steps=16, rank=0, world=1)
     for step, batch in enumerate(keys):
-        items = [sgd.training_item(train, opened, 0, key) for key in batch]
+        learnt_from = [(epoch, i) for epoch, i in batch if kind == "result" or i < train]
+        items = [sgd.training_item(data, opened, 0, key) for key in learnt_from]
+        assert all(
+            held == (i >= train) for (_, i), (*_, held) in zip(learnt_from, items, strict=True)
+        )
         with torch.no_grad():
-            x = backbones.cls_features(model, torch.stack([view for view, _ in items]))
-        optimizer.param_groups[0]["lr"] = peak * 0.5 * (1 + np.cos(np.pi * step / 12))
+            x = backbones.cls_features(model, torch.stack([view for view, *_ in items]))
+        optimizer.param_groups[0]["lr"] = peak * 0.5 * (1 + np.cos(np.pi * step / 16))
         optimizer.zero_grad()
-        F.cross_entropy(layer(x), torch.tensor([label for _, label in items])).backward()
+        F.cross_entropy(layer(x), torch.tensor([label for _, label, _ in items])).backward()
         optimizer.step()
     assert torch.allclose(found.T, layer.weight, atol=1e-5)
 
@@ -108,7 +115,7 @@ def test_a_killed_sgd_run_continues_to_the_same_grade(small, stripes, tmp_path, 
 
     def save_then_die(self, step, *rest):
         save(self, step, *rest)
-        if step == 6:
+        if step == 8:
             raise Killed
 
     with monkeypatch.context() as patch:
@@ -121,20 +128,20 @@ def test_a_killed_sgd_run_continues_to_the_same_grade(small, stripes, tmp_path, 
 
 
 def test_a_training_view_depends_on_seed_epoch_and_picture_alone(stripes):
-    train = labelled.open_data(str(stripes), validation_share=0.2, seed=0).splits["train"]
+    data = labelled.open_data(str(stripes), validation_share=0.2, seed=0)
     opened = backbones.open_backbone(BACKBONE, image_size=32)
-    one, label = sgd.training_item(train, opened, 0, (3, 20))
+    one, label, _ = sgd.training_item(data, opened, 0, (3, 20))
     torch.manual_seed(99)
-    again, _ = sgd.training_item(train, opened, 0, (3, 20))
-    other, _ = sgd.training_item(train, opened, 0, (4, 20))
+    again, *_ = sgd.training_item(data, opened, 0, (3, 20))
+    other, *_ = sgd.training_item(data, opened, 0, (4, 20))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
-    assert label == train.labels[20]
+    assert label == data.splits["train"].labels[20]
 
 
 def test_a_batch_larger_than_the_train_split_is_refused(small, stripes, tmp_path):
-    config = small(**{**FAST, "sgd_batch_size": 37})
-    with pytest.raises(DataError, match="36 train pictures, expected"):
+    config = small(**{**FAST, "sgd_batch_size": 55})
+    with pytest.raises(DataError, match="54 pictures to train on, expected"):
         run(config, BACKBONE, str(stripes), tmp_path)
 
 
