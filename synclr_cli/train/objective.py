@@ -30,7 +30,7 @@ from synclr_cli.train.batches import Batch
 from synclr_cli.train.losses import Scores, Sinkhorn, contrast, patch_loss
 from synclr_cli.train.student_teacher import Encoder, Student, Teacher, View
 
-CACHED_PICTURES = 4  # that a CPU works on at a time, with their local crops; changes no result
+CACHED_PICTURES = 16  # that a CPU works on at a time, with local crops; changes no result
 
 
 @dataclass(frozen=True)
@@ -214,9 +214,8 @@ class Objective:
             with runtime.autocast():
                 logits = classifier(features)  # [n, classes]
             labels = batch.labels.repeat_interleave(of_picture)  # [n]
-            losses.append(
-                F.cross_entropy(logits.float(), labels) if len(logits) else logits.float().sum()
-            )
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            losses.append(F.cross_entropy(logits, labels) if len(logits) else logits.sum())
         return losses[0], losses[1], runtime.gather(learnt.of_globals)
 
     def _predicted(

@@ -27,10 +27,10 @@ def train(images: Path, config: TrainConfig) -> dict[str, Any]:
     """Do some updates in float64; return this rank's gradient, weights and losses."""
     torch.set_num_threads(1)
     with runtime.started("float32") as rt:
-        learner = Learner(config, rt)
+        corpus = batches.open_corpus(artifacts.open_images(images)[0])
+        learner = Learner(config, rt, corpus.classes(config.positives))
         learner.student.double()
         learner.teacher.double()
-        corpus = batches.open_corpus(artifacts.open_images(images)[0])
         source = batches.Batches(
             corpus, config, patches=learner.patches, rank=rt.rank, world=rt.world
         )
@@ -64,7 +64,12 @@ def one_of_two(
 @pytest.fixture(scope="module")
 def configs(small: Callable) -> dict[str, TrainConfig]:
     common = {"workers": 0, "patch_weight": 0.7}
-    return {n: small(head_norm=n, **common) for n in ("batch", "layer")}
+    alone = {"workers": 0, "patch_weight": 0.0, "teacher": False}  # both sides are trained
+    return {n: small(head_norm=n, **common) for n in ("batch", "layer")} | {
+        "stablerep": small(**alone),
+        "simclr": small(**alone, positives="image", views=2, global_crops=2),
+        "supervised": small(**alone, positives="concept", objective="cross-entropy"),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +86,19 @@ def two(
     return out
 
 
-@pytest.mark.parametrize("head_norm", ["batch", "layer"])
+@pytest.mark.parametrize("name", ["batch", "layer", "stablerep", "simclr", "supervised"])
 def test_two_ranks_do_what_one_does(
-    images: Path, configs: dict[str, TrainConfig], two: Path, head_norm: str
+    images: Path, configs: dict[str, TrainConfig], two: Path, name: str
 ) -> None:
-    alone = train(images, configs[head_norm])
-    ranks = [torch.load(two / f"{head_norm}-{rank}.pt") for rank in range(2)]
+    alone = train(images, configs[name])
+    ranks = [torch.load(two / f"{name}-{rank}.pt") for rank in range(2)]
     for rank in ranks:
         torch.testing.assert_close(rank["losses"], alone["losses"], rtol=1e-9, atol=0)
         torch.testing.assert_close(rank["norm"], alone["norm"], rtol=1e-9, atol=0)
         for part in ("student", "teacher"):
-            for name, tensor in alone[part].items():
+            for key, tensor in alone[part].items():
                 torch.testing.assert_close(
-                    rank[part][name], tensor, rtol=1e-7, atol=1e-9, msg=f"{part} {name}"
+                    rank[part][key], tensor, rtol=1e-7, atol=1e-9, msg=f"{part} {key}"
                 )
 
 
