@@ -1,7 +1,7 @@
 """Pictures made elsewhere -> images/1: for those who have StableRep, SynthCLIP or other sets.
 
     CSV of (path, caption) + one folder per view | webdataset tars | Parquet with repeated captions
-    -> where each caption's pictures lie -> parts of whole captions -> manifest.json
+    -> a catalogue of where each caption's pictures lie -> parts of whole captions -> manifest.json
 
 The bytes of a picture are taken over as they are. Pictures of one caption text are its views, in
 the order they are found. What does not decode, and captions with fewer than two pictures, are
@@ -10,46 +10,23 @@ listed in rejected.jsonl; nothing is dropped silently.
 
 from __future__ import annotations
 
-import csv
 import io
-import json
-import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
 from synclr_cli import artifacts, console
 from synclr_cli.errors import DataError
 from synclr_cli.render import manifest
+from synclr_cli.render.catalogue import Caption, Place, catalogue, kind_of
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
-CAPTION_COLUMNS = ("caption", "text", "prompt", "captions", "sentence")
 CAPTIONS_PER_GROUP = 16
 UNKNOWN_SEED = -1  # of a view whose starting noise nobody wrote down
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one picture's bytes lie."""
-
-    path: Path
-    first: int = -1  # byte in a tar, or row group of a Parquet file; -1: the whole file
-    second: int = 0  # length in a tar, or row of the group
-
-
-@dataclass
-class Caption:
-    """One caption and its pictures."""
-
-    text: str
-    concept: str
-    places: list[Place] = field(default_factory=list)
 
 
 def run(
@@ -74,7 +51,7 @@ def run(
         UsageError: `out` was imported from something else.
     """
     # --- open
-    kind, files = _kind_of(source)
+    kind, files = kind_of(source)
     header = artifacts.Header(
         schema="images",
         config={"captions_per_part": captions_per_part, "least_views": least_views},
@@ -87,29 +64,32 @@ def run(
     elif (out / manifest.MANIFEST).is_file():
         artifacts.require_same("render", artifacts.open_images(out)[1], header, out)
         return out
-    captions = _gather(kind, files, roots)
-    if not captions:
-        raise DataError(f"{source} holds no picture with a caption")
+    with catalogue(kind, files, roots) as found:
+        if not found.count:
+            raise DataError(f"{source} holds no picture with a caption")
+        if found.without_caption:
+            console.warn(f"{found.without_caption} pictures have no caption and are left out")
 
-    # --- loop
-    total = -(-len(captions) // captions_per_part)
-    todo = parts.missing(total)
-    read = _Reader()
-    fewest = []
-    with console.progress("import", total, done=total - len(todo), unit="parts") as meter:
-        for index in todo:
-            start = index * captions_per_part
-            table, facts = _part(captions[start : start + captions_per_part], start, read, header)
-            artifacts.write_parquet(
-                parts.path(index),
-                "images",
-                replace(header, facts=facts),
-                [table],
-                rows_per_group=CAPTIONS_PER_GROUP * max(facts["most_views"], 1),
-            )
-            meter.advance()
+        # --- loop
+        total = -(-found.count // captions_per_part)
+        todo = parts.missing(total)
+        read = _Reader()
+        with console.progress("import", total, done=total - len(todo), unit="parts") as meter:
+            for index in todo:
+                start = index * captions_per_part
+                captions = found.captions(start, start + captions_per_part)
+                table, facts = _part(captions, start, read, header)
+                artifacts.write_parquet(
+                    parts.path(index),
+                    "images",
+                    replace(header, facts=facts),
+                    [table],
+                    rows_per_group=CAPTIONS_PER_GROUP * max(facts["most_views"], 1),
+                )
+                meter.advance()
 
     # --- write
+    fewest = []
     for index in range(total):
         facts = artifacts.open_parquet(parts.path(index), "images")[1].facts or {}
         fewest.append(facts.get("fewest_views", 0))
@@ -118,134 +98,12 @@ def run(
     return out
 
 
-def _kind_of(source: Path) -> tuple[str, list[Path]]:
-    """Return what a source is, and its files."""
-    if source.is_file():
-        kind = source.suffix.lower().removeprefix(".")
-        if kind in ("csv", "tar", "parquet"):
-            return kind, [source]
-    elif source.is_dir():
-        for kind in ("tar", "parquet"):
-            files = sorted(source.rglob(f"*.{kind}"))
-            if files:
-                return kind, files
-    else:
-        raise DataError(f"no file or folder {source}")
-    raise DataError(
-        f"{source} cannot be imported",
-        expected="a .csv of (path, caption), a .parquet, a .tar, or a folder of .parquet or .tar",
-    )
-
-
 def _digest(files: list[Path]) -> str:
     """Return a digest of a small source's bytes, or of a large one's names and sizes."""
     if len(files) == 1 and files[0].stat().st_size < 1 << 30:
         return artifacts.digest(files[0])
     listed = "".join(f"{f.name}\0{f.stat().st_size}\n" for f in files)
     return f"sha256:{sha256(listed.encode()).hexdigest()}"
-
-
-# ------------------------------------------------------------------------------ what is there
-
-
-def _gather(kind: str, files: list[Path], roots: Sequence[Path]) -> list[Caption]:
-    """Return the captions in the order of their first picture."""
-    if kind == "csv":
-        return list(_from_csv(files[0], roots))
-    gathered: dict[str, Caption] = {}
-    for text, concept, place in (_from_tars if kind == "tar" else _from_parquet)(files):
-        gathered.setdefault(text, Caption(text, concept)).places.append(place)
-    return list(gathered.values())
-
-
-def _from_csv(path: Path, roots: Sequence[Path]) -> Iterator[Caption]:
-    """Yield a caption per row; its path under each root is one of its views."""
-    csv.field_size_limit(1 << 20)
-    try:
-        with open(path, newline="", encoding="utf-8") as f:
-            rows = [
-                (row[0].strip(), row[1].strip())
-                for row in csv.reader(f)
-                if len(row) >= 2 and row[0].strip().lower().endswith(PICTURES)
-            ]
-    except (UnicodeDecodeError, csv.Error) as e:
-        raise DataError(f"{path} is no UTF-8 CSV file ({e})") from e
-    if not rows:
-        return
-    found = list(roots) or _roots_beside(path, rows[0][0])
-    missing = [r for r in found if not r.is_dir()]
-    if missing:
-        raise DataError(f"no folder {missing[0]}")
-    if not found:
-        raise DataError(
-            f"{path}: no folder beside it holds {rows[0][0]}",
-            do="name the folders of the views",
-        )
-    for name, text in rows:
-        yield Caption(text, "", [Place(root / name) for root in found])
-
-
-def _roots_beside(path: Path, name: str) -> list[Path]:
-    beside = [d for d in sorted(path.parent.iterdir()) if d.is_dir() and (d / name).is_file()]
-    return [path.parent] if (path.parent / name).is_file() else beside
-
-
-def _from_tars(files: list[Path]) -> Iterator[tuple[str, str, Place]]:
-    """Yield the samples of webdataset tars: members of one stem, caption in .txt or .json."""
-    for path in files:
-        samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-        try:
-            with tarfile.open(path) as tar:
-                for member in tar:
-                    if member.isfile():
-                        stem, dot, kind = member.name.rpartition(".")
-                        samples.setdefault(stem, {})[dot + kind.lower()] = member
-                for parts in samples.values():
-                    picture = next((parts[k] for k in PICTURES if k in parts), None)
-                    words = _words(tar, parts)
-                    if picture and words:
-                        yield *words, Place(path, picture.offset_data, picture.size)
-        except tarfile.TarError as e:
-            raise DataError(f"{path} is no tar file, or a truncated one ({e})") from e
-
-
-def _words(tar: tarfile.TarFile, parts: dict[str, tarfile.TarInfo]) -> tuple[str, str] | None:
-    """Return a sample's caption and concept."""
-    for kind in (".txt", ".caption"):
-        if kind in parts and (file := tar.extractfile(parts[kind])):
-            return file.read().decode("utf-8", "replace").strip(), ""
-    if ".json" in parts and (file := tar.extractfile(parts[".json"])):
-        try:
-            values = json.loads(file.read())
-        except ValueError:
-            return None
-        for name in CAPTION_COLUMNS:
-            if isinstance(values, dict) and isinstance(values.get(name), str):
-                return values[name].strip(), str(values.get("concept") or "")
-    return None
-
-
-def _from_parquet(files: list[Path]) -> Iterator[tuple[str, str, Place]]:
-    """Yield the rows of Parquet files in the Hugging Face layout."""
-    for path in files:
-        try:
-            file = pq.ParquetFile(path)
-        except (pa.ArrowInvalid, OSError) as e:
-            raise DataError(f"{path} is no Parquet file, or a truncated one ({e})") from e
-        names = file.schema_arrow.names
-        column = next((c for c in CAPTION_COLUMNS if c in names), None)
-        if column is None or "image" not in names:
-            raise DataError(
-                f"{path}: columns",
-                got=", ".join(names),
-                expected="image and one of " + ", ".join(CAPTION_COLUMNS),
-            )
-        wanted = [column, *(["concept"] if "concept" in names else [])]
-        for group in range(file.num_row_groups):
-            for i, row in enumerate(file.read_row_group(group, wanted).to_pylist()):
-                text = row[column][0] if isinstance(row[column], list) else row[column]
-                if text:
-                    yield str(text).strip(), str(row.get("concept") or ""), Place(path, group, i)
 
 
 # ----------------------------------------------------------------------------------- reading
@@ -258,10 +116,20 @@ class _Reader:
         self._group: tuple[Path, int] | None = None
         self._rows: list[dict[str, Any]] = []
 
-    def __call__(self, place: Place) -> bytes:
+    def all(self, places: Iterable[Place]) -> dict[Place, bytes | OSError]:
+        """Return the bytes at several places, or why there are none; read as they lie."""
+        found: dict[Place, bytes | OSError] = {}
+        for place in sorted(places, key=lambda p: (str(p.path), p.first, p.second)):
+            try:
+                found[place] = self._read(place)
+            except OSError as e:
+                found[place] = e
+        return found
+
+    def _read(self, place: Place) -> bytes:
         if place.path.suffix.lower() == ".parquet":
             return self._from_group(place)
-        with open(place.path, "rb") as f:
+        with place.path.open("rb") as f:
             if place.first < 0:
                 return f.read()
             f.seek(place.first)
@@ -269,7 +137,8 @@ class _Reader:
 
     def _from_group(self, place: Place) -> bytes:
         if self._group != (place.path, place.first):
-            table = pq.ParquetFile(place.path).read_row_group(place.first, ["image"])
+            self._rows = []  # not two groups at once
+            table = artifacts.parquet(place.path).read_row_group(place.first, ["image"])
             self._rows = table["image"].to_pylist()
             self._group = (place.path, place.first)
         cell = self._rows[place.second]
@@ -287,11 +156,14 @@ def _part(
     """Return a part's rows, and what its header lists as left out."""
     least = header.config["least_views"]
     records, rejected, set_aside, counts = [], [], [], []
+    bytes_at = read.all(place for caption in captions for place in caption.places)
     for caption_id, caption in enumerate(captions, start):
         kept = []
         for view, place in enumerate(caption.places):
             try:
-                data = read(place)
+                data = bytes_at[place]
+                if isinstance(data, OSError):
+                    raise data
                 with Image.open(io.BytesIO(data)) as picture:
                     size = picture.size
                     picture.verify()

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from synclr_cli import artifacts, console
 
 MANIFEST, REJECTED = "manifest.json", "rejected.jsonl"
@@ -39,7 +37,7 @@ def write(
         rejected += [{"what": "rejected view", **r} for r in facts.get("rejected", [])]
         set_aside += [{"what": "caption set aside", **c} for c in facts.get("set_aside", [])]
         if not masked and file.metadata.num_rows:
-            masked = pq.read_table(path, columns=["mask"])["mask"].null_count == 0
+            masked = artifacts.table(path, ["mask"])["mask"].null_count == 0
         digest = artifacts.digest(path)
         listed.append({"name": path.name, "rows": file.metadata.num_rows, "digest": digest})
     (parts.folder / REJECTED).unlink(missing_ok=True)

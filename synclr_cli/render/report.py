@@ -13,6 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -30,8 +31,9 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
 
     Keys: `captions`, `concepts`, `pictures`, `views` (pictures of a caption -> captions), `sizes`
     ("WxH" -> pictures), `bytes` (all parts), `bytes_per_picture` (median), `masks`, `rejected`
-    (reason -> views), `set_aside` (captions), `same_bytes` and `alike` (pictures that repeat an
-    earlier one byte for byte, or in their perceptual hash), `looked_at`.
+    (reason -> views), `set_aside` (captions), `scores` (quantile -> score, if there are any),
+    `same_bytes` and `alike` (pictures that repeat an earlier one byte for byte, or in their
+    perceptual hash), `looked_at`.
 
     Raises:
         DataError: no finished images/1 folder.
@@ -42,12 +44,15 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
     sizes: Counter[str] = Counter()
     concepts: set[str] = set()
     lengths: list[int] = []
+    scores: list[np.ndarray] = []
     exact: set[bytes] = set()
     alike: set[int] = set()
     same_bytes = same_print = masks = 0
     for path in parts:
-        file = pq.ParquetFile(path)
-        light = file.read(columns=["caption_id", "concept", "width", "height"])
+        file = artifacts.parquet(path)
+        light = file.read(columns=["caption_id", "concept", "width", "height", *_score(file)])
+        if "score" in light.column_names:
+            scores.append(light["score"].drop_null().to_numpy())
         views.update(Counter(light["caption_id"].to_pylist()).values())
         concepts.update(light["concept"].unique().to_pylist())
         pairs = zip(light["width"].to_pylist(), light["height"].to_pylist(), strict=True)
@@ -81,10 +86,23 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
         "masks": masks,
         "rejected": manifest.get("rejected", {}),
         "set_aside": manifest.get("set_aside", 0),
+        "scores": _quantiles(np.concatenate(scores) if scores else np.zeros(0)),
         "same_bytes": same_bytes,
         "alike": same_print,
         "looked_at": len(lengths),
     }
+
+
+def _score(file: pq.ParquetFile) -> list[str]:
+    return ["score"] if "score" in file.schema_arrow.names else []
+
+
+def _quantiles(scores: np.ndarray) -> dict[str, float]:
+    """Return the least, greatest and middle scores; nothing of nothing."""
+    if not len(scores):
+        return {}
+    names = {"least": 0.0, "1 %": 0.01, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "greatest": 1.0}
+    return {name: round(float(np.quantile(scores, q)), 4) for name, q in names.items()}
 
 
 _STYLE = """

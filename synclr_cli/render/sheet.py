@@ -10,7 +10,6 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
 from synclr_cli import artifacts
@@ -71,7 +70,7 @@ def spread(images_folder: Path, captions: int, views: int) -> list[Shown]:
 
 
 def _some(path: Path, captions: int, views: int) -> list[Shown]:
-    file = pq.ParquetFile(path)
+    file = artifacts.parquet(path)
     ids = file.read(columns=["caption_id"])["caption_id"].to_pylist()
     distinct = list(dict.fromkeys(ids))
     stride = max(len(distinct) // captions, 1)
