@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from synclr_cli import artifacts, draws
 from synclr_cli.config import TrainConfig
@@ -35,6 +36,7 @@ from synclr_cli.learning import images, loading
 from synclr_cli.train import crops, masks
 
 CACHED_BYTES = 256 << 20  # of encoded pictures, per loader process
+JPEG = b"\xff\xd8\xff"  # how its bytes begin
 DAMAGED_SHARE = 0.01  # of the pictures read; more stop the run
 DAMAGED_FROM = 2000  # pictures read before the share is taken literally
 
@@ -282,16 +284,29 @@ class Batches:
             data = self._shelf.picture(int(corpus.part[caption]), first + other)
             where = f"{corpus.parts[corpus.part[caption]].name} row {first + other}"
             try:
-                picture = np.asarray(images.decode(data, where))
+                return _decode(data, where)
             except DataError as e:
                 damaged.append((int(corpus.caption_id[caption]), other, str(e)))
-                continue
-            # The channels stay last in memory: that is the fast path of uint8 resizing.
-            return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]  # [1, 3, H, W]
         raise DataError(
             f"no picture of caption {corpus.caption_id[caption]} decodes",
             do="render the pictures again",
         )
+
+
+def _decode(data: bytes | None, where: str) -> Tensor:
+    """Return a picture, [1, 3, H, W] uint8, its channels last in memory: so it is resized fastest.
+
+    Raises:
+        DataError: the bytes are no picture.
+    """
+    if data and data.startswith(JPEG):
+        try:
+            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            return decode_jpeg(encoded, ImageReadMode.RGB)[None]  # a third faster than Pillow
+        except RuntimeError:  # a kind of JPEG that it cannot read, or a damaged one: Pillow says
+            pass
+    picture = np.asarray(images.decode(data, where))
+    return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]  # [1, 3, H, W]
 
 
 class _Shelf:
