@@ -70,9 +70,10 @@ class Source:
         return found
 
     def _go_to(self, row: int) -> None:
-        """Hold a piece that lies at or before a row, and not a row group before it."""
+        """Hold a piece at or before a row; go on reading only if no row group is in between."""
         group = bisect_right(self._starts, row) - 1
-        if self._piece is None or not self._starts[group] <= self._first <= row:
+        end = self._first + len(self._piece or ())
+        if self._piece is None or self._first > row or end < self._starts[group]:
             groups = list(range(group, len(self._starts)))
             self._pieces = self._file.iter_batches(PIECE, row_groups=groups, columns=_COLUMNS)
             self._first, self._piece = self._starts[group], next(self._pieces, None)

@@ -42,7 +42,7 @@ def picture(row: dict, column: str = "image") -> Image.Image:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir()}
+    return {p.name: p.read_bytes() for p in folder.iterdir()}  # here or elsewhere
 
 
 def test_every_caption_has_its_views_side_by_side(captions_file, tmp_path):

@@ -1,0 +1,142 @@
+"""Captions are read in pieces, and they and the pictures may lie at any fsspec URI."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_render_importing import picture, reference_set, tar_of
+from test_render_run import contents, render_config, rows_of
+
+from synclr_cli import artifacts
+from synclr_cli.errors import DataError
+from synclr_cli.render import importing, source
+from synclr_cli.render.report import page, report
+from synclr_cli.render.run import run
+from synclr_cli.render.sheet import contact_sheet
+from synclr_cli.render.source import Source
+
+
+@pytest.fixture
+def elsewhere():
+    """Give the URI of a folder in memory that no other test has."""
+    name = f"memory://{uuid.uuid4().hex}"
+    yield name
+    fsspec.filesystem("memory").rm(name, recursive=True)
+
+
+def test_captions_are_found_wherever_they_lie_in_the_file(captions_file, monkeypatch):
+    monkeypatch.setattr(source, "PIECE", 5)
+    captions = captions_file(100)  # row groups of 16
+    every = pq.read_table(captions, columns=["caption_id", "caption", "concept"]).to_pylist()
+    found = Source(captions, 254)
+    assert found.count == 100 and found.concepts == sorted({r["concept"] for r in every})
+    for start, stop in ((0, 7), (7, 30), (90, 100), (31, 33), (0, 100), (99, 120), (16, 32)):
+        assert found.rows(start, stop) == every[start:stop]
+    assert Source(captions, 3).concepts is None
+
+
+def test_captions_are_decoded_a_piece_at_a_time(captions_file, monkeypatch):
+    monkeypatch.setattr(source, "PIECE", 5)
+    found = Source(captions_file(100), 254)
+    decoded = []
+    iter_batches = pq.ParquetFile.iter_batches
+
+    def counted(*arguments, **keywords):
+        for piece in iter_batches(*arguments, **keywords):
+            decoded.append(len(piece))
+            yield piece
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    for start in range(0, 100, 4):
+        found.rows(start, start + 4)
+    assert sum(decoded) == 100 and max(decoded) <= 5  # once from front to back
+
+
+def test_a_large_file_in_disorder_is_refused(captions_file, monkeypatch):
+    monkeypatch.setattr(source, "MOST_TO_SORT", 2)
+    with pytest.raises(DataError, match="Sort the file by caption_id"):
+        Source(captions_file(3, ids=[4, 1, 2]), 254)
+
+
+def test_a_truncated_captions_file_is_one_line(captions_file, tmp_path):
+    whole = captions_file(4000).read_bytes()
+    damaged = bytearray(whole)
+    damaged[200:900] = b"\xff" * 700
+    (tmp_path / "damaged.parquet").write_bytes(bytes(damaged))
+    (tmp_path / "short.parquet").write_bytes(whole[: len(whole) // 2])
+    for name in ("damaged", "short"):
+        with pytest.raises(DataError, match="truncated") as caught:
+            Source(tmp_path / f"{name}.parquet", 254).rows(0, 4000)
+        assert "\n" not in str(caught.value)
+
+
+def test_captions_and_pictures_may_lie_elsewhere(captions_file, tmp_path, elsewhere):
+    local = captions_file(9)
+    there = artifacts.place(f"{elsewhere}/captions.parquet")
+    there.parent.mkdir(parents=True, exist_ok=True)
+    there.write_bytes(local.read_bytes())
+    config = render_config(duplicate_bits=24, redraws=1, least_views=1)
+    wanted = run(config, local, tmp_path / "images")
+    out = run(config, there, artifacts.place(f"{elsewhere}/images"))
+    assert contents(out) == contents(wanted)
+    assert report(out) == report(wanted)
+    sheets = [contact_sheet(f, tmp_path / name) for f, name in ((out, "a.png"), (wanted, "b.png"))]
+    assert sheets[0].read_bytes() == sheets[1].read_bytes()
+    page(out, artifacts.place(f"{elsewhere}/page.html"))
+    assert "<html" in artifacts.place(f"{elsewhere}/page.html").read_text()
+
+
+def test_a_set_elsewhere_is_continued(captions_file, tmp_path, elsewhere):
+    captions = captions_file(9)
+    out = run(render_config(views=2), captions, artifacts.place(f"{elsewhere}/images"))
+    (out / "manifest.json").unlink()
+    (out / "part-00001.parquet").unlink()
+    run(render_config(views=3), captions, out)
+    assert contents(out) == contents(run(render_config(views=3), captions, tmp_path / "images"))
+    run(render_config(seed=1), captions, out, overwrite=True)
+    assert artifacts.open_images(out)[1].seed == 1
+
+
+def test_a_set_is_imported_from_here_to_elsewhere_and_back(tmp_path, elsewhere):
+    local = importing.run(reference_set(tmp_path / "set"), tmp_path / "images")
+    there = artifacts.place(f"{elsewhere}/images")
+    importing.run(tmp_path / "set" / "all.csv", there)
+    assert contents(there) == contents(local)
+    shutil.rmtree(local)
+    importing.run(artifacts.place(f"{elsewhere}/images"), local)
+    assert len(rows_of(local)) == 15
+
+
+def test_pictures_without_a_caption_are_counted(tmp_path, capsys):
+    members = {}
+    for i in range(6):
+        members[f"{i}.png"] = picture(i)
+        if i != 3:
+            members[f"{i}.txt"] = b"a fox"
+    out = importing.run(tar_of(tmp_path / "a.tar", members), tmp_path / "images")
+    assert len(rows_of(out)) == 5
+    assert "1 pictures have no caption" in capsys.readouterr().err
+
+
+def test_a_caption_whose_pictures_lie_far_apart_is_gathered(tmp_path):
+    cells = [{"bytes": picture(i), "path": None} for i in range(40)]
+    for name, start in (("a", 0), ("b", 20)):
+        table = pa.table(
+            {"caption": [f"caption {i % 10}" for i in range(20)], "image": cells[start:][:20]}
+        )
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=3)
+    (tmp_path / "set").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.parquet").rename(tmp_path / "set" / f"{name}.parquet")
+    rows = rows_of(importing.run(tmp_path / "set", tmp_path / "images", captions_per_part=4))
+    assert [r["caption"] for r in rows] == [f"caption {c}" for c in range(10) for _ in range(4)]
+    wanted = [picture(i) for c in range(10) for i in (c, c + 10, c + 20, c + 30)]
+    assert [r["image"]["bytes"] for r in rows] == wanted
+    manifest = json.loads((tmp_path / "images" / "manifest.json").read_text())
+    assert manifest["views"] == 4
