@@ -212,12 +212,18 @@ def import_(
         Path,
         typer.Argument(
             metavar="SOURCE",
+            parser=artifacts.place,
             help="A .csv (path, caption), a .parquet, a webdataset .tar, or a folder of these.",
         ),
     ],
     roots: Annotated[
         list[Path] | None,
-        typer.Option("--root", help="With a .csv: folder its paths start in, one a view."),
+        typer.Option(
+            "--root",
+            metavar="PATH",
+            parser=artifacts.place,
+            help="With a .csv: folder its paths start in, one a view.",
+        ),
     ] = None,
     out: Annotated[Path, _out("Folder to make, here or at a URI.")] = Path("images"),
     overwrite: Overwrite = False,
