@@ -479,6 +479,28 @@ def export(
 
 
 @app.command()
+def show(
+    backbones: BackboneArguments,
+    pictures: Annotated[
+        Path, typer.Option("--pictures", metavar="DIR", help="Folder of pictures, or Parquet.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to make. [default: runs/show/DIR]")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="INT", help="Seed of random weights.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Draw what backbones see: patches coloured by their main components, nearest pictures."""
+    console.set_quiet(quiet)
+    named = [_input(name) for name in backbones]
+    from synclr_cli.learning import showing
+
+    folder = out or Path("runs") / "show" / judging.stem(str(pictures))
+    for drawn in showing.run(named, pictures, folder, seed=seed):
+        console.result(str(drawn))
+
+
+@app.command()
 def quickstart(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to work in.")] = Path(
         "quickstart"

@@ -417,6 +417,7 @@ class SegmentConfig:
     auxiliary_weight: float = 0.4
     photometric: bool = True
     ignore_index: int = 255
+    reduce_zero_label: bool = False  # 0 is unlabelled too, classes begin at 1: ADE20K
     validation_share: float = 0.2  # of train, if the data has no validation split
     validation_steps: int = 2000  # updates between two looks at the validation split
     checkpoint_steps: int = 2000

@@ -35,6 +35,7 @@ class Split:
     source: Source
     rows: np.ndarray  # [n] of the source
     labels: np.ndarray  # [n] int64 class ids, or [n, K] of 0 and 1; zeros if there are masks
+    zero_becomes: int | None = None  # in masks: the id 0 turns into; the others move down by one
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -66,6 +67,9 @@ class Split:
                 got=f"{ids.shape[1]}x{ids.shape[0]} pixels",
                 expected=f"the picture's {width}x{height}",
             )
+        if self.zero_becomes is not None:
+            unlabelled = (ids == 0) | (ids == self.zero_becomes)
+            ids = np.where(unlabelled, self.zero_becomes, ids - 1)
         return ids
 
     def take(self, chosen: np.ndarray) -> Split:
@@ -99,6 +103,7 @@ def open_data(
     validation_share: float,
     seed: int,
     ignore_index: int = 255,
+    reduce_zero_label: bool = False,
 ) -> Labelled:
     """Open labelled pictures.
 
@@ -109,6 +114,7 @@ def open_data(
         validation_share: of train, for a split the data does not bring.
         seed: of the draw of such splits.
         ignore_index: the id of unlabelled pixels.
+        reduce_zero_label: in masks 0 is unlabelled too and the classes begin at 1, as in ADE20K.
 
     Raises:
         DataError: nothing there, no split of it has pictures, one class only, a class that train
@@ -123,8 +129,9 @@ def open_data(
     if TRAIN not in raw:
         raise DataError(f"{spec} has no train split", got=", ".join(raw) or "nothing labelled")
 
+    zero = ignore_index if reduce_zero_label else None
     if masks:
-        classes = _mask_classes(found, raw, ignore_index)
+        classes = _mask_classes(found, raw, ignore_index, zero)
         labels = {name: np.zeros(len(split.source), np.int64) for name, split in raw.items()}
     elif any(split.labels.dtype.kind == "O" for split in raw.values()):
         if not several:
@@ -135,7 +142,7 @@ def open_data(
     else:
         classes, labels = _number_classes(found, raw)
     whole = {
-        name: Split(split.source, np.arange(len(split.source)), labels[name].astype(np.int64))
+        name: Split(split.source, np.arange(len(split.source)), labels[name].astype(np.int64), zero)
         for name, split in raw.items()
     }
     splits, facts = _complete(spec, whole, raw[TRAIN].groups, validation_share, seed)
@@ -282,12 +289,14 @@ def _check_labels(spec: str, splits: Mapping[str, Split], classes: Sequence[str]
             )
 
 
-def _mask_classes(found: Found, raw: Mapping[str, RawSplit], ignore_index: int) -> list[str]:
+def _mask_classes(
+    found: Found, raw: Mapping[str, RawSplit], ignore_index: int, zero: int | None
+) -> list[str]:
     """Return the class names; read every mask once, so that no training stops at a bad one."""
     reached = -1
     for name in sorted(raw, key=lambda n: n != TRAIN):  # train says how many there are
         split = raw[name]
-        checked = Split(split.source, np.arange(len(split.source)), np.empty(0))
+        checked = Split(split.source, np.arange(len(split.source)), np.empty(0), zero)
         for i in range(len(checked)):
             ids = np.unique(checked.mask(i))
             ids = ids[ids != ignore_index]

@@ -16,6 +16,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +37,11 @@ SPLIT_NAMES = {
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 PICTURE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "concept")
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+)  # fmt: skip
 EXPECTED = "a folder, a .parquet file, torchvision:NAME or digits:"
 
 
@@ -70,8 +77,11 @@ def find(spec: str, *, masks: bool) -> Found:
     scheme, colon, target = spec.partition(":")
     path = Path(spec)
     if colon and not path.exists():
-        if masks:
-            raise DataError(f"{spec} has no masks", expected="a folder or Parquet with masks")
+        if masks and spec != "torchvision:VOCSegmentation":
+            raise DataError(
+                f"{spec} has no masks",
+                expected="a folder or Parquet with masks, or torchvision:VOCSegmentation",
+            )
         if scheme == "digits":
             return _digits()
         if scheme == "torchvision":
@@ -220,7 +230,7 @@ def _class_folders(root: Path) -> Found:
     for split, folder in roots.items():
         pictures, labels = [], []
         for inside in sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."):
-            files = list(_pictures(inside))
+            files = list(picture_files(inside))
             pictures += files
             labels += [inside.name] * len(files)
         if not pictures:
@@ -240,7 +250,7 @@ def _mask_folders(root: Path) -> Found:
     roots = _split_folders(root / "images") or {"train": root / "images"}
     splits, every = {}, []
     for split, folder in roots.items():
-        pictures = list(_pictures(folder))
+        pictures = list(picture_files(folder))
         beside = masks_root / folder.relative_to(root / "images")
         masks = [beside / p.relative_to(folder).with_suffix(".png") for p in pictures]
         for picture, mask in zip(pictures, masks, strict=True):
@@ -267,7 +277,8 @@ def _split_folders(root: Path) -> dict[str, Path]:
     }
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
+def picture_files(folder: Path) -> Iterator[Path]:
+    """Yield the pictures below a folder, by name."""
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in PICTURES and not path.name.startswith("."):
             yield path
@@ -309,7 +320,7 @@ def _torchvision(name: str) -> Found:
     parameters = inspect.signature(data_set).parameters
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     root = cache / "synclr" / "torchvision" / name
-    arguments = {"root": str(root), "download": True}
+    arguments = {"root": str(root), "download": True, "year": "2007"}  # VOC's year of Table 9
     arguments = {key: value for key, value in arguments.items() if key in parameters}
     splits = {}
     for split, choice in _torchvision_splits(parameters):
@@ -323,23 +334,43 @@ def _torchvision(name: str) -> Found:
                 f"cannot get torchvision:{name} ({e})", do="see torchvision's page"
             ) from e
         splits.setdefault(split, _torchvision_split(name, opened))
-    return Found(name, splits, lambda: artifacts.digest(root))
+    mask_names = ("background", *VOC_CLASSES) if name == "VOCSegmentation" else ()
+    return Found(name, splits, lambda: artifacts.digest(root), mask_names=mask_names)
 
 
 def _torchvision_splits(parameters: Mapping[str, object]) -> list[tuple[str, dict[str, object]]]:
     if "train" in parameters:
         return [("train", {"train": True}), ("test", {"train": False})]
+    if "image_set" in parameters:
+        return [(split, {"image_set": split}) for split in SPLIT_NAMES]
     if "split" in parameters:
         names = {**SPLIT_NAMES, "train": ("train", "trainval")}
         return [(split, {"split": n}) for split, every in names.items() for n in every]
     return [("train", {})]
 
 
-def _torchvision_split(name: str, opened: object) -> RawSplit:
+def _torchvision_split(name: str, opened: Any) -> RawSplit:
+    if name == "VOCSegmentation":
+        files = sources.Files([Path(p) for p in opened.images], [Path(p) for p in opened.masks])
+        return RawSplit(files, np.zeros(len(files), np.int64))
+    if name == "VOCDetection":
+        lists = np.empty(len(opened.annotations), object)
+        lists[:] = [_voc_classes(Path(p)) for p in opened.annotations]
+        return RawSplit(sources.Files([Path(p) for p in opened.images]), lists, VOC_CLASSES)
     found = (getattr(opened, key, None) for key in ("targets", "labels", "_labels"))
     labels = next((each for each in found if each is not None), None)
     if labels is None:
-        labels = [opened[i][1] for i in range(len(opened))]  # type: ignore[arg-type,index]
+        labels = [opened[i][1] for i in range(len(opened))]
     numbers = np.array([int(each) for each in labels], np.int64)
     names = getattr(opened, "classes", None) or ()
     return RawSplit(sources.Torchvision(name, opened), numbers, [str(n) for n in names])
+
+
+def _voc_classes(annotation: Path) -> list[int]:
+    """Return the classes of a VOC picture; an object that is marked difficult does not count."""
+    found = {
+        str(each.findtext("name"))
+        for each in ElementTree.parse(annotation).getroot().iter("object")
+        if each.findtext("difficult", "0").strip() != "1"
+    }
+    return sorted(VOC_CLASSES.index(name) for name in found)

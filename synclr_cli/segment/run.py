@@ -63,6 +63,7 @@ def run(
         pictures = labelled.open_data(
             data, masks=True, ignore_index=config.ignore_index,
             validation_share=config.validation_share, seed=config.seed,
+            reduce_zero_label=config.reduce_zero_label,
         )  # fmt: skip
         opened = backbones.open_backbone(
             backbone, image_size=config.image_size, drop_path=config.drop_path, seed=config.seed

@@ -13,7 +13,7 @@ from PIL import Image
 from synclr_cli import artifacts
 from synclr_cli.artifacts import Header
 from synclr_cli.errors import DataError, UsageError
-from synclr_cli.learning import labelled, sources
+from synclr_cli.learning import labelled, layouts, sources
 
 
 def picture(value=0, size=(8, 6)):
@@ -232,6 +232,63 @@ def test_mask_folders_are_read(tmp_path):
 def test_names_of_mask_classes_may_be_given(tmp_path):
     (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n")
     assert open_data(mask_folders(tmp_path), masks=True).classes == ["sky", "road", "car"]
+
+
+def test_reducing_the_zero_label_makes_it_unlabelled_and_moves_the_others_down(tmp_path):
+    root = mask_folders(tmp_path, ids=(0, 1, 2, 255))
+    data = open_data(root, masks=True, reduce_zero_label=True)
+    assert data.classes == ["0", "1"]
+    before = open_data(root, masks=True).splits["train"].mask(0)
+    after = data.splits["train"].mask(0)
+    for was, becomes in ((0, 255), (1, 0), (2, 1), (255, 255)):
+        assert set(after[before == was]) == {becomes}
+
+
+@pytest.fixture
+def voc(tmp_path, monkeypatch):
+    """Lay out VOC 2007 where torchvision would put it: two pictures of train, one of val, test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for module in ("VOCDetection", "VOCSegmentation"):
+        root = tmp_path / "synclr" / "torchvision" / module / "VOCdevkit" / "VOC2007"
+        lists = {"train": ["a", "b"], "val": ["c"], "test": ["d"]}
+        for kind in ("Main", "Segmentation"):
+            (root / "ImageSets" / kind).mkdir(parents=True)
+            for split, names in lists.items():
+                (root / "ImageSets" / kind / f"{split}.txt").write_text("\n".join(names))
+        for folder in ("JPEGImages", "Annotations", "SegmentationClass"):
+            (root / folder).mkdir()
+        for name, objects in (("a", "cat dog"), ("b", "dog -cat"), ("c", "cat"), ("d", "dog")):
+            picture(9).save(root / "JPEGImages" / f"{name}.jpg")
+            ids = np.array([[0, 8, 12], [15, 20, 255]], np.uint8).repeat(3, 0)[:, [0, 1, 2] * 2]
+            Image.fromarray(np.pad(ids, ((0, 0), (0, 2)))).save(
+                root / "SegmentationClass" / f"{name}.png"
+            )
+            marked = "".join(
+                f"<object><name>{each.strip('-')}</name>"
+                f"<difficult>{int(each.startswith('-'))}</difficult></object>"
+                for each in objects.split()
+            )
+            (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{marked}</annotation>")
+    from torchvision.datasets import voc as module
+
+    monkeypatch.setattr(module, "download_and_extract_archive", lambda *a, **k: None)
+
+
+def test_vocs_objects_are_several_labels_of_a_picture_but_difficult_ones(voc):
+    # Classes that no picture of train has are refused elsewhere; here there are two of twenty.
+    found = layouts.find("torchvision:VOCDetection", masks=False)
+    assert {name: len(split.labels) for name, split in found.splits.items()} == {
+        "train": 2, "val": 1, "test": 1
+    }  # fmt: skip
+    cat, dog = (layouts.VOC_CLASSES.index(name) for name in ("cat", "dog"))
+    assert list(found.splits["train"].labels) == [[cat, dog], [dog]]
+    assert found.splits["train"].source.image(0).size == (8, 6)
+
+
+def test_vocs_masks_are_segmentation_data_with_names(voc):
+    data = open_data("torchvision:VOCSegmentation", masks=True)
+    assert data.classes[0] == "background" and data.classes[15] == "person"
+    assert len(data.classes) == 21 and set(np.unique(data.splits["val"].mask(0))) >= {8, 255}
 
 
 def test_the_digits_come_without_a_download():
