@@ -4,7 +4,8 @@
         student.safetensors  teacher.safetensors  ...   one file per named group of tensors
         state.json                                      step, header and whatever the loop keeps
 
-A folder is written under a temporary name and renamed, so one that is there is whole.
+A folder is written under a temporary name and renamed, so one that is there is whole. `Writer`
+copies the tensors and writes while the training goes on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,45 @@ def save(
     for old in _steps(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+class Writer:
+    """Saves checkpoints in the background, one at a time."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[Path] | None = None
+
+    def save(
+        self,
+        folder: Path,
+        step: int,
+        groups: Mapping[str, Mapping[str, Tensor]],
+        header: Header,
+        *,
+        keep: int = 2,
+    ) -> None:
+        """Copy the tensors to memory of the host and return; errors come with the next call.
+
+        Raises:
+            SynclrError: the checkpoint before could not be written.
+        """
+        self.settle()
+        copies = {
+            name: {key: t.detach().to("cpu", copy=True) for key, t in tensors.items()}
+            for name, tensors in groups.items()
+        }
+        self._pending = self._thread.submit(save, folder, step, copies, header, keep=keep)
+
+    def settle(self) -> None:
+        """Wait until what was saved is on disk.
+
+        Raises:
+            SynclrError: it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
 
 def newest(folder: Path) -> Path | None:

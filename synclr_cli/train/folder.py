@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class Folder:
 
     def __init__(self, path: Path, header: Header, rt: Runtime):
         self.path, self.header, self._runtime = path, header, rt
-        self._skips = 0
+        self._skips, self._writer = 0, checkpoint.Writer()
         self._run, self._metrics = path / "run.json", path / METRICS_FILE
         self._damaged, self._checkpoints = path / "damaged.jsonl", path / "checkpoints"
         self._skipped, self._backbones = path / "skipped.jsonl", path / "backbones"
@@ -78,10 +79,19 @@ class Folder:
         return saved
 
     def save(self, step: int, learner: Learner, *, keep: int) -> None:
-        """Save the state after `step` updates."""
+        """Save the state after `step` updates, in the background; `saving` waits for it."""
+        groups = learner.groups()
         if self._runtime.is_main:
             header = replace(self.header, schema="checkpoint")
-            checkpoint.save(self._checkpoints, step, learner.groups(), header, keep=keep)
+            self._writer.save(self._checkpoints, step, groups, header, keep=keep)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Have everything saved inside on disk at the end."""
+        try:
+            yield
+        finally:
+            self._writer.settle()
         self._runtime.barrier()
 
     def log(self, record: Mapping[str, object]) -> None:

@@ -79,6 +79,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
 
         with (
             runtime.StopFlag(config.stop_after_minutes) as stop,
+            folder.saving(),
             trackers.open_trackers(config.trackers, out, header, rt, done) as tracked,
             console.progress("train", config.steps * n, done=done * n, unit="img") as bar,
         ):

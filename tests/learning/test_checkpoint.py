@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from synclr_cli.artifacts import Header
-from synclr_cli.errors import DataError
+from synclr_cli.errors import DataError, UsageError
 from synclr_cli.learning import checkpoint
 
 HEADER = Header(schema="checkpoint", config={"steps": 3})
@@ -77,3 +77,24 @@ def test_an_optimiser_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
     for step in range(3, 6):
         update(resumed, optimizer, step)
     assert torch.equal(resumed.weight, straight.weight)
+
+
+def test_a_writer_saves_what_was_there_when_it_was_asked(tmp_path: Path) -> None:
+    writer, live = checkpoint.Writer(), {"student": {"w": torch.zeros(1000)}}
+    for step in (1, 2):
+        live["student"]["w"].fill_(step)
+        writer.save(tmp_path, step, live, HEADER, keep=1)
+        live["student"]["w"].fill_(-1)  # training goes on meanwhile
+    writer.settle()
+    (only,) = tmp_path.iterdir()
+    saved = checkpoint.load(only)
+    assert saved.step == 2 and (saved.groups["student"]["w"] == 2).all()
+
+
+def test_a_writer_tells_with_the_next_call_what_went_wrong(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    writer = checkpoint.Writer()
+    writer.save(tmp_path / "file", 1, {"student": {"w": torch.zeros(1)}}, HEADER)
+    with pytest.raises(UsageError, match="cannot write"):
+        writer.settle()
+    writer.settle()  # told once

@@ -64,10 +64,9 @@ def test_hue_turns_as_torchvisions(pictures: Tensor, turns: float) -> None:
     done = crops.turn_hue(pictures.clone(), each(pictures, turns))
     expected = floating(pictures, lambda p: F.adjust_hue(p, turns))
     assert (done - expected).abs().max() < 0.01
-    if turns in (-0.1, 0.05, 0.1):
-        # Pillow has hue and saturation in 8 bits: six levels of colour a step, no bias.
-        difference = done - pillow(pictures, lambda p: F.adjust_hue(p, turns))
-        assert difference.abs().max() <= 12 and difference.mean().abs() < 1
+    # Pillow has hue, saturation and the turn in 8 bits: some levels off, with no bias.
+    difference = done - pillow(pictures, lambda p: F.adjust_hue(p, turns))
+    assert difference.abs().mean() < 3 and difference.mean().abs() < 1
 
 
 def test_a_hue_of_any_colour_turns_as_torchvisions() -> None:

@@ -1,0 +1,95 @@
+"""What micro-batches save and cost: peak memory, time and gradient, beside the whole batch at once.
+
+    OMP_NUM_THREADS=2 python benchmarks/train_memory.py [--captions 64] [--micro-batch 16]
+
+Each variant is a process of its own that does one update of random pictures; its peak is what the
+system says of it, libraries included. The gradients are compared in float32 on `--compare` captions
+of 4 pictures: one batch, whole and by pieces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import time
+from multiprocessing.connection import Connection
+
+import torch
+from train_step import random_batch
+
+from synclr_cli.config import TrainConfig
+from synclr_cli.learning import runtime
+from synclr_cli.learning.runtime import Runtime
+from synclr_cli.train import timetable
+from synclr_cli.train.learner import Learner
+
+
+def config_of(given: argparse.Namespace, captions: int, micro_batch: int) -> TrainConfig:
+    """Return a recipe of ViT-S whose layers are never dropped."""
+    return TrainConfig(
+        arch=given.arch,
+        captions_per_batch=captions,
+        prototypes=given.prototypes,
+        micro_batch=micro_batch,
+        drop_path=0.0,
+    )
+
+
+def update(given: argparse.Namespace, micro_batch: int, pipe: Connection) -> None:
+    """Do one update after a small one, and say what it took."""
+    runtime.keep_freed_memory()
+    config = config_of(given, given.captions, micro_batch)
+    learner = Learner(config, Runtime(torch.device("cpu"), torch.bfloat16))
+    now = timetable.at(1000, config)
+    learner.update(random_batch(config_of(given, 2, micro_batch), learner.patches), now)
+    batch = random_batch(config, learner.patches)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    start = time.perf_counter()
+    loss = learner.update(batch, now).losses.total.item()
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    pipe.send({"peak_gib": peak, "before_gib": before, "seconds": seconds, "loss": loss})
+
+
+def gradients(given: argparse.Namespace) -> float:
+    """Return the largest relative difference of a parameter's gradient, whole and by pieces."""
+    found = []
+    for micro_batch in (0, 4):
+        config = config_of(given, given.compare, micro_batch)
+        learner = Learner(config, Runtime(torch.device("cpu"), None))
+        learner.objective.gradient(random_batch(config, learner.patches), 0.05)
+        found.append([p.grad for p in learner.student.parameters()])
+    return max(float((a - b).norm() / a.norm()) for a, b in zip(*found, strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arch", default="vit_small_patch16_224")
+    parser.add_argument("--captions", type=int, default=64)
+    parser.add_argument("--micro-batch", type=int, default=16)
+    parser.add_argument("--prototypes", type=int, default=8192)
+    parser.add_argument("--compare", type=int, default=4)
+    given = parser.parse_args()
+    context, taken = multiprocessing.get_context("spawn"), {}
+    for name, micro_batch in (("by pieces", given.micro_batch), ("whole", 0)):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=update, args=(given, micro_batch, theirs))
+        process.start()
+        while not ours.poll(0.2) and process.is_alive():
+            pass
+        taken[name] = ours.recv() if ours.poll() else None  # None: killed, for want of memory
+        process.join()
+        shown = {k: round(v, 3) for k, v in (taken[name] or {}).items()}
+        print(json.dumps({"update": name, "pictures": 4 * given.captions, **shown}), flush=True)
+    pieces, whole = taken["by pieces"], taken["whole"]
+    summary = {"gradients_differ_by": gradients(given)}
+    if whole:
+        summary["whole_needs_times"] = round(whole["peak_gib"] / pieces["peak_gib"], 2)
+        summary["pieces_take_times"] = round(pieces["seconds"] / whole["seconds"], 2)
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()
