@@ -178,6 +178,15 @@ def test_the_verdict_on_a_collapsed_run_is_said_and_drawn(tmp_path: Path) -> Non
     assert curves.plot(tmp_path, tmp_path / "curves.png").stat().st_size > 5000
 
 
+def test_a_run_that_really_collapses_is_recognised(
+    images: Path, small: Callable, tmp_path: Path
+) -> None:
+    config = small(head_norm="layer", peak_lr=0.1, steps=32, log_steps=8)
+    out = run(config, images, tmp_path / "run")
+    assert "the run has collapsed" in curves.verdict(out)
+    assert lines(out)[-1]["similarity_gap"] == pytest.approx(0, abs=0.02)
+
+
 def test_patches_that_share_one_prototype_are_a_collapse() -> None:
     from synclr_cli.train.monitor import collapse
 
