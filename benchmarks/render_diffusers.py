@@ -1,12 +1,17 @@
 """How much faster `diffusers:` renders than the way the reference code does it.
 
     python benchmarks/render_diffusers.py [pictures] [rounds] [steps]
+    python benchmarks/render_diffusers.py gpu [pictures] [steps]
 
 A random pipeline in the layout of Stable Diffusion (12.8 M parameters in the UNet, 128 px), made
 on the spot: weights do not change the speed. The reference's way: one prompt at a time, text
-encoded each time, PNG to disk, DDIM 50 steps, guidance 2.5. The ways take turns in every round, so
-that a busy machine slows all of them. Two ratios, medians over rounds: of wall time, and of this
-process's CPU time, which other work on the machine disturbs less.
+encoded each time, PNG to disk, DDIM 50 steps, guidance 2.5. The ways take turns in every round.
+Ratios are medians over rounds of wall time, and of this process's CPU time, which other work on the
+machine disturbs less.
+
+`gpu`: a UNet and a VAE of Stable Diffusion 1.5's size with random weights at 512 px in bfloat16:
+pictures a second, the ratio to the naive loop, and the share of wall time in which the denoiser's
+kernels ran, by the profiler.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from synclr_cli import artifacts, config as configs, console
 from synclr_cli.engines import load
 from synclr_cli.render import painting
 from synclr_cli.render.painting import Row, view_seed
+from synclr_cli.render.writing import CAPTIONS_PER_GROUP
 
 VIEWS = 4
 SIZE = 128
@@ -42,10 +48,10 @@ WAYS = {
 }
 
 
-def make_pipeline(folder: Path) -> Path:
+def make_pipeline(folder: Path, full_size: bool = False) -> Path:
     """Save the random pipeline and return its folder.
 
-    Two attention heads of 32 to 96 channels each; SD 1.5 has them of 40 to 160.
+    Two attention heads of 32 to 96 channels each; SD 1.5 has 8 of 40 to 160, as `full_size` does.
     """
     letters = [chr(c) for c in range(97, 123)]
     vocabulary = [*letters, *(f"{c}</w>" for c in letters), "th", "the</w>"]
@@ -53,32 +59,41 @@ def make_pipeline(folder: Path) -> Path:
     (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(vocabulary)}))
     (folder / "merges.txt").write_text("#version: 0.2\nt h\nth e</w>\n")
     files = (str(folder / "vocab.json"), str(folder / "merges.txt"))
+    width, layers = (768, 12) if full_size else (256, 6)
     torch.manual_seed(0)
     text = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(vocabulary), hidden_size=256, intermediate_size=1024,
-            num_hidden_layers=6, num_attention_heads=4, max_position_embeddings=77,
+            vocab_size=len(vocabulary), hidden_size=width, intermediate_size=4 * width,
+            num_hidden_layers=layers, num_attention_heads=width // 64, max_position_embeddings=77,
             bos_token_id=len(vocabulary) - 2, eos_token_id=len(vocabulary) - 1,
         )
     )  # fmt: skip
-    unet = UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, layers_per_block=2,
-        block_out_channels=(64, 128, 192), cross_attention_dim=256, attention_head_dim=2,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(16, 32, 32, 32), layers_per_block=1, norm_num_groups=8,
-        latent_channels=4, sample_size=SIZE,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    )  # fmt: skip
+    if full_size:
+        unet = UNet2DConditionModel(cross_attention_dim=768, sample_size=64)  # SD 1.5's otherwise
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
+            sample_size=512, down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        )  # fmt: skip
+    else:
+        unet = UNet2DConditionModel(
+            sample_size=16, in_channels=4, out_channels=4, layers_per_block=2,
+            block_out_channels=(64, 128, 192), cross_attention_dim=256, attention_head_dim=2,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        )  # fmt: skip
+        vae = AutoencoderKL(
+            block_out_channels=(16, 32, 32, 32), layers_per_block=1, norm_num_groups=8,
+            latent_channels=4, sample_size=SIZE,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        )  # fmt: skip
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
         set_alpha_to_one=False, steps_offset=1,
     )  # fmt: skip
     millions = sum(p.numel() for p in unet.parameters()) / 1e6
-    print(f"UNet of {millions:.1f} M parameters, {SIZE} px, torch {torch.__version__}, "
-          f"{torch.get_num_threads()} threads")  # fmt: skip
+    print(f"UNet of {millions:.1f} M parameters, {512 if full_size else SIZE} px, "
+          f"torch {torch.__version__}, {torch.get_num_threads()} threads")  # fmt: skip
     StableDiffusionPipeline(
         vae, text, CLIPTokenizer(*files, model_max_length=77), unet, scheduler, None, None,
         requires_safety_checker=False,
@@ -96,14 +111,14 @@ def rows_to_paint(pictures: int) -> list[Row]:
 
 
 def reference_way(
-    pipe: StableDiffusionPipeline, rows: list[Row], steps: int, out: Path
+    pipe: StableDiffusionPipeline, rows: list[Row], steps: int, out: Path, side: int = SIZE
 ) -> list[np.ndarray]:
     """Paint one prompt at a time, and save PNGs."""
     painted = []
     for row in rows:
         generator = torch.Generator("cpu").manual_seed(row.seed)
         picture = pipe(
-            row.caption, height=SIZE, width=SIZE, num_inference_steps=steps, guidance_scale=2.5,
+            row.caption, height=side, width=side, num_inference_steps=steps, guidance_scale=2.5,
             generator=generator,
         ).images[0]  # fmt: skip
         picture.save(out / f"{row.caption_id}_{row.view}.png")
@@ -116,8 +131,13 @@ def our_way(engine, config: configs.RenderConfig, rows: list[Row], out: Path) ->
     header = artifacts.Header(schema="images", config={})
     with painting.painter(engine, config, len(rows)) as painter:
         records = [r for batch in painter.submit(rows) for r in batch.result()]
-    table = pa.Table.from_pylist(records, schema=artifacts.arrow_schema("images"))
-    artifacts.write_parquet(out / "part.parquet", "images", header, [table], rows_per_group=64)
+    columns = artifacts.COLUMNS["images"]
+    table = pa.Table.from_pylist(
+        [{c: r[c] for c in columns} for r in records], schema=artifacts.arrow_schema("images")
+    )
+    artifacts.write_parquet(
+        out / "part.parquet", "images", header, [table], rows_per_group=CAPTIONS_PER_GROUP * VIEWS
+    )
 
 
 def timed(work: Callable[..., Any], *arguments: Any) -> tuple[Any, tuple[float, float]]:
@@ -128,10 +148,7 @@ def timed(work: Callable[..., Any], *arguments: Any) -> tuple[Any, tuple[float, 
 
 
 def main(pictures: int = 16, rounds: int = 3, steps: int = 50) -> None:
-    console.set_quiet(True)
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
-        library.utils.logging.set_verbosity_error()
+    """Print the ratios of our ways to the reference's."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sd = make_pipeline(folder)
@@ -144,29 +161,90 @@ def main(pictures: int = 16, rounds: int = 3, steps: int = 50) -> None:
             values["steps"] = steps * 2 // 5 if "scheduler" in settings else steps
             config = configs.build("render", {f"engine.{k}": v for k, v in values.items()})
             ways[label] = (load("image", config.engine), config)
-        reference_way(pipe, rows[:1], steps, folder)
-        for engine, config in ways.values():
-            engine.paint([r.caption for r in rows[:2]], ["", ""], [1, 2])
-            del config
+        reference_way(pipe, rows[:1], min(steps, 5), folder)
         seconds: dict[str, list[tuple[float, float]]] = {n: [] for n in ["reference", *ways]}
         for _ in range(rounds):
             theirs, took = timed(reference_way, pipe, rows, steps, folder)
             seconds["reference"].append(took)
             for label, (engine, config) in ways.items():
                 seconds[label].append(timed(our_way, engine, config, rows, folder)[1])
-        first, _ = next(iter(ways.values()))
-        ours = first.paint([r.caption for r in rows], [""] * pictures, [r.seed for r in rows])
+        painted = {
+            label: engine.paint([r.caption for r in rows], [""] * pictures, [r.seed for r in rows])
+            for label, (engine, _) in ways.items()
+        }
+    print(f"{pictures} pictures, {rounds} rounds, {steps} steps")
+    for label, ours in painted.items():
         pairs = zip(theirs, ours, strict=True)
         levels = np.stack([np.abs(a.astype(int) - b.pixels.astype(int)) for a, b in pairs])
-        print(f"{pictures} pictures, {rounds} rounds; our float32 pictures lie within one level of "
-              f"the reference's on {(levels <= 1).mean():.4%} of the values")  # fmt: skip
-        print(f"{'':42} {'wall s':>8} {'CPU s':>8} {'wall':>6} {'CPU':>6}   (a picture; ratios)")
-        for label, times in seconds.items():
-            wall, cpu = (statistics.median(t[k] for t in times) / pictures for k in (0, 1))
-            pairs = list(zip(seconds["reference"], times, strict=True))
-            faster = [statistics.median(a[k] / b[k] for a, b in pairs) for k in (0, 1)]
-            print(f"{label:42} {wall:8.3f} {cpu:8.3f} {faster[0]:6.2f} {faster[1]:6.2f}")
+        print(f"{label:42} {(levels <= 1).mean():9.4%} of values within one level of the "
+              f"reference's, mean difference {levels.mean() / 255:.4f}, "
+              f"standard deviation {np.std(theirs) / 255:.3f}")  # fmt: skip
+    print(f"{'':42} {'wall s':>8} {'CPU s':>8} {'wall':>6} {'CPU':>6}   (a picture; ratios)")
+    for label, times in seconds.items():
+        wall, cpu = (statistics.median(t[k] for t in times) / pictures for k in (0, 1))
+        pairs = list(zip(seconds["reference"], times, strict=True))
+        faster = [statistics.median(a[k] / b[k] for a, b in pairs) for k in (0, 1)]
+        print(f"{label:42} {wall:8.3f} {cpu:8.3f} {faster[0]:6.2f} {faster[1]:6.2f}")
+
+
+def gpu(pictures: int = 64, steps: int = 50) -> None:
+    """Print speed, ratio and the denoiser's share of wall time on the GPU."""
+    if not torch.cuda.is_available():
+        sys.exit("no GPU here")
+    with tempfile.TemporaryDirectory() as name:
+        sd = make_pipeline(Path(name), full_size=True)
+        values = {"name": f"diffusers:{sd}", "size": 512, "batch_size": 16, "steps": steps,
+                  "dtype": "bfloat16"}  # fmt: skip
+        config = configs.build("render", {f"engine.{k}": v for k, v in values.items()})
+        engine = load("image", config.engine)
+        rows = rows_to_paint(pictures)
+        our_way(engine, config, rows[:16], Path(name))  # warm up
+        _, (wall, _) = timed(our_way, engine, config, rows, Path(name))
+        busy, profiled = denoiser_time(engine, config, rows, Path(name))
+        pipe = StableDiffusionPipeline.from_pretrained(
+            sd, safety_checker=None, torch_dtype=torch.bfloat16
+        ).to("cuda")
+        pipe.set_progress_bar_config(disable=True)
+        few = rows[:4]
+        reference_way(pipe, few[:1], steps, Path(name), side=512)
+        _, (naive, _) = timed(reference_way, pipe, few, steps, Path(name), 512)
+    print(f"{pictures / wall:.2f} pictures/s, {naive / len(few) * pictures / wall:.2f} times the "
+          f"naive loop; denoiser busy {busy / profiled:.1%} of wall time")  # fmt: skip
+
+
+def denoiser_time(engine, config: configs.RenderConfig, rows: list[Row], out: Path):
+    """Return the seconds in which the UNet's kernels ran, and those of the whole work."""
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    unet, ranges = engine._pipe.unet, []
+
+    def begin(*_: Any) -> None:
+        ranges.append(record_function("denoiser"))
+        ranges[-1].__enter__()
+
+    def end(*_: Any) -> None:
+        ranges.pop().__exit__(None, None, None)
+
+    hooks = [unet.register_forward_pre_hook(begin), unet.register_forward_hook(end)]
+    try:
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            start = time.perf_counter()
+            our_way(engine, config, rows, out)
+            torch.cuda.synchronize()
+            wall = time.perf_counter() - start
+    finally:
+        for hook in hooks:
+            hook.remove()
+    spent = [e for e in profiler.key_averages() if e.key == "denoiser"]
+    return sum(getattr(e, "device_time_total", 0) for e in spent) / 1e6, wall
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    console.set_quiet(True)
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+    if sys.argv[1:2] == ["gpu"]:
+        gpu(*map(int, sys.argv[2:]))
+    else:
+        main(*map(int, sys.argv[1:]))
