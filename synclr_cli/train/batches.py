@@ -15,6 +15,8 @@ with each, S pixels of the global crop, s of a local one, N patches.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ from synclr_cli.learning import images, loading
 from synclr_cli.train import crops, masks
 
 CACHED_BYTES = 256 << 20  # of encoded pictures, per loader process
+OPEN_FILES = 64  # per loader process
 JPEG = b"\xff\xd8\xff"  # how its bytes begin
 DAMAGED_SHARE = 0.01  # of the pictures read; more stop the run
 DAMAGED_FROM = 2000  # pictures read before the share is taken literally
@@ -50,8 +53,6 @@ class Corpus:
     row: NDArray[np.int64]  # its first row there
     views: NDArray[np.int32]  # rows it has
     caption_id: NDArray[np.int64]
-    text: NDArray[np.int64]  # equal numbers: equal caption texts
-    concept: NDArray[np.int64]  # equal numbers: equal concepts
 
     def __len__(self) -> int:
         return len(self.caption_id)
@@ -60,6 +61,25 @@ class Corpus:
     def picture(self) -> NDArray[np.int64]:
         """Return the number of each caption's first picture, counted over the whole corpus."""
         return np.cumsum(self.views, dtype=np.int64) - self.views
+
+    @cached_property
+    def text(self) -> NDArray[np.int64]:
+        """Return a number for each caption, from 0; equal ones have equal texts."""
+        return self._codes("caption")
+
+    @cached_property
+    def concept(self) -> NDArray[np.int64]:
+        """Return a number for each caption, from 0; equal ones have equal concepts."""
+        return self._codes("concept")
+
+    def _codes(self, column: str) -> NDArray[np.int64]:
+        tables = [
+            artifacts.table(path, [column]).take(pa.array(self.row[self.part == i]))
+            for i, path in enumerate(self.parts)
+        ]
+        coded = pa.concat_tables(tables)[column].dictionary_encode().unify_dictionaries()
+        chunks = [c.indices.to_numpy(zero_copy_only=False) for c in coded.chunks]
+        return np.concatenate(chunks).astype(np.int64)
 
     def classes(self, positives: str) -> int:
         """Return how many classes there are, if a class is a caption, a concept or an image."""
@@ -83,39 +103,27 @@ class Corpus:
 
 
 def open_corpus(parts: Sequence[Path]) -> Corpus:
-    """Index the parts of an images/1 folder; no picture is read.
+    """Index the parts of an images/1 folder by one column of numbers; no text or picture is read.
 
     Raises:
         DataError: a part is damaged.
     """
-    names = ["caption_id", "caption", "concept"]
-    part, row, views, tables = [], [], [], []
+    part, row, views, caption_id = [], [], [], []
     for number, path in enumerate(parts):
         file, _ = artifacts.open_parquet(path, "images")
-        table = file.read(columns=names, use_threads=False)
-        ids = table["caption_id"].to_numpy()  # [rows]
+        with file:
+            ids = file.read(["caption_id"], use_threads=False)["caption_id"].to_numpy()  # [rows]
         first = np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1))  # [captions]
         part.append(np.full(len(first), number, np.int32))
         row.append(first)
         views.append(np.diff(first, append=len(ids)).astype(np.int32))
-        tables.append(table.take(pa.array(first)))
-    table = pa.concat_tables(tables)
+        caption_id.append(ids[first])
     return Corpus(
         parts=tuple(parts),
         part=np.concatenate(part),
         row=np.concatenate(row),
         views=np.concatenate(views),
-        caption_id=table["caption_id"].to_numpy(),
-        text=_codes(table["caption"]),
-        concept=_codes(table["concept"]),
-    )
-
-
-def _codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    coded = column.dictionary_encode().combine_chunks()
-    chunks = coded.chunks if isinstance(coded, pa.ChunkedArray) else [coded]
-    return np.concatenate([c.indices.to_numpy(zero_copy_only=False) for c in chunks]).astype(
-        np.int64
+        caption_id=np.concatenate(caption_id),
     )
 
 
@@ -191,7 +199,9 @@ class Batches:
         self.corpus, self.config, self.patches = corpus, config, patches
         self.rank, self.world = rank, world
         self._epoch, self._order = -1, np.empty(0, np.int64)
-        self._shelf = _Shelf(corpus.parts)
+        self._shelf = _Shelf(
+            corpus.parts, "concept" if config.positives == "concept" else "caption"
+        )
 
     def captions(self, step: int) -> NDArray[np.int64]:
         """Return the captions of a step's whole batch, as places in the corpus."""
@@ -233,7 +243,7 @@ class Batches:
         of_caption = views.shape[1]
         own = slice(own_captions.start * of_caption, own_captions.stop * of_caption)
         captions, views = self.captions(step)[own_captions], views[own_captions]  # [C], [C, V x G]
-        labels = self.corpus.labels(config.positives, captions, views)  # [C, V x G]
+        labels = self._labels(captions, views)  # [C, V x G]
         damaged: list[tuple[int, int, str]] = []
         pictures = [
             self._picture(caption, view, damaged)
@@ -275,6 +285,19 @@ class Batches:
             damaged=damaged,
         )
 
+    def _labels(self, captions: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the classes of views [C, V x G]: numbers from 0 where a classifier counts them.
+
+        Else any number will do, and a hash of the text needs no look at the other captions.
+        """
+        corpus, positives = self.corpus, self.config.positives
+        if self.config.objective != "contrast" or positives == "image":
+            return corpus.labels(positives, captions, views)
+        texts = [self._shelf.text(int(corpus.part[c]), int(corpus.row[c])) for c in captions]
+        hashes = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
+        labels = np.frombuffer(b"".join(hashes), np.int64)  # [C]
+        return np.broadcast_to(labels[:, None], views.shape)
+
     def _picture(self, caption: int, view: int, damaged: list[tuple[int, int, str]]) -> Tensor:
         """Return a view, [1, 3, H, W] uint8; the caption's next whole view if it is damaged."""
         corpus = self.corpus
@@ -310,17 +333,30 @@ def _decode(data: bytes | None, where: str) -> Tensor:
 
 
 class _Shelf:
-    """Encoded pictures by part and row, the row groups read last kept."""
+    """Encoded pictures and texts by part and row, the row groups read last kept."""
 
-    def __init__(self, parts: Sequence[Path]):
-        self._parts = parts
-        self._groups: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
+    def __init__(self, parts: Sequence[Path], text: str):
+        self._parts, self._text = parts, text
+        self._groups: OrderedDict[tuple[int, int], tuple[list[bytes], list[str]]] = OrderedDict()
         self._bytes = 0
         self._starts: dict[int, NDArray[np.int64]] = {}
+        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._process = os.getpid()
 
     def picture(self, part: int, row: int) -> bytes | None:
+        """Return the encoded picture of a row."""
+        (pictures, _), place = self._group(part, row)
+        return pictures[place]
+
+    def text(self, part: int, row: int) -> str:
+        """Return the text of a row."""
+        (_, texts), place = self._group(part, row)
+        return texts[place]
+
+    def _group(self, part: int, row: int) -> tuple[tuple[list[bytes], list[str]], int]:
+        """Return the row group with a row, and the row's place in it."""
         if part not in self._starts:
-            meta = pq.read_metadata(self._parts[part])
+            meta = self._file(part).metadata
             rows = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
             self._starts[part] = np.cumsum([0, *rows])
         group = int(np.searchsorted(self._starts[part], row, side="right")) - 1
@@ -329,19 +365,30 @@ class _Shelf:
             found = self._read(part, group)
         else:
             self._groups.move_to_end((part, group))
-        return found[row - int(self._starts[part][group])]
+        return found, row - int(self._starts[part][group])
 
-    def _read(self, part: int, group: int) -> list[bytes]:
-        # A file is opened for each read: a handle kept open would be shared by forked loaders.
-        with pq.ParquetFile(self._parts[part]) as file:
-            table = file.read_row_group(group, columns=["image"], use_threads=False)
-        rows = [r["bytes"] if r else None for r in table["image"].to_pylist()]
-        self._groups[part, group] = rows
-        self._bytes += sum(len(r or b"") for r in rows)
+    def _file(self, part: int) -> pq.ParquetFile:
+        if self._process != os.getpid():  # forked: the handles are shared with another loader
+            self._files.clear()
+            self._process = os.getpid()
+        if part not in self._files:
+            self._files[part] = artifacts.parquet(self._parts[part])
+            if len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+        self._files.move_to_end(part)
+        return self._files[part]
+
+    def _read(self, part: int, group: int) -> tuple[list[bytes], list[str]]:
+        table = self._file(part).read_row_group(
+            group, columns=["image", self._text], use_threads=False
+        )
+        pictures = [r["bytes"] if r else None for r in table["image"].to_pylist()]
+        self._groups[part, group] = pictures, table[self._text].to_pylist()
+        self._bytes += sum(len(p or b"") for p in pictures)
         while self._bytes > CACHED_BYTES and len(self._groups) > 1:
-            _, dropped = self._groups.popitem(last=False)
-            self._bytes -= sum(len(r or b"") for r in dropped)
-        return rows
+            _, (dropped, _) = self._groups.popitem(last=False)
+            self._bytes -= sum(len(p or b"") for p in dropped)
+        return self._groups[part, group]
 
 
 class Damage:

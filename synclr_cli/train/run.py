@@ -57,7 +57,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
         learner = Learner(
             config,
             rt,
-            classes=corpus.classes(config.positives),
+            classes=corpus.classes(config.positives) if config.objective != "contrast" else 0,
             start=starting.fit(start) if start else None,
         )
         folder.claim(overwrite=overwrite)  # only now: what is refused leaves nothing behind

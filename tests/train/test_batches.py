@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -167,3 +168,28 @@ def test_a_caption_without_any_whole_picture_stops(
     folder = make_images(tmp_path / "images", edit=damage(*((107, v) for v in range(4))))
     with pytest.raises(DataError, match="no picture of caption 107 decodes"):
         source(folder, small(captions_per_batch=24)).make(0)
+
+
+def test_pictures_stream_from_a_uri(images: Path, small: Callable) -> None:
+    there = artifacts.place("memory://train-test/images")
+    there.mkdir(parents=True, exist_ok=True)
+    for file in images.iterdir():
+        (there / file.name).write_bytes(file.read_bytes())
+    made = source(there, small()).make(1)
+    assert same(made, source(images, small()).make(1))
+
+
+def test_the_index_reads_no_text(
+    images: Path, small: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    original = pq.ParquetFile.read
+
+    def note(self: pq.ParquetFile, columns: list[str], **options: Any) -> Any:
+        read.extend(columns)
+        return original(self, columns, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read", note)
+    made = source(images, small())
+    assert made.make(0).labels.unique().numel() == 4
+    assert set(read) == {"caption_id"}
