@@ -79,6 +79,7 @@ def grades(backbone: str, out: Path, data: dict[str, str], seeds: range) -> dict
             scores = []
             for seed in seeds if data_name == "digits" else seeds[:1]:
                 sets = [f"linear-probe.protocol={protocol}", f"linear-probe.seed={seed}"]
+                sets.append("linear-probe.penalties=12")  # of the 45: this is a curve
                 config = presets.resolve("linear-probe", preset="tiny", sets=sets).config
                 folder = out / f"{data_name}-{protocol}-seed{seed}"
                 scores.append(linear_probe(config, backbone, spec, folder)["top1"])
