@@ -75,3 +75,17 @@ def synclr_process() -> Callable[..., Outcome]:
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def small_vit(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run folder with a ViT of two blocks, for pictures of 32 pixels."""
+    from synclr_cli.artifacts import Header
+    from synclr_cli.learning import backbone, runtime
+
+    folder = tmp_path_factory.mktemp("small_vit")
+    arch, sizes = "vit_tiny_patch16_224", {"image_size": 32, "patch_size": 8, "depth": 2}
+    with runtime.seeded("test", 0):
+        model = backbone.build(arch, **sizes)
+    backbone.save(folder, model, Header("backbone", config={}), arch=arch, **sizes)
+    return str(folder)

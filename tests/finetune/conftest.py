@@ -9,8 +9,6 @@ import pytest
 from PIL import Image
 
 from synclr_cli import config
-from synclr_cli.artifacts import Header
-from synclr_cli.learning import backbone, runtime
 
 CLASSES, SIZE = 4, 32
 
@@ -42,20 +40,6 @@ def stripes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stripes")
     write_split(folder / "train.parquet", 80, 0)
     write_split(folder / "test.parquet", 40, 1)
-    return str(folder)
-
-
-@pytest.fixture(scope="session")
-def small_vit(tmp_path_factory):
-    """A run folder with a ViT of two blocks."""
-    folder = tmp_path_factory.mktemp("small_vit")
-    arch = "vit_tiny_patch16_224"
-    with runtime.seeded("test", 0):
-        model = backbone.build(arch, image_size=SIZE, patch_size=8, depth=2)
-    backbone.save(
-        folder, model, Header("backbone", config={}),
-        arch=arch, image_size=SIZE, patch_size=8, depth=2,
-    )  # fmt: skip
     return str(folder)
 
 

@@ -6,28 +6,17 @@ import signal
 import threading
 from pathlib import Path
 
+import killing
 import numpy as np
 import pytest
 import torch
+from judged import lines, same, weights
 from PIL import Image
-from safetensors.torch import load_file
 
 from synclr_cli.errors import DivergedError, UsageError
 from synclr_cli.finetune import recipe
 from synclr_cli.finetune.run import run
 from synclr_cli.learning import backbone, checkpoint
-
-
-def weights(out):
-    return load_file(out / "model.safetensors")
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def lines(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_it_learns_the_colours_of_stripes_and_reports_it(settings, stripes, small_vit, tmp_path):
@@ -219,3 +208,18 @@ def test_the_strongest_posterisation_of_the_papers_policy_is_a_black_picture(set
     assert posterise(grey).getextrema() == ((0, 0), (0, 0), (0, 0))
     posterise.magnitude = 5  # 4 - 2 bits are kept
     assert posterise(grey).getpixel((0, 0)) == (192, 64, 0)
+
+
+def test_killed_at_any_moment_it_comes_to_the_same_grade(settings, stripes, small_vit, tmp_path):
+    config = settings(epochs=3)
+    whole = run(config, small_vit, stripes, tmp_path / "whole")
+    out = tmp_path / "killed"
+    kills = killing.kill_until_done(
+        lambda: run(config, small_vit, stripes, out), whole["seconds"], seed=0
+    )
+    assert kills > 1
+    assert json.loads((out / "report.json").read_text())["confusion"] == whole["confusion"]
+    assert same(weights(out), weights(tmp_path / "whole"))
+    assert sorted(p.name for p in out.iterdir()) == [
+        "confusion.png", "metrics.jsonl", "model.safetensors", "report.json"
+    ]  # fmt: skip

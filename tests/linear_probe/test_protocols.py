@@ -1,5 +1,8 @@
 """knn, few-shot and sgd, and the floor of raw pixels."""
 
+import json
+
+import killing
 import numpy as np
 import pytest
 import torch
@@ -156,3 +159,19 @@ def test_raw_pixels_are_the_floor(small, stripes, tmp_path):
 def test_pixels_without_a_size_are_refused():
     with pytest.raises(UsageError, match="pixels:SIDE"):
         features.open_any("pixels:", image_size=0, seed=0)
+
+
+@pytest.mark.parametrize("protocol", ["lbfgs", "sgd"])
+def test_killed_at_any_moment_it_comes_to_the_same_grade(small, stripes, tmp_path, protocol):
+    config = small(**{**FAST, "protocol": protocol})
+    whole = run(config, BACKBONE, str(stripes), tmp_path / "whole")
+    out = tmp_path / "killed"
+    kills = killing.kill_until_done(
+        lambda: run(config, BACKBONE, str(stripes), out), whole["seconds"], seed=0
+    )
+    assert kills > 1
+    found = json.loads((out / "report.json").read_text())
+    for key in ("value", "validation", "confusion"):
+        assert found[key] == whole[key]
+    left = {p.name.split("-")[0] for p in out.iterdir()}
+    assert left <= {"confusion.png", "features", "metrics.jsonl", "report.json"}

@@ -9,8 +9,6 @@ import pytest
 from PIL import Image
 
 from synclr_cli import config
-from synclr_cli.artifacts import Header
-from synclr_cli.learning import backbone, runtime
 
 SIZE, UNLABELLED = 32, 255
 COLOURS = ((40, 40, 40), (220, 40, 40), (40, 220, 40))
@@ -52,20 +50,6 @@ def boxes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("boxes")
     write_split(folder / "train.parquet", 40, 0)
     write_split(folder / "test.parquet", 12, 1)
-    return str(folder)
-
-
-@pytest.fixture(scope="session")
-def small_vit(tmp_path_factory):
-    """A run folder with a ViT of two blocks."""
-    folder = tmp_path_factory.mktemp("small_vit")
-    arch = "vit_tiny_patch16_224"
-    with runtime.seeded("test", 0):
-        model = backbone.build(arch, image_size=SIZE, patch_size=8, depth=2)
-    backbone.save(
-        folder, model, Header("backbone", config={}),
-        arch=arch, image_size=SIZE, patch_size=8, depth=2,
-    )  # fmt: skip
     return str(folder)
 
 

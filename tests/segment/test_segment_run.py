@@ -5,9 +5,11 @@ import os
 import signal
 import threading
 
+import killing
 import numpy as np
 import pytest
 import torch
+from judged import lines, same, weights
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -15,18 +17,6 @@ from synclr_cli.errors import DataError, DivergedError, UsageError
 from synclr_cli.learning import checkpoint
 from synclr_cli.segment import dense, overlays
 from synclr_cli.segment.run import run
-
-
-def weights(out):
-    return load_file(out / "model.safetensors")
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def lines(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_it_learns_to_find_boxes_and_beats_the_floor(settings, boxes, small_vit, tmp_path):
@@ -200,3 +190,18 @@ def test_settings_that_leave_gaps_or_never_train_are_refused(settings):
 def test_a_loss_that_is_not_finite_ends_the_run(settings, boxes, small_vit, tmp_path):
     with pytest.raises(DivergedError, match=r"Lower segment.lr"):
         run(settings(lr=1e30, warmup_steps=0), small_vit, boxes, tmp_path)
+
+
+def test_killed_at_any_moment_it_comes_to_the_same_grade(settings, boxes, small_vit, tmp_path):
+    config = settings(steps=8, checkpoint_steps=2)
+    whole = run(config, small_vit, boxes, tmp_path / "whole")
+    out = tmp_path / "killed"
+    kills = killing.kill_until_done(
+        lambda: run(config, small_vit, boxes, out), whole["seconds"], seed=0
+    )
+    assert kills > 1
+    assert json.loads((out / "report.json").read_text())["value"] == whole["value"]
+    assert same(weights(out), weights(tmp_path / "whole"))
+    assert sorted(p.name for p in out.iterdir()) == [
+        "metrics.jsonl", "model.safetensors", "overlays.png", "report.json"
+    ]  # fmt: skip
