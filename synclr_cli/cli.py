@@ -174,6 +174,26 @@ def captions(
 
 
 @app.command()
+def join(
+    shards: Annotated[
+        list[str],
+        typer.Argument(metavar="SHARDS...", help="Captions files made with --shard I/N, all N."),
+    ],
+    out: Annotated[Path, _out("Parquet file to make, here or at a URI.")] = Path(
+        "captions.parquet"
+    ),
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Join the shards of a captions file to what one machine would have written."""
+    console.set_quiet(quiet)
+    from synclr_cli.captions import joining
+
+    places = [artifacts.place(name) for name in shards]
+    console.result(str(joining.run(places, out, overwrite=overwrite)))
+
+
+@app.command()
 def render(
     captions: Annotated[
         str, typer.Argument(metavar="CAPTIONS", help="Parquet file of captions, or -.")

@@ -16,11 +16,12 @@ import pyarrow as pa
 from synclr_cli import engines
 from synclr_cli.captions import quality
 from synclr_cli.captions.drawing import Drawer, Rows, noise_seeds
+from synclr_cli.captions.duplicates import Neighbours
 from synclr_cli.config import CaptionEngineConfig, CaptionsConfig
 from synclr_cli.engines import CaptionEngine, Prompt
 
 FALLBACK = "template:"
-WINDOW = 1024  # rows among which a caption must be new
+BLOCK = 16_384  # rows of a part among which a caption must be new
 
 
 @dataclass
@@ -43,23 +44,25 @@ def complete(
 ) -> tuple[pa.Table, pa.Table]:
     """Return the captions of N rows and what was refused on the way, as tables of their schemas."""
     asked = prompts_of(rows, drawer)
-    shown = [[drawer.bank.captions[e] for e in examples] for examples in rows.examples.tolist()]
+    shown = _shown(rows, drawer)
     count = len(asked)
     captions, writers = [""] * count, [config.engine.name] * count
     seeds = np.zeros(count, dtype=np.int64)  # [N]
     rejects = Rejects()
-    windows: list[quality.Window] = []
+    blocks: list[Neighbours] = []
     pending = np.arange(count)
     for attempt in range(config.attempts):
         tried = noise_seeds(config.seed, rows.ids[pending], attempt)
         seeds[pending] = tried
         drawn = _draw(engine, asked, pending, tried, config, advance if attempt == 0 else None)
-        if attempt == 0 and config.quality_gate:
-            windows = [
-                quality.Window(drawn[s : s + WINDOW], config.max_similarity)
-                for s in range(0, count, WINDOW)
-            ]
-        reasons = _judge(drawn, pending, asked, shown, windows, config.quality_gate)
+        if config.quality_gate:
+            words = list(map(quality.words_of, drawn))
+            if attempt == 0:
+                firsts = [words[s : s + BLOCK] for s in range(0, count, BLOCK)]
+                blocks = [Neighbours(first, config.max_similarity) for first in firsts]
+            reasons = _judge(drawn, words, pending, asked, shown, blocks)
+        else:  # the released behaviour, except that no caption is empty
+            reasons = ["" if caption else quality.EMPTY for caption in drawn]
         for i, caption, why, seed in zip(
             pending.tolist(), drawn, reasons, tried.tolist(), strict=True
         ):
@@ -91,19 +94,13 @@ def complete(
 def prompts_of(rows: Rows, drawer: Drawer) -> list[Prompt]:
     """Return the prompt of each drawn row."""
     pool, bank = drawer.pool, drawer.bank
-    examples = list(map(tuple, rows.examples.tolist()))
+    names, kinds, glosses = pool.names, pool.kinds, pool.glosses
     return [
-        Prompt(
-            text=bank.prompt(name, shown, pool.names[c], companion),
-            concept=pool.names[c],
-            kind=pool.kinds[c],
-            template=template,
-            companion=companion,
-            gloss=pool.glosses[c],
-        )
+        Prompt(bank.prompt(name, shown, names[c], companion), names[c], kinds[c], template,
+               companion, glosses[c])
         for c, template, companion, name, shown in zip(
-            rows.concepts.tolist(), rows.templates, rows.companions, rows.banks, examples,
-            strict=True,
+            rows.concepts.tolist(), rows.templates, rows.companions, rows.banks,
+            map(tuple, rows.examples.tolist()), strict=True,
         )
     ]  # fmt: skip
 
@@ -117,8 +114,9 @@ def _draw(
     advance: Callable[[int], None] | None,
 ) -> list[str]:
     drawn: list[str] = []
-    # A chunk is what the engine sees at once: whole blocks, so that prefixes are shared.
-    chunk = max(config.engine.batch_size, config.examples_block)
+    # A chunk is what the engine sees at once: whole blocks, so that prefixes are shared, and some
+    # batches, so that rows that end are followed by others most of the time.
+    chunk = 4 * max(config.engine.batch_size, config.examples_block)
     for start in range(0, len(pending), chunk):
         here = pending[start : start + chunk]
         completions = engine.complete(
@@ -132,24 +130,34 @@ def _draw(
 
 def _judge(
     drawn: list[str],
+    words: list[list[str]],
     pending: np.ndarray,
     asked: list[Prompt],
-    shown: list[list[str]],
-    windows: list[quality.Window],
-    gate: bool,
+    shown: list[tuple[str, ...]],
+    blocks: list[Neighbours],
 ) -> list[str]:
-    if not gate:  # the released behaviour, except that no caption is empty
-        return ["" if caption else quality.EMPTY for caption in drawn]
     reasons = [
-        quality.reason(caption, asked[i].concept, shown[i])
-        for i, caption in zip(pending.tolist(), drawn, strict=True)
+        quality.reason(caption, asked[i].concept, shown[i], its)
+        for i, caption, its in zip(pending.tolist(), drawn, words, strict=True)
     ]
-    for number, window in enumerate(windows):
-        places = np.flatnonzero(pending // WINDOW == number).tolist()
-        alike = window.alike([drawn[p] for p in places], (pending[places] % WINDOW).tolist())
+    for number, block in enumerate(blocks):
+        places = np.flatnonzero(pending // BLOCK == number).tolist()
+        alike = block.alike([words[p] for p in places], pending[places] % BLOCK)
         for place, why in zip(places, alike, strict=True):
             reasons[place] = reasons[place] or why
     return reasons
+
+
+def _shown(rows: Rows, drawer: Drawer) -> list[tuple[str, ...]]:
+    """Return the captions of each row's demonstrations; neighbours share them."""
+    captions = drawer.bank.captions
+    by_examples: dict[tuple[int, ...], tuple[str, ...]] = {}
+    shown = []
+    for examples in map(tuple, rows.examples.tolist()):
+        if examples not in by_examples:
+            by_examples[examples] = tuple(captions[e] for e in examples)
+        shown.append(by_examples[examples])
+    return shown
 
 
 def _captions_table(

@@ -13,23 +13,19 @@ to them.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import importlib.util
 import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from synclr_cli.artifacts import digest
+from synclr_cli import artifacts
+from synclr_cli.captions.concept_files import SUFFIXES, ConceptList, read_file
 from synclr_cli.errors import DataError, EngineError, UsageError
-
-KINDS = ("object", "place", "texture")
 
 # The paper's sampling probabilities (Table 11). Its "IN-21k" are the 13k most frequent synsets;
 # timm's 12k subset (11,821, also chosen by frequency) stands for them.
@@ -73,39 +69,6 @@ _BANKS = {
     "gtsrb": _Bank(domain="sign", gloss="road sign"),
 }
 SOURCES = (*_IMAGENET, *_BANKS, "synclr")
-_SUFFIXES = (".txt", ".csv", ".parquet")
-_LONGEST = 200  # characters; a longer line is a text, not a concept
-
-
-@dataclass
-class ConceptList:
-    """One source: columns of equal length."""
-
-    source: str
-    names: list[str] = field(default_factory=list)
-    kinds: list[str] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
-    glosses: list[str] = field(default_factory=list)
-    backgrounds: list[tuple[str, ...]] = field(default_factory=list)  # of the concept's own
-    domain: str = ""
-    path: Path | None = None
-    merged: int = 0  # duplicates that were put together
-    skipped: int = 0  # blank lines
-
-    def add(
-        self,
-        name: str,
-        kind: str = "object",
-        weight: float = 1.0,
-        gloss: str = "",
-        backgrounds: tuple[str, ...] = (),
-    ) -> None:
-        """Append one concept."""
-        self.names.append(name)
-        self.kinds.append(kind)
-        self.weights.append(weight)
-        self.glosses.append(gloss)
-        self.backgrounds.append(backgrounds)
 
 
 @dataclass(frozen=True)
@@ -182,7 +145,7 @@ def read(spec: str, cap: float = 1.0) -> Pool:
                 columns["domains"].append(domain)
                 group_weights.append(one.weights[i])
             if one.path:
-                files.append((one.path, digest(one.path)))
+                files.append((one.path, artifacts.digest(one.path)))
             if one.merged:
                 notes.append(f"{one.source}: {one.merged} repeated concepts were put together")
         shares = np.asarray(group_weights, dtype=np.float64)
@@ -238,7 +201,7 @@ def plain_name(concept: str) -> str:
 
 
 def _parse(spec: str) -> list[tuple[tuple[str, ...], float]]:
-    if Path(spec).suffix in _SUFFIXES and Path(spec).exists():
+    if _suffix(spec) in SUFFIXES and artifacts.place(spec).exists():
         return [((spec,), 1.0)]
     groups: list[tuple[tuple[str, ...], float]] = []
     weighted = 0
@@ -246,7 +209,7 @@ def _parse(spec: str) -> list[tuple[tuple[str, ...], float]]:
         item = item.strip()
         head, colon, tail = item.rpartition(":")
         weight = 1.0
-        if colon:
+        if colon and not tail.startswith("//"):  # "s3://..." is a place
             weighted += 1
             try:
                 weight = float(tail)
@@ -260,7 +223,9 @@ def _parse(spec: str) -> list[tuple[tuple[str, ...], float]]:
                     do="write NAME:WEIGHT,NAME:WEIGHT",
                 )
             item = head.strip()
-        parts = (item,) if Path(item).exists() else tuple(p.strip() for p in item.split("+"))
+        parts = (
+            (item,) if artifacts.place(item).exists() else tuple(p.strip() for p in item.split("+"))
+        )
         for part in parts:
             _require_source(part)
         groups.append((parts, weight))
@@ -288,7 +253,11 @@ def _require_source(name: str) -> None:
 
 
 def _is_file(name: str) -> bool:
-    return Path(name).suffix in _SUFFIXES or "/" in name
+    return _suffix(name) in SUFFIXES or "/" in name
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix
 
 
 def _load(name: str) -> ConceptList:
@@ -296,7 +265,7 @@ def _load(name: str) -> ConceptList:
         return _imagenet(name)
     if name in _BANKS:
         return _bank(name)
-    return _file(Path(name))
+    return read_file(artifacts.place(name))
 
 
 # ------------------------------------------------------------------------------- by name
@@ -389,136 +358,3 @@ def genus(definition: str) -> str:
     if len(words) > 5 or not words or words[-1].lower() in _EMPTY_GENERA:
         return ""
     return phrase
-
-
-# ------------------------------------------------------------------------------ from a file
-
-
-def _file(path: Path) -> ConceptList:
-    if not path.is_file():
-        raise DataError(f"no concept file {path}")
-    if path.suffix not in _SUFFIXES:
-        raise DataError(f"concept file {path}", got=path.suffix, expected=" | ".join(_SUFFIXES))
-    made = ConceptList(source=path.stem, path=path)
-    rows = _READERS[path.suffix](path)
-    place: dict[str, int] = {}
-    for where, concept, kind, weight, backgrounds in rows:
-        name = clean(concept)
-        if not name:
-            made.skipped += 1
-            continue
-        if len(name) > _LONGEST:
-            raise DataError(
-                f"{path}, {where}: a concept of {len(name)} characters",
-                expected=f"at most {_LONGEST}",
-                got=repr(name[:40] + "..."),
-            )
-        if (kind := kind.strip().lower() or "object") not in KINDS:
-            near = difflib.get_close_matches(kind, KINDS, n=1)
-            raise DataError(
-                f"{path}, {where}: kind",
-                got=repr(kind),
-                expected=" | ".join(KINDS),
-                do=f"did you mean {near[0]}?" if near else "",
-            )
-        key = name.casefold()
-        if key in place:
-            made.merged += 1
-            if path.suffix != ".txt":
-                made.weights[place[key]] += weight
-            continue
-        place[key] = len(made.names)
-        own = tuple(b for b in map(clean, backgrounds) if b)
-        made.add(name, kind=kind, weight=weight, backgrounds=own)
-    if not made.names:
-        raise DataError(f"no concept in {path}", do="write one concept per line")
-    return made
-
-
-_Row = tuple[str, str, str, float, Sequence[str]]  # where, concept, kind, weight, backgrounds
-
-
-def _read_text(path: Path) -> Iterator[_Row]:
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        yield f"line {number}", line, "", 1.0, ()
-
-
-def _read_csv(path: Path) -> Iterator[_Row]:
-    reader = csv.DictReader(_text(path).splitlines())
-    _require_columns(path, reader.fieldnames or ())
-    for number, row in enumerate(reader, start=2):
-        where = f"line {number}"
-        yield (
-            where,
-            row["concept"] or "",
-            row.get("kind") or "",
-            _weight(path, where, row.get("weight")),
-            re.split(r"[;|]", row.get("backgrounds") or ""),
-        )
-
-
-def _read_parquet(path: Path) -> Iterator[_Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as e:
-        raise DataError(f"{path} is no Parquet file, or a truncated one ({e})") from e
-    columns = _require_columns(path, file.schema_arrow.names)
-    number = 0
-    for batch in file.iter_batches(columns=columns):
-        for row in batch.to_pylist():
-            number += 1
-            where = f"row {number}"
-            own = row.get("backgrounds") or ()
-            yield (
-                where,
-                str(row["concept"] or ""),
-                str(row.get("kind") or ""),
-                _weight(path, where, row.get("weight")),
-                re.split(r"[;|]", own) if isinstance(own, str) else [str(b) for b in own],
-            )
-
-
-_READERS = {".txt": _read_text, ".csv": _read_csv, ".parquet": _read_parquet}
-
-
-def _require_columns(path: Path, names: Iterable[str]) -> list[str]:
-    names = list(names)
-    if "concept" not in names:
-        raise DataError(
-            f"{path}: columns", got=", ".join(names) or "none", expected="one named concept"
-        )
-    return [n for n in names if n in ("concept", "kind", "weight", "backgrounds")]
-
-
-def _weight(path: Path, where: str, value: object) -> float:
-    if value is None or value == "":
-        return 1.0
-    try:
-        weight = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        weight = float("nan")
-    if not 0 <= weight < float("inf"):
-        raise DataError(f"{path}, {where}: weight", got=repr(value), expected="a number, 0 or more")
-    return weight
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as e:
-        raise DataError(
-            f"{path} is not UTF-8 (byte {e.start})", do="save it as UTF-8 and try again"
-        ) from e
-
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060\ufeff\ufffe\uffff]")
-
-
-def clean(text: str) -> str:
-    """Return a word on one line: no control characters, single spaces, composed (NFC)."""
-    if text.isascii() and text.isprintable() and "  " not in text:
-        return text.strip()  # nearly every line of a list; a million of them should be quick
-    return " ".join(_CONTROL.sub(" ", unicodedata.normalize("NFC", text)).split())

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from synclr_cli import artifacts
 from synclr_cli.captions import concepts, quality
 from synclr_cli.captions.completing import FALLBACK
-from synclr_cli.captions.run import rejects_path
+from synclr_cli.captions.pieces import rejects_path
 from synclr_cli.errors import DataError
 
 VARIETY_ROWS = 100_000  # distinct-n is of so many captions, the first; it falls with their number
@@ -247,7 +246,7 @@ def _refusals(path: Path, rows: int, by_rule: int, header: artifacts.Header) -> 
     if not beside.exists():
         return found
     artifacts.open_parquet(beside, "rejects")
-    table = pq.read_table(beside, columns=["reason", "attempt"])
+    table = artifacts.table(beside, ["reason", "attempt"])
     reasons = Counter(table["reason"].to_pylist())
     found["reasons"] = {why: reasons[why] for why in quality.REASONS if reasons[why]}
     first = sum(a == 0 for a in table["attempt"].to_pylist())

@@ -10,7 +10,6 @@ aircraft, food, flowers, pets: one shared list each, as in the paper) is not ask
 from __future__ import annotations
 
 import re
-import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from synclr_cli import artifacts, console, draws
 from synclr_cli.captions.concepts import Pool, plain_name
+from synclr_cli.captions.pieces import remove
 from synclr_cli.engines import CaptionEngine, Prompt
 
 LISTS = 4  # completions asked for per concept; their union is its list
@@ -71,10 +70,10 @@ def write(
     if path.exists():
         _, found = artifacts.open_parquet(path, "backgrounds")
         artifacts.require_same("captions", found, header, path)
-        known |= set(pq.read_table(path, columns=["concept"])["concept"].to_pylist())
+        known |= set(artifacts.table(path, ["concept"])["concept"].to_pylist())
     parts.missing(1)  # refuses parts of other settings
     for part in parts.present():
-        known |= set(pq.read_table(part, columns=["concept"])["concept"].to_pylist())
+        known |= set(artifacts.table(part, ["concept"])["concept"].to_pylist())
     todo = sorted({pool.names[n] for n in numbers} - known)
     if not todo and not parts.present() and path.exists():
         return
@@ -88,7 +87,7 @@ def write(
     artifacts.write_parquet(
         path, "backgrounds", header, _all(path, parts), rows_per_group=_ROWS_PER_GROUP
     )
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
 
 
 def read(path: Path) -> Mapping[str, tuple[str, ...]]:
@@ -106,6 +105,19 @@ def read(path: Path) -> Mapping[str, tuple[str, ...]]:
             if background:
                 lists.setdefault(concept, []).append(background)
     return {c: tuple(found) for c, found in lists.items() if len(found) >= FEWEST}
+
+
+def joined(paths: Sequence[Path]) -> pa.Table:
+    """Return the lists of several files as one, by concept; those of one concept are alike."""
+    lists: dict[str, list[str]] = {}
+    for path in paths:
+        mine: dict[str, list[str]] = {}
+        artifacts.open_parquet(path, "backgrounds")
+        for row in artifacts.table(path, ["concept", "background"]).to_pylist():
+            mine.setdefault(row["concept"], []).append(row["background"])
+        lists |= mine
+    rows = [(concept, background) for concept in sorted(lists) for background in lists[concept]]
+    return pa.table({"concept": [c for c, _ in rows], "background": [b for _, b in rows]})
 
 
 def split(completion: str, concept: str) -> list[str]:
@@ -142,6 +154,6 @@ def _listed(names: Sequence[str], engine: CaptionEngine, seed: int) -> pa.Table:
 
 def _all(path: Path, parts: artifacts.Parts) -> Iterator[pa.Table]:
     if path.exists():
-        yield pq.read_table(path).replace_schema_metadata(None)
+        yield artifacts.table(path).replace_schema_metadata(None)
     for part in parts.present():
-        yield pq.read_table(part).replace_schema_metadata(None)
+        yield artifacts.table(part).replace_schema_metadata(None)

@@ -2,10 +2,12 @@
 
     Describe, in one sentence, a photo of the object.
 
-    heron, misty pond => A heron stands motionless at the edge of a misty pond, ...
+    heron, misty pond => caption with heron: A heron stands motionless at the edge of a ...
     ... (two more)
-    whippet, garden lawn =>
+    whippet, garden lawn => caption with whippet:
 
+The concept is said again before the caption: a small model then names it more often (with SmolLM2
+68 % instead of 56 % of first draws passed the gate, docs/captions.md).
 Three templates: c (concept), c_bg (and background), c_rel (and positional relation); c has its own
 demonstrations for objects, places and textures, so there are five banks. The demonstrations are
 ours (examples.toml); a user may bring others in the same form.
@@ -16,11 +18,13 @@ from __future__ import annotations
 import tomllib
 from functools import cache
 from importlib import resources
-from pathlib import Path
 
+from synclr_cli import artifacts
+from synclr_cli.captions.concepts import plain_name
 from synclr_cli.errors import DataError
 
 ARROW = " =>"
+LEAD = "caption with"
 
 # Bank -> fields of a demonstration, and the line that opens its prompts.
 BANKS = {
@@ -56,7 +60,7 @@ class Bank:
                         expected=f"a list of {fields} texts",
                     )
             self._spans[name] = (len(self._lines), len(rows))
-            self._lines += [", ".join(row[:-1]) + f"{ARROW} {row[-1]}" for row in rows]
+            self._lines += [f"{_line(row[0], ', '.join(row[1:-1]))} {row[-1]}" for row in rows]
             self.captions += [row[-1] for row in rows]
         self._prefixes: dict[tuple[str, tuple[int, ...]], str] = {}
         self._where = where
@@ -90,9 +94,13 @@ class Bank:
         return self._prefixes[key]
 
     def prompt(self, name: str, examples: tuple[int, ...], concept: str, companion: str) -> str:
-        """Return a whole prompt; it ends with the arrow, and the model writes on from there."""
-        asked = f"{concept}, {companion}" if companion else concept
-        return f"{self.prefix(name, examples)}{asked}{ARROW}"
+        """Return a whole prompt; it ends with a colon, and the model writes on from there."""
+        return self.prefix(name, examples) + _line(concept, companion)
+
+
+def _line(concept: str, companion: str) -> str:
+    asked = f"{concept}, {companion}" if companion else concept
+    return f"{asked}{ARROW} {LEAD} {plain_name(concept)}:"
 
 
 @cache
@@ -111,7 +119,7 @@ def read(path: str) -> Bank:
     if not path:
         return shipped()
     try:
-        tables = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+        tables = tomllib.loads(artifacts.place(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise DataError(f"cannot read demonstrations {path} ({e})") from e
     unknown = [name for name in tables if name not in BANKS]

@@ -1,9 +1,10 @@
 """The quality gate: which completions are captions, and why the others are not.
 
-    completion --tidy--> caption --reason (of itself), alike (to others)--> "" | why it is refused
+    completion --tidy--> caption --reason (of itself)--> --Neighbours (to others)--> "" | why not
 
 The released script keeps everything, empty lines included. A refused row is drawn again with its
-next seed; what was refused is kept beside the artifact, with the reason.
+next seed; what was refused is kept beside the artifact, with the reason. What a caption repeats of
+its neighbours is `duplicates.py`'s to say.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-
-import numpy as np
+from typing import NamedTuple
 
 from synclr_cli.captions.concepts import plain_name
-from synclr_cli.captions.prompts import ARROW
+from synclr_cli.captions.duplicates import EXACT, NEAR
+from synclr_cli.captions.prompts import ARROW, LEAD
 
 EMPTY = "empty"
 SHORT = "too short"
@@ -26,20 +27,17 @@ EXAMPLE = "copies an example"
 SENTENCES = "not one sentence"
 REPEATS = "repeats itself"
 MISSING = "concept missing"
-EXACT = "exact duplicate"
-NEAR = "near duplicate"
 REASONS = (EMPTY, SHORT, LONG, PROMPT, EXAMPLE, SENTENCES, REPEATS, MISSING, EXACT, NEAR)
 
 _FEWEST_WORDS, _MOST_WORDS = 3, 60
-_NAMED_SHARE = 0.6  # of the words of "AM General Hummer SUV 2000 car" a caption must say
+_NAMED_SHARE = 0.6  # of the words of "AM General Hummer SUV car" a caption must say
 _COPIED_WORDS = 8  # in a row are no coincidence
-_COMMON_WORDS = 5  # different ones, which a copy of _COPIED_WORDS has all but surely
 _DISTINCT_SHARE = 0.5  # fewer different words than this in a long caption: the model is in a loop
-_WORD = re.compile(r"[^\W_]+")
 _NEXT_SENTENCE = re.compile(r"(?<![A-Z.])(?<!St)(?<!Mt)(?<!Mr)(?<!Dr)[.!?][\"”')]?\s+[\"“'(]?[A-Z]")
 _DANGLING = {
     "and", "or", "the", "a", "an", "of", "with", "in", "on", "at", "to", "by", "for", "from", "its",
 }  # fmt: skip
+_BETWEEN_WORDS = str.maketrans(dict.fromkeys('.,;:!?"“”()[]…–—-/_*', " "))
 
 
 def tidy(completion: str) -> str:
@@ -48,122 +46,139 @@ def tidy(completion: str) -> str:
     return " ".join(line.split()).strip(' "“”*-').strip()
 
 
-def reason(caption: str, concept: str, shown: Sequence[str] = ()) -> str:
+def words_of(caption: str) -> list[str]:
+    """Return the words of a caption: in small letters, without marks, hyphens apart."""
+    return caption.casefold().translate(_BETWEEN_WORDS).split()
+
+
+def reason(
+    caption: str, concept: str, shown: Sequence[str] = (), words: list[str] | None = None
+) -> str:
     """Return why a caption is refused, or "" if it is good.
 
     Args:
         caption: tidied.
         concept: what it must name.
         shown: captions of the demonstrations in its prompt.
+        words: `words_of(caption)`, where they are known.
     """
-    if not any(map(str.isalpha, caption)):
+    if not (caption[:1].isalpha() or any(map(str.isalpha, caption))):
         return EMPTY
-    if ARROW.strip() in caption or caption.startswith("Describe a photo"):
+    if ARROW.strip() in caption or caption.lower().startswith(("describe a photo", LEAD)):
         return PROMPT
-    words = caption.split()
+    words = words_of(caption) if words is None else words
     if len(words) < _FEWEST_WORDS:
         return SHORT
     if len(words) > _MOST_WORDS:
         return LONG
-    if shown and _copies(caption, shown):
+    different = set(words)
+    if shown and _copies(words, different, tuple(shown)):
         return EXAMPLE
-    if caption[-1] in ",;:–-" or words[-1].lower() in _DANGLING:
+    if caption[-1] in ",;:–-" or (caption[-1] != "." and words[-1] in _DANGLING):
         return SENTENCES
     if (". " in caption or "! " in caption or "? " in caption) and _NEXT_SENTENCE.search(caption):
         return SENTENCES
-    different = set(caption.lower().replace(",", "").replace(".", "").split())
     if len(words) >= 8 and len(different) < _DISTINCT_SHARE * len(words):
         return REPEATS
-    if not names(caption, concept):
+    if not _says(words, different, concept):
         return MISSING
     return ""
 
 
+# ---------------------------------------------------------------------------- naming a concept
+
+
 def names(caption: str, concept: str) -> bool:
     """Say whether a caption names its concept, in the plural or not, most words of a long name."""
-    text, name = caption.casefold(), plain_name(concept).casefold()
-    if name in text:
-        return True
-    wanted = _WORD.findall(name)
-    if not wanted:
+    words = words_of(caption)
+    return _says(words, set(words), concept)
+
+
+def _says(words: list[str], different: set[str], concept: str) -> bool:
+    phrase = _phrase(concept)
+    text = f" {' '.join(words)} "
+    at = text.find(phrase)
+    if at >= 0 and len(phrase) > 1:
+        end = at + len(phrase)
+        if text[end : text.index(" ", end)] in _ENDINGS:
+            return True
+    joined = phrase.replace(" ", "")
+    if len(joined) >= _LONG_ENOUGH and joined in text.replace(" ", ""):
+        return True  # "golf cart" and "golfcart"
+    wanted = _wanted(concept)
+    found = sum(not forms.isdisjoint(different) for forms in wanted)
+    return bool(wanted) and found >= math.ceil(_NAMED_SHARE * len(wanted))
+
+
+_ENDINGS = ("", "s", "es", "'s", "’s")
+_LONG_ENOUGH = 6  # letters of a name that do not come together by chance
+
+
+@lru_cache(maxsize=1 << 16)
+def _phrase(concept: str) -> str:
+    """Return a concept's words after a space each: where one begins, a word begins."""
+    return "".join(f" {word}" for word in words_of(plain_name(concept)))
+
+
+@lru_cache(maxsize=1 << 14)
+def _wanted(concept: str) -> tuple[frozenset[str], ...]:
+    """Return the forms of each word of a concept."""
+    name = words_of(plain_name(concept))
+    asked = [w for w in name if not _YEAR.fullmatch(w)] if len(name) > 3 else name
+    return tuple(map(_forms, asked))
+
+
+_YEAR = re.compile(r"(?:19|20)\d\d")  # of a car's model: no caption says it
+
+
+def _forms(word: str) -> frozenset[str]:
+    """Return how a word may be said: as it is, in the plural, in the singular."""
+    found = {word, word + "s", word + "es", word + "'s", word.removesuffix("s")}
+    for one, many in (("y", "ies"), ("f", "ves"), ("fe", "ves"), ("man", "men"), ("", "es")):
+        if word.endswith(one):
+            found.add(word[: len(word) - len(one)] + many)
+        if word.endswith(many):
+            found.add(word.removesuffix(many) + one)
+    for group in _ALSO:
+        if word in group:
+            found |= group
+    return frozenset(found)
+
+
+_ALSO = (
+    # The words that were added to disambiguate the names of aircraft and cars.
+    {"aircraft", "airplane", "airplanes", "plane", "planes", "jet", "jets", "airliner"},
+    {"car", "cars", "vehicle", "vehicles"},
+    {"mouse", "mice"}, {"goose", "geese"}, {"foot", "feet"}, {"tooth", "teeth"}, {"ox", "oxen"},
+    {"child", "children"}, {"person", "people"},
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------------- copying an example
+
+
+def _copies(words: list[str], different: set[str], shown: tuple[str, ...]) -> bool:
+    table = _examples(shown)
+    # Whatever was copied has a whole group of four, so its anchor: nearly every caption has none.
+    if different.isdisjoint(table.anchors):
         return False
-    said = _WORD.findall(text)
-    found = sum(any(_same_word(w, s) for s in said) for w in wanted)
-    return found >= math.ceil(_NAMED_SHARE * len(wanted))
+    return words in table.whole or not table.runs.isdisjoint(_runs(words))
 
 
-def _same_word(wanted: str, said: str) -> bool:
-    if len(wanted) < 4:
-        return said in (wanted, wanted + "s")
-    stem = wanted.removesuffix("es").removesuffix("s").removesuffix("y").removesuffix("e")
-    return said.startswith(stem) and len(said) <= len(wanted) + 3
+class _Examples(NamedTuple):
+    whole: list[list[str]]
+    runs: set[tuple[str, ...]]
+    anchors: set[str]  # the longest word of each four
 
 
-def _copies(caption: str, shown: Sequence[str]) -> bool:
-    rough = set(caption.casefold().split())
-    for example in shown:
-        its_rough, its_words, its_runs = _taken_apart(example)
-        # A cheap look first: what was copied has words in common, even if it repeats some.
-        if len(rough & its_rough) >= min(_COMMON_WORDS, len(its_rough)):
-            words = _WORD.findall(caption.casefold())
-            if words == its_words or not its_runs.isdisjoint(_runs(words)):
-                return True
-    return False
+@lru_cache(maxsize=4096)
+def _examples(shown: tuple[str, ...]) -> _Examples:
+    whole = [words_of(example) for example in shown]
+    size = _COPIED_WORDS // 2
+    fours = [words[i : i + size] for words in whole for i in range(0, len(words), size)]
+    runs = {run for words in whole for run in _runs(words)}
+    return _Examples(whole, runs, {max(four, key=len) for four in fours})
 
 
 def _runs(words: list[str]) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + _COPIED_WORDS]) for i in range(len(words) - _COPIED_WORDS + 1)}
-
-
-@lru_cache(maxsize=4096)
-def _taken_apart(example: str) -> tuple[set[str], list[str], set[tuple[str, ...]]]:
-    words = _WORD.findall(example.casefold())
-    return set(example.casefold().split()), words, _runs(words)
-
-
-class Window:
-    """Neighbouring rows, among which a caption must be new.
-
-    A caption is compared with the *first* draws of the rows before it in the window: they depend on
-    nothing but seed and id, so a row stays a function of seed and id. Similarity is the Jaccard
-    index of the sets of word pairs, exact (a window is small enough to need no MinHash).
-    """
-
-    def __init__(self, first_draws: Sequence[str], similarity: float):
-        """Remember N captions; `similarity` from 0 to 1, at which exact duplicates alone count."""
-        self._similarity = similarity
-        self._first_row: dict[str, int] = {}
-        for row, caption in enumerate(first_draws):
-            if caption:
-                self._first_row.setdefault(caption.casefold(), row)
-        self._pairs = self._sizes = None
-        if similarity < 1:
-            self._pairs = _word_pairs(first_draws)  # [N, features] sparse
-            self._sizes = np.asarray(self._pairs.sum(axis=1)).ravel()
-
-    def alike(self, captions: Sequence[str], rows: Sequence[int]) -> list[str]:
-        """Return EXACT, NEAR or "" for each caption, drawn for these rows of the window."""
-        found = [
-            EXACT if caption and self._first_row.get(caption.casefold(), row) < row else ""
-            for caption, row in zip(captions, rows, strict=True)
-        ]
-        if self._pairs is None or not len(captions):
-            return found
-        asked = _word_pairs(captions)  # [n, features]
-        sizes = np.asarray(asked.sum(axis=1)).ravel()
-        common = (asked @ self._pairs.T).tocoo()  # [n, N] pairs in common
-        share = common.data / (sizes[common.row] + self._sizes[common.col] - common.data)
-        earlier = common.col < np.asarray(rows)[common.row]
-        for i in set(common.row[(share >= self._similarity) & earlier].tolist()):
-            found[i] = found[i] or NEAR
-        return found
-
-
-def _word_pairs(captions: Sequence[str]):
-    from sklearn.feature_extraction.text import HashingVectorizer
-
-    hashing = HashingVectorizer(
-        ngram_range=(2, 2), binary=True, norm=None, alternate_sign=False, n_features=2**22,
-        token_pattern=r"[^\W_]+", dtype=np.float32,
-    )  # fmt: skip
-    return hashing.transform(captions)

@@ -11,23 +11,24 @@ refused (`captions.rejects.parquet`) and, if the model was asked for backgrounds
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from synclr_cli import artifacts, config as configs, console, engines
 from synclr_cli.captions import concepts, listing, prompts
 from synclr_cli.captions.completing import complete
 from synclr_cli.captions.drawing import Drawer
+from synclr_cli.captions.pieces import (
+    ROWS_PER_GROUP,
+    continued,
+    grouped,
+    ids_of,
+    part_numbers,
+    rejects_path,
+    remove,
+)
 from synclr_cli.config import CaptionsConfig
 from synclr_cli.errors import UsageError
-
-ROWS_PER_GROUP = 65536  # of the finished files
 
 
 def run(config: CaptionsConfig, out: Path, *, overwrite: bool = False) -> Path:
@@ -48,10 +49,10 @@ def run(config: CaptionsConfig, out: Path, *, overwrite: bool = False) -> Path:
     # Before anything is removed: the engine may not be there.
     engine = engines.load("caption", config.engine) if overwrite else None
     if overwrite:
-        _remove(out, refused, folder, beside, listing.parts_folder(beside))
+        remove(out, refused, folder, beside, listing.parts_folder(beside))
     earlier = _count_there(out, header, config)
     if earlier == config.count:
-        _remove(folder)  # a kill between the last two lines leaves it
+        remove(folder)  # a kill between the last two lines leaves it
         return out
     for line in pool.notes:
         console.note(line)
@@ -66,32 +67,32 @@ def run(config: CaptionsConfig, out: Path, *, overwrite: bool = False) -> Path:
     )
     size = config.captions_per_part
     kept = earlier // size  # parts below are whole in `out`
-    mine = [i for i in range(kept, -(-config.count // size)) if _is_mine(i, config.shard)]
+    mine = part_numbers(config.count, size, config.shard, first=kept)
     todo = _missing(parts, mine, config.count, size)
     drawer = _drawer(config, pool, bank)
     if config.backgrounds == "model":
-        wanted = [drawer.needing_backgrounds(_ids(i, config.count, size)) for i in mine]
+        wanted = [drawer.needing_backgrounds(ids_of(i, config.count, size)) for i in mine]
         listing.write(
             beside, header, engine, pool, sorted({c for some in wanted for c in some}), config.seed
         )
         drawer = _drawer(config, pool, bank, listing.read(beside))
 
     # Loop. A part's rejects come first: the captions say that it is done.
-    waiting = sum(len(_ids(i, config.count, size)) for i in todo)
+    waiting = sum(len(ids_of(i, config.count, size)) for i in todo)
     with console.progress("captions", waiting, unit="captions") as meter:
         for index in todo:
-            rows = drawer.rows(_ids(index, config.count, size))
+            rows = drawer.rows(ids_of(index, config.count, size))
             captions, rejects = complete(rows, drawer, engine, config, meter.advance)
             reject_parts.write(index, rejects, rows_per_group=ROWS_PER_GROUP)
             parts.write(index, captions, rows_per_group=ROWS_PER_GROUP)
 
     # Write.
     for path, made in ((refused, reject_parts), (out, parts)):
-        tables = _joined(path, kept * size, [made.path(i) for i in mine])
+        tables = grouped(continued(path, kept * size, map(made.path, mine)))
         artifacts.write_parquet(
             path, made.schema, made.header, tables, rows_per_group=ROWS_PER_GROUP
         )
-    _remove(folder)
+    remove(folder)
     return out
 
 
@@ -112,11 +113,6 @@ def _drawer(
     )
 
 
-def rejects_path(out: Path) -> Path:
-    """Return where the rejects of a captions file lie."""
-    return out.with_name(f"{out.stem}.rejects.parquet")
-
-
 def _header(
     config: CaptionsConfig, pool: concepts.Pool, schema: str, revision: str = ""
 ) -> artifacts.Header:
@@ -129,15 +125,6 @@ def _header(
         parents=tuple(artifacts.parent(path, None, digest) for path, digest in pool.files),
         facts={"concepts": len(pool)},
     )
-
-
-def _remove(*paths: Path) -> None:
-    for path in paths:
-        with artifacts.disk_errors(path):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
 
 
 def _count_there(out: Path, header: artifacts.Header, config: CaptionsConfig) -> int:
@@ -157,44 +144,11 @@ def _count_there(out: Path, header: artifacts.Header, config: CaptionsConfig) ->
     return count
 
 
-def _ids(index: int, count: int, size: int) -> np.ndarray:
-    return np.arange(index * size, min((index + 1) * size, count))
-
-
-def _is_mine(index: int, shard: str) -> bool:
-    number, _, of = shard.partition("/")
-    return index % int(of) == int(number) - 1
-
-
 def _missing(parts: artifacts.Parts, mine: list[int], count: int, size: int) -> list[int]:
     missing = set(parts.missing(max(mine, default=-1) + 1))
-    return [
-        i
-        for i in mine
-        if i in missing or pq.read_metadata(parts.path(i)).num_rows != len(_ids(i, count, size))
-    ]
 
+    def rows(index: int) -> int:
+        with artifacts.parquet(parts.path(index)) as file:
+            return int(file.metadata.num_rows)
 
-def _joined(old: Path, before: int, parts: Iterable[Path]) -> Iterator[pa.Table]:
-    """Yield the rows of `old` with ids below `before`, then the parts, a row group at a time."""
-    waiting: list[pa.Table] = []
-    rows = 0
-    for table in _pieces(old, before, parts):
-        waiting.append(table.replace_schema_metadata(None))
-        rows += table.num_rows
-        if rows >= ROWS_PER_GROUP:
-            yield pa.concat_tables(waiting)
-            waiting, rows = [], 0
-    if waiting:
-        yield pa.concat_tables(waiting)
-
-
-def _pieces(old: Path, before: int, parts: Iterable[Path]) -> Iterator[pa.Table]:
-    if before and old.exists():
-        for batch in pq.ParquetFile(old).iter_batches(ROWS_PER_GROUP):
-            kept = batch.filter(pc.less(batch["caption_id"], before))
-            yield pa.Table.from_batches([kept])
-            if kept.num_rows < batch.num_rows:
-                break
-    for path in parts:
-        yield pq.read_table(path)
+    return [i for i in mine if i in missing or rows(i) != len(ids_of(i, count, size))]

@@ -47,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
         elif asked["model"] != "tiny":
             self.answer(404, {"error": {"message": f"no model {asked['model']}"}})
         else:
-            last = prompt.rsplit("\n", 1)[-1].removesuffix(" =>")
+            last = prompt.rsplit("\n", 1)[-1].split(" =>")[0]
             text = f" A {last}, seed {asked['seed']}, {asked['max_tokens']} tokens."
             part = (
                 {"text": text}

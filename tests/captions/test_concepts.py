@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from synclr_cli.captions import backgrounds, concepts
+from synclr_cli.captions import backgrounds, concept_files, concepts
 from synclr_cli.errors import DataError, UsageError
 
 UNIFORM = (np.arange(20000) + 0.5) / 20000
@@ -29,7 +29,7 @@ def write(path: Path, text: str | bytes) -> str:
 def test_a_named_source_has_its_classes_each_once(name, size):
     pool = concepts.read(name)
     assert len({n.casefold() for n in pool.names}) == len(pool) == size
-    assert all(n == concepts.clean(n) for n in pool.names)
+    assert all(n == concept_files.clean(n) for n in pool.names)
     assert set(pool.sources) == {name}
 
 

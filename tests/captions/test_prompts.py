@@ -53,15 +53,15 @@ def test_a_prompt_is_an_instruction_three_demonstrations_and_an_open_line():
     lines = text.split("\n")
     assert lines[0].startswith("Describe a photo")
     assert lines[1] == ""
-    assert lines[2].startswith("heron, misty pond => A heron stands")
-    assert lines[-1] == "whippet, garden lawn =>"
+    assert lines[2].startswith("heron, misty pond => caption with heron: A heron stands")
+    assert lines[-1] == "whippet, garden lawn => caption with whippet:"
     assert len(lines) == 6
     prefix = bank.prefix("background", (first, first + 2, first + 1))
     assert text == prefix + lines[-1]
 
 
 def test_a_prompt_without_companion_has_only_the_concept():
-    assert bank.prompt("texture", (), "striped", "").endswith("\nstriped =>")
+    assert bank.prompt("texture", (), "striped", "").endswith("\nstriped => caption with striped:")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,79 @@
+"""How a captions file is made of parts: which ids a part has, whose it is, and joining them.
+
+ids 0 ... count --parts of equal size--> every N-th is a shard's --in order--> one file
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from synclr_cli import artifacts
+
+ROWS_PER_GROUP = 65536  # of the finished files
+
+
+def rejects_path(out: Path) -> Path:
+    """Return where the rejects of a captions file lie."""
+    return out.with_name(f"{out.stem}.rejects.parquet")
+
+
+def part_numbers(count: int, size: int, shard: str = "1/1", first: int = 0) -> list[int]:
+    """Return the numbers of the parts of so many captions that a shard makes, from `first` on."""
+    number, _, of = shard.partition("/")
+    return [i for i in range(first, -(-count // size)) if i % int(of) == int(number) - 1]
+
+
+def ids_of(index: int, count: int, size: int) -> np.ndarray:
+    """Return the caption ids of a part."""
+    return np.arange(index * size, min((index + 1) * size, count))
+
+
+def continued(old: Path, before: int, parts: Iterable[Path]) -> Iterator[pa.Table]:
+    """Yield the rows of `old` with ids below `before`, then the parts."""
+    if before and old.exists():
+        for batch in artifacts.parquet(old).iter_batches(ROWS_PER_GROUP):
+            kept = batch.filter(pc.less(batch["caption_id"], before))
+            yield pa.Table.from_batches([kept]).replace_schema_metadata(None)
+            if kept.num_rows < batch.num_rows:
+                break
+    for path in parts:
+        yield artifacts.table(path).replace_schema_metadata(None)
+
+
+def grouped(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the rows of all parts again, in tables of whole row groups but for the last.
+
+    So the file does not tell which parts it was made of.
+    """
+    waiting: list[pa.Table] = []
+    rows = 0
+    for part in parts:
+        waiting.append(part)
+        rows += part.num_rows
+        while rows >= ROWS_PER_GROUP:
+            together = pa.concat_tables(waiting)
+            yield together.slice(0, ROWS_PER_GROUP).combine_chunks()
+            waiting = [together.slice(ROWS_PER_GROUP)]
+            rows -= ROWS_PER_GROUP
+    if rows:
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+def remove(*paths: Path) -> None:
+    """Remove files and folders, wherever they lie, if they are there."""
+    for path in paths:
+        with artifacts.disk_errors(path):
+            if not path.exists():
+                continue
+            if not artifacts.is_local(path):
+                path.fs.rm(path.path, recursive=True)  # type: ignore[attr-defined]
+            elif path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
