@@ -1,6 +1,7 @@
 """The caption engines: exact sampling, shared prefixes, and rows that do not know each other."""
 
 import importlib.util
+import itertools
 
 import numpy as np
 import pytest
@@ -184,6 +185,52 @@ def test_shared_prefixes_and_refilled_rows_give_what_the_plain_model_gives(folde
     ]
     assert made == expected
     assert len(set(made)) > 30
+
+
+def test_threads_share_the_prompts_and_change_no_row(folder):
+    asked = some_prompts(150, "in1k:3,dtd:1,places365:1")
+    one = engine_of(folder).complete(asked, range(150))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        engine = engine_of(folder)
+        assert engine.complete(asked, range(150)) == one
+        assert len(engine._slots) == 3  # each thread had its own
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_thread_that_fails_ends_the_others(folder):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        engine = engine_of(folder, max_new_tokens=400)
+        calls = itertools.count()
+        real = engine.forward
+
+        def failing(*arguments):
+            if next(calls) == 5:
+                raise EngineError("out of memory")
+            return real(*arguments)
+
+        engine.forward = failing
+        with pytest.raises(EngineError, match="out of memory"):
+            engine.complete(some_prompts(64), range(64))
+        assert next(calls) < 100  # of some 800
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_most_likely_of_a_large_vocabulary_are_found_without_sorting_it():
+    p = torch.rand(5, 64 * 700, generator=torch.Generator().manual_seed(0))
+    p[0, :300] = 1.0  # ties
+    for count in (1, 64):
+        found, tokens = sampling.most_likely(p, count)
+        expected, _ = p.topk(count)
+        assert torch.equal(found, expected)
+        assert torch.equal(p.gather(1, tokens), expected)
+        assert all(len(set(row)) == count for row in tokens.tolist())
 
 
 def test_greedy_decoding_gives_what_generate_gives(folder):
