@@ -248,7 +248,7 @@ def _require_source(name: str) -> None:
     near = difflib.get_close_matches(name, SOURCES, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else "sources are " + ", ".join(SOURCES)
     raise UsageError(
-        f"unknown concept source {name!r}", do=f"{hint} A .txt, .csv or .parquet file works too"
+        f"unknown concept source {name!r}", do=f"{hint} (a .txt, .csv or .parquet file works too)"
     )
 
 
