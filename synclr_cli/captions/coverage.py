@@ -125,8 +125,8 @@ def plot(measured: Mapping[str, Any], path: Path) -> Path:
     lengths.set_ylabel("captions")
     lengths.set_title(f"length; distinct-2 {measured['distinct_2']:.3f}")
     reasons = measured["refusals"]["reasons"]
-    refusals.barh(list(reasons), list(reasons.values()), color="#ee6677")
-    refusals.invert_yaxis()
+    refusals.barh(list(reasons), list(reasons.values()), height=0.6, color="#ee6677")
+    refusals.set_ylim(max(len(reasons), 4) - 0.5, -0.5)  # a single reason is no wall of colour
     refusals.set_xlabel("completions")
     accepted = measured["refusals"]["accepted_share"]
     refusals.set_title(
