@@ -67,13 +67,13 @@ class Attention:
         self._here = threading.local()
 
     @contextmanager
-    def during(self, work: Pass, model: nn.Module) -> Iterator[None]:
-        """Attend as `work` says, in this thread.
+    def during(self, work: Pass, model: nn.Module, length: int) -> Iterator[None]:
+        """Attend as `work` says, in this thread, to sequences of at most so many tokens.
 
         Raises:
             EngineError: the model did not call us, so it computed something else.
         """
-        self._here.work, self._here.called = work, False
+        self._here.work, self._here.called, self._here.length = work, False, length
         yield
         if not self._here.called:
             raise EngineError(
@@ -92,6 +92,7 @@ class Attention:
         scaling: float | None = None,
         softcap: float | None = None,
         s_aux: Tensor | None = None,
+        sliding_window: int | None = None,
         **others: Any,
     ) -> tuple[Tensor, None]:
         """Attend [R, H, L, D] queries; return [R, L, H, D]."""
@@ -101,6 +102,11 @@ class Attention:
             raise EngineError(
                 "this model's attention has sinks, which transformers: does not compute",
                 do="use vllm: or server: for it",
+            )
+        if sliding_window and self._here.length > sliding_window:
+            raise EngineError(
+                f"this model looks back {sliding_window} tokens only, and prompts are longer",
+                do="show fewer demonstrations (captions.examples), or use vllm: or server: for it",
             )
         layer: int = module.layer_idx  # type: ignore[assignment]
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling

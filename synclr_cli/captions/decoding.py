@@ -95,27 +95,33 @@ class Decoder:
         stop = threading.Event()
 
         def work(share: list[Group], room: Slots) -> None:
-            torch.set_num_threads(max(1, threads // len(shares)))  # of this thread's products
-            with torch.inference_mode():
-                _Batch(self, room, stop).complete(share, prompts, seeds, tokens)
+            try:
+                torch.set_num_threads(max(1, threads // len(shares)))  # of this thread's products
+                with torch.inference_mode():
+                    _Batch(self, room, stop).complete(share, prompts, seeds, tokens)
+            except BaseException:
+                stop.set()  # the other threads end after their step
+                raise
 
         if len(shares) == 1:
             with torch.inference_mode():
                 _Batch(self, self._slots[0], stop).complete(shares[0], prompts, seeds, tokens)
         else:
-            with ThreadPoolExecutor(len(shares)) as pool:
-                try:
-                    list(pool.map(work, shares, self._slots))
-                except BaseException:  # Ctrl-C too: the others end after their step
-                    stop.set()
-                    raise
-            torch.set_num_threads(threads)
+            try:
+                with ThreadPoolExecutor(len(shares)) as pool:
+                    try:
+                        list(pool.map(work, shares, self._slots))
+                    except BaseException:  # Ctrl-C reaches this thread alone
+                        stop.set()
+                        raise
+            finally:
+                torch.set_num_threads(threads)
         written = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [text.split("\n", 1)[0].strip() for text in written]
 
     def forward(self, work: Pass, ids: Tensor, positions: Tensor) -> Tensor:
         """Return the logits after the last token of each row: [R, L] -> [R, V]."""
-        with self.attention.during(work, self.model):
+        with self.attention.during(work, self.model, int(positions.max()) + 1):
             out = self.model(
                 input_ids=ids.to(self.device), position_ids=positions.to(self.device),
                 use_cache=False, logits_to_keep=1,

@@ -284,6 +284,14 @@ def test_a_model_that_keeps_its_own_attention_is_refused_not_misread(folder):
         engine.complete(some_prompts(5), range(5))
 
 
+def test_a_model_that_looks_back_less_than_a_prompt_is_refused(folder):
+    engine = engine_of(folder)
+    real = engine.attention.__call__
+    with pytest.raises(EngineError, match="looks back 50 tokens only"):
+        engine.attention._here.work, engine.attention._here.length = None, 90
+        real(None, None, None, None, None, sliding_window=50)
+
+
 def test_transformers_wants_a_name():
     with pytest.raises(UsageError, match="Name a model"):
         engine_of("")
