@@ -31,6 +31,8 @@ from synclr_cli.engines import ImageEngine, Painting
 from synclr_cli.errors import EngineError
 from synclr_cli.render import quality
 
+Score = Callable[[Sequence[np.ndarray], Sequence[str]], list[float]]  # pictures, captions
+
 WORTH_PROCESSES = 256  # pictures; below, starting processes takes longer than painting
 
 
@@ -54,14 +56,11 @@ def view_seed(seed: int, caption_id: int, view: int, attempt: int = 0) -> int:
 class Painter:
     """Turns rows into futures of encoded records, in batches, in order."""
 
-    def __init__(self, engine: ImageEngine, config: RenderConfig, pool: Executor):
-        self._engine, self._config, self._pool = engine, config, pool
+    def __init__(
+        self, engine: ImageEngine, config: RenderConfig, pool: Executor, score: Score | None
+    ):
+        self._engine, self._config, self._pool, self._score = engine, config, pool, score
         self._remote = isinstance(pool, ProcessPoolExecutor)
-        self._score = None
-        if config.score_model:
-            from synclr_cli.render.scoring import Scorer  # imports torch: not for every process
-
-            self._score = Scorer(config.score_model)
 
     def submit(
         self, rows: list[Row], painted: Callable[[int], None] = lambda _: None
@@ -87,21 +86,38 @@ class Painter:
         return self._pool.submit(encode, paintings, batch, self._config, scores)
 
 
+def load(config: RenderConfig) -> tuple[ImageEngine, Score | None]:
+    """Load the model that paints and, if one is named, the model that scores.
+
+    Raises:
+        UsageError: unknown scheme, or a setting that does not fit the model.
+        EngineError: a package or a model is not there.
+    """
+    engine = engines.load("image", config.engine)
+    if not config.score_model:
+        return engine, None
+    from synclr_cli.render.scoring import Scorer  # imports torch, which not every engine needs
+
+    return engine, Scorer(config.score_model)
+
+
 @contextmanager
-def painter(engine: ImageEngine, config: RenderConfig, pictures: int) -> Iterator[Painter]:
+def painter(
+    engine: ImageEngine, config: RenderConfig, pictures: int, score: Score | None = None
+) -> Iterator[Painter]:
     """Give a painter for about so many pictures; its helpers end with the block."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     several = (cores or 1) > 1 and pictures >= WORTH_PROCESSES
     pool: Executor
     # A model that scores stays in this process, so the engine does.
-    if getattr(engine, "parallel", False) and several and not config.score_model:
+    if getattr(engine, "parallel", False) and several and score is None:
         pool = ProcessPoolExecutor(
             cores, multiprocessing.get_context("spawn"), _begin_process, (config,)
         )
     else:
         pool = ThreadPoolExecutor(min(cores or 1, 8), "encoder")
     try:
-        yield Painter(engine, config, pool)
+        yield Painter(engine, config, pool, score)
     except BrokenProcessPool as e:
         raise EngineError(
             "a painting process died", do="look at memory; the same command continues"

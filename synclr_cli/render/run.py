@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from synclr_cli import artifacts, config as configs, console, engines
+from synclr_cli import artifacts, config as configs, console
 from synclr_cli.config import RenderConfig
 from synclr_cli.errors import UsageError
 from synclr_cli.render import manifest, painting
@@ -60,8 +60,8 @@ def run(
         parents=(source.parent,),
     )
     parts = artifacts.Parts(out, "images", header)
-    # Before anything is cleared: the engine may not be there.
-    engine = engines.load("image", config.engine) if overwrite else None
+    # Before anything is cleared: a model may not be there.
+    models = painting.load(config) if overwrite else None
     if overwrite:
         manifest.clear(parts)
     found = _found_header(out)
@@ -74,7 +74,7 @@ def run(
     mine = list(_lacking(parts, plan, range(int(number) - 1, plan.parts, int(jobs))))
 
     # --- build
-    engine = engine or engines.load("image", config.engine)
+    engine, score = models or painting.load(config)
     parts.header = header = replace(header, revision=engine.revision)
     if found and found.revision != engine.revision:
         console.warn(
@@ -89,7 +89,7 @@ def run(
     total = source.count * config.views
     left = min(len(mine) * config.captions_per_part * config.views, total)
     with (
-        painting.painter(engine, config, left) as painter,
+        painting.painter(engine, config, left, score) as painter,
         Writer(parts) as writer,
         console.progress("render", total, done=total - left, unit="pictures") as meter,
     ):

@@ -6,6 +6,7 @@ pictures [B, H, W, 3] and captions -> the model's two embeddings -> cosine of ea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ class Scorer:
 
     def __init__(self, name: str):
         self._name = f"render.score_model {name}"
+        if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+            raise EngineError(f"{self._name}: no such folder")
         try:
             self._model = transformers.AutoModel.from_pretrained(name).eval()
             self._processor: Any = transformers.AutoProcessor.from_pretrained(name)

@@ -11,7 +11,7 @@ import tiny_pipelines
 import torch
 import transformers
 from test_render_gate import rejected
-from test_render_run import render_config, rows_of
+from test_render_run import contents, render_config, rows_of
 
 from synclr_cli.errors import EngineError
 from synclr_cli.render.run import run
@@ -109,6 +109,19 @@ def test_scores_are_stored_and_what_fits_badly_is_painted_again(captions_file, t
 def test_without_a_score_model_the_column_is_empty(captions_file, tmp_path):
     rows = rows_of(run(render_config(), captions_file(2), tmp_path / "images"))
     assert [r["score"] for r in rows] == [None] * 6
+
+
+def test_a_score_model_that_is_not_there_costs_nothing(captions_file, tmp_path):
+    captions = captions_file(2)
+    out = run(render_config(), captions, tmp_path / "images")
+    before = contents(out)
+    config = render_config(score_model=str(tmp_path / "absent"))
+    with pytest.raises(EngineError, match="no such folder"):
+        run(config, captions, out, overwrite=True)
+    assert contents(out) == before
+    with pytest.raises(EngineError, match="no such folder"):
+        run(config, captions, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_is_no_clip_is_one_line(tmp_path):
