@@ -107,7 +107,7 @@ def _quantiles(scores: np.ndarray) -> dict[str, float]:
 
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;color:#1c1c1e;background:#fafaf8;margin:2rem auto;
-max-width:70rem;padding:0 1rem} h1{font-size:1.4rem} h2{font-size:1.05rem;margin-top:2rem}
+max-width:76rem;padding:0 1rem} h1{font-size:1.4rem} h2{font-size:1.05rem;margin-top:2rem}
 table{border-collapse:collapse} td{padding:.15rem 1.2rem .15rem 0;vertical-align:top}
 td:first-child{color:#6e6e73} .row{display:flex;gap:8px;margin:10px 0;align-items:flex-start}
 .words{width:15rem;flex:none} .concept{color:#6e6e73;font-size:.85em}

@@ -142,7 +142,12 @@ def test_a_caption_too_long_for_the_text_encoder_is_told_and_counted(tiny_pipeli
     assert "40 tokens" in capsys.readouterr().err
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on(tiny_pipeline, capsys):
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("no room"), RuntimeError("could not create a primitive")],
+    ids=["GPU", "CPU"],
+)
+def test_out_of_memory_halves_the_batch_and_goes_on(tiny_pipeline, capsys, error):
     engine = engine_for(tiny_pipeline, batch_size=4)
     wanted = engine.paint(CAPTIONS, CAPTIONS, SEEDS)
     sizes = []
@@ -150,7 +155,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tiny_pipeline, capsys):
     def no_room_for_more_than_two(_module, inputs):
         sizes.append(len(inputs[0]) // 2)  # guidance doubles the batch
         if sizes[-1] > 2:
-            raise torch.OutOfMemoryError("no room")
+            raise error
 
     engine._pipe.unet.register_forward_pre_hook(no_room_for_more_than_two)
     painted = engine.paint(CAPTIONS, CAPTIONS, SEEDS)

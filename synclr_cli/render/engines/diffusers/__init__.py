@@ -169,8 +169,12 @@ def _counts(cores: int, lanes: int) -> list[int]:
     return [s.stop - s.start for s in _shares(cores, lanes)]
 
 
+# What torch and oneDNN say when the system has no more memory for a tensor or a work space.
+_CPU_OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive")
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     """Return whether an error is the device's, or of a CPU the system's, lack of memory."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(error) for words in _CPU_OUT_OF_MEMORY
     )
