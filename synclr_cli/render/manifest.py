@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -27,27 +27,33 @@ def write(
         classes: concept by mask id, from 1 on; kept only if there are masks.
     """
     listed: list[dict[str, Any]] = []
-    rejected: list[Mapping[str, Any]] = []
-    set_aside: list[Mapping[str, Any]] = []
+    reasons: Counter[str] = Counter()
+    set_aside = 0
     masked = False
-    for index in range(total):
-        path = parts.path(index)
-        file, header = artifacts.open_parquet(path, "images")
-        facts = header.facts or {}
-        rejected += [{"what": "rejected view", **r} for r in facts.get("rejected", [])]
-        set_aside += [{"what": "caption set aside", **c} for c in facts.get("set_aside", [])]
-        if not masked and file.metadata.num_rows:
-            masked = artifacts.table(path, ["mask"])["mask"].null_count == 0
-        digest = artifacts.digest(path)
-        listed.append({"name": path.name, "rows": file.metadata.num_rows, "digest": digest})
-    (parts.folder / REJECTED).unlink(missing_ok=True)
-    if rejected or set_aside:
-        with artifacts.atomic_file(parts.folder / REJECTED) as partial:
-            lines = [json.dumps(e, ensure_ascii=False) for e in (*rejected, *set_aside)]
-            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with (
+        artifacts.atomic_file(parts.folder / REJECTED) as partial,
+        partial.open("w", encoding="utf-8") as left_out,
+    ):
+        for index in range(total):
+            path = parts.path(index)
+            file, header = artifacts.open_parquet(path, "images")
+            facts = header.facts or {}
+            for what, key in (("rejected view", "rejected"), ("caption set aside", "set_aside")):
+                for entry in facts.get(key, []):
+                    line = json.dumps({"what": what, **entry}, ensure_ascii=False)
+                    left_out.write(line + "\n")
+            reasons.update(r["reason"].split(" of ")[0] for r in facts.get("rejected", []))
+            set_aside += len(facts.get("set_aside", []))
+            if not masked and file.metadata.num_rows:
+                masked = artifacts.table(path, ["mask"])["mask"].null_count == 0
+            digest = artifacts.digest(path)
+            listed.append({"name": path.name, "rows": file.metadata.num_rows, "digest": digest})
+    if reasons or set_aside:
         console.note(
-            f"{len(rejected)} views rejected, {len(set_aside)} captions set aside: see {REJECTED}"
+            f"{reasons.total()} views rejected, {set_aside} captions set aside: see {REJECTED}"
         )
+    else:
+        (parts.folder / REJECTED).unlink()
     whole = sha256("".join(f"{p['name']}\0{p['digest']}\n" for p in listed).encode())
     manifest = {
         "header": json.loads(parts.header.json()),
@@ -55,8 +61,8 @@ def write(
         "captions": captions,
         "views": views,
         "pictures": sum(p["rows"] for p in listed),
-        "rejected": dict(Counter(e["reason"].split(" of ")[0] for e in rejected)),
-        "set_aside": len(set_aside),
+        "rejected": dict(reasons),
+        "set_aside": set_aside,
         "classes": list(classes) if masked else [],
         "parts": listed,
     }
