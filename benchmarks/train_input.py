@@ -5,7 +5,8 @@
 A picture is a JPEG of 256 px; what comes out is its global crop of 224 px and four local ones of
 96 px, with colours, blur and solarising drawn by the same recipe, decoding included. Ours is the
 loader itself, `Batches.make`, reading row groups of a Parquet file. All in one process on one core,
-taking turns; the figure of each is the median round.
+taking turns; the figure of each is the median round. With `--train-steps` a ViT-S is then trained
+on these pictures with one loader process, and the share of time that it waited is told.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from synclr_cli import artifacts
 from synclr_cli.artifacts import Header
 from synclr_cli.config import TrainConfig
 from synclr_cli.learning import runtime
-from synclr_cli.train import batches
+from synclr_cli.train import batches, shelf
+from synclr_cli.train.run import run as train
 
 VIEWS = 4
 
@@ -131,12 +133,34 @@ def _recipes(config: TrainConfig, recipe) -> list:
     ]
 
 
+def waiting(folder: Path, steps: int) -> dict[str, float]:
+    """Train on the part in a folder; return speed and waiting share of all steps but the first."""
+    header = json.loads(Header(schema="images", config={}).json())
+    manifest = {"header": header, "parts": [{"name": "part-00000.parquet"}], "digest": "none"}
+    artifacts.write_json(folder / "manifest.json", manifest)
+    config = TrainConfig(
+        arch="vit_small_patch16_224",
+        captions_per_batch=4,
+        prototypes=8192,
+        steps=1 + steps,
+        warmup_steps=1,
+        log_steps=1,
+        workers=1,
+    )
+    out = train(config, folder, folder / "run")
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()[1:]]
+    wanted = ("images_per_s", "data_wait_share")
+    return {key: round(float(np.mean([line[key] for line in lines])), 4) for key in wanted}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--train-steps", type=int, default=0)
     given = parser.parse_args()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     runtime.keep_freed_memory()
     pictures = [jpeg(i, given.size) for i in range(given.pictures)]
@@ -164,7 +188,7 @@ def main() -> None:
 
         def decoding(_: int) -> None:
             for data in pictures:
-                batches._decode(data, "")
+                shelf.decode(data, "")
 
         variants = {
             "ours": ours,
@@ -179,8 +203,12 @@ def main() -> None:
                 work(round_)
                 if round_:
                     taken[name].append(1000 * (time.process_time() - start) / len(pictures))
-    for name, each in taken.items():
-        print(json.dumps({"input": name, "cpu_ms_per_picture": round(float(np.median(each)), 2)}))
+        for name, each in taken.items():
+            figure = {"input": name, "cpu_ms_per_picture": round(float(np.median(each)), 2)}
+            print(json.dumps(figure), flush=True)
+        if given.train_steps:
+            torch.set_num_threads(threads)
+            print(json.dumps({"training": "ViT-S", **waiting(Path(folder), given.train_steps)}))
 
 
 if __name__ == "__main__":

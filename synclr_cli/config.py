@@ -211,6 +211,8 @@ class TrainConfig:
     precision: str = "auto"  # auto: bfloat16 autocast where the hardware has it
     checkpoint_steps: int = 1000
     micro_batch: int = 0  # pictures the ViTs see at a time, per rank; 0: all; changes no result
+    compile: bool = False  # torch.compile the blocks; on a GPU, a CPU has its own way
+    shard_optimizer: bool = False  # each rank keeps a share of AdamW's moments; changes no result
     keep_checkpoints: int = 2
     log_steps: int = 50
     backbone_steps: int = 0  # keep the backbone of every so many steps; 0: only the last
@@ -488,6 +490,8 @@ RUNNING_KEYS = {
         "workers",
         "micro_batch",
         "checkpoint_steps",
+        "compile",
+        "shard_optimizer",
         "keep_checkpoints",
         "log_steps",
         "backbone_steps",

@@ -120,11 +120,18 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(meta["step"], groups, meta.get("state", {}))
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return an optimiser's state as named tensors: `parameter index.moment`."""
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | None = None
+) -> dict[str, Tensor]:
+    """Return an optimiser's state as named tensors: `parameter index.moment`.
+
+    Args:
+        state: its state dict, if it had to be collected from elsewhere.
+    """
+    state = optimizer.state_dict() if state is None else state
     return {
         f"{index}.{name}": torch.as_tensor(value)
-        for index, moments in optimizer.state_dict()["state"].items()
+        for index, moments in state["state"].items()
         for name, value in moments.items()
     }
 
@@ -135,9 +142,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         moments.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict(
-        {"state": moments, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+    # As state_dict() numbers them, which an optimiser in shards gives to the main rank only.
+    groups, start = [], 0
+    for group in optimizer.param_groups:
+        end = start + len(group["params"])
+        groups.append({**group, "params": list(range(start, end))})
+        start = end
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,6 +92,32 @@ class Runtime:
         if self.world == 1:
             return flag
         return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+
+    def optimizer(
+        self,
+        kind: type[torch.optim.Optimizer],
+        groups: list[dict[str, Any]],
+        *,
+        sharded: bool,
+        **options: Any,
+    ) -> torch.optim.Optimizer:
+        """Return an optimiser; `sharded`: each rank keeps the moments of its share of the weights.
+
+        A sharded one does what a whole one does, for one more message a step (ZeRO, stage 1).
+        """
+        if self.world == 1 or not sharded:
+            return kind(groups, **options)
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        return ZeroRedundancyOptimizer(groups, optimizer_class=kind, **options)
+
+    def state_of(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return an optimiser's whole state on the main rank; every rank must call it."""
+        if hasattr(optimizer, "consolidate_state_dict"):
+            optimizer.consolidate_state_dict(to=0)
+            if not self.is_main:
+                return {"state": {}}
+        return optimizer.state_dict()
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -202,7 +229,7 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def seeded(name: str, *ids: int) -> Iterator[None]:
-    """Let the global generators in the block draw from name and ids alone; outside all is as it was.
+    """Let the global generators in the block draw from name and ids alone, outside as before.
 
     For libraries that take no generator (timm's augmentation and mixup): what they draw is then a
     function of the ids, whatever was drawn before and in whichever process.

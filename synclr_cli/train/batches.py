@@ -4,7 +4,7 @@ Each epoch is a new permutation of the captions, cut into whole batches; a batch
 pictures of each of its captions. Nothing depends on the number of loader processes, and the union
 over ranks does not depend on the number of ranks.
 
-    step --order--> captions --views--> pictures --decode, crops--> Batch, uint8
+    step --order--> captions --views--> pictures --decode--> Uncut --crops--> Batch, uint8
 
 With `global_crops` a picture stands in the batch that many times, under as many ids, each time with
 crops of its own.
@@ -16,30 +16,25 @@ with each, S pixels of the global crop, s of a local one, N patches.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from synclr_cli import artifacts, draws
 from synclr_cli.config import TrainConfig
 from synclr_cli.errors import DataError, UsageError
-from synclr_cli.learning import images, loading
+from synclr_cli.learning import loading
 from synclr_cli.train import crops, masks
+from synclr_cli.train.shelf import Shelf, decode
 
-CACHED_BYTES = 256 << 20  # of encoded pictures, per loader process
-OPEN_FILES = 64  # per loader process
-JPEG = b"\xff\xd8\xff"  # how its bytes begin
 DAMAGED_SHARE = 0.01  # of the pictures read; more stop the run
 DAMAGED_FROM = 2000  # pictures read before the share is taken literally
 
@@ -178,16 +173,33 @@ class Batch:
     damaged: list[tuple[int, int, str]]  # caption id, view and what is wrong
 
     def to(self, device: torch.device) -> Batch:
-        """Move the tensors to the device."""
-        for name in ("globals", "locals", "masks", "ids", "labels"):
+        """Move to the device what is worked on there; masks and ids are looked at by the host."""
+        for name in ("globals", "locals", "labels"):
             setattr(self, name, getattr(self, name).to(device, non_blocking=True))
         return self
 
-    def pin_memory(self) -> Batch:
-        """Pin the tensors; DataLoader calls this where there is a GPU."""
-        for name in ("globals", "locals", "masks", "ids", "labels"):
-            setattr(self, name, getattr(self, name).pin_memory())
+
+@dataclass
+class Uncut:
+    """A batch whose pictures are decoded, and whose crops are drawn but not yet cut."""
+
+    pictures: Sequence[Tensor]  # B of [1, 3, H, W] uint8, or all of them as [B, 3, H, W]
+    drawn: crops.Plan
+    rest: Batch  # without crops
+
+    def pin_memory(self) -> Uncut:
+        """Pin the tensors, the pictures as one; DataLoader calls this where there is a GPU."""
+        self.pictures = crops.together(self.pictures).pin_memory()
+        self.rest.labels = self.rest.labels.pin_memory()
         return self
+
+    def cut(self, config: TrainConfig, device: torch.device) -> Batch:
+        """Cut and paint the crops on the device, and move there what else is in the batch."""
+        batch, pictures = self.rest.to(device), self.pictures
+        if device.type != "cpu":
+            pictures = crops.together(pictures).to(device, non_blocking=True)  # [B, 3, H, W]
+        batch.globals, batch.locals = crops.cut_and_paint(config, pictures, self.drawn)
+        return batch
 
 
 class Batches:
@@ -199,9 +211,7 @@ class Batches:
         self.corpus, self.config, self.patches = corpus, config, patches
         self.rank, self.world = rank, world
         self._epoch, self._order = -1, np.empty(0, np.int64)
-        self._shelf = _Shelf(
-            corpus.parts, "concept" if config.positives == "concept" else "caption"
-        )
+        self._shelf = Shelf(corpus.parts, "concept" if config.positives == "concept" else "caption")
 
     def captions(self, step: int) -> NDArray[np.int64]:
         """Return the captions of a step's whole batch, as places in the corpus."""
@@ -235,7 +245,11 @@ class Batches:
         return views.repeat(self.config.global_crops, axis=1), ids.reshape(-1)
 
     def make(self, step: int) -> Batch:
-        """Return this rank's part of a step's batch."""
+        """Return this rank's part of a step's batch, made on this machine's CPU."""
+        return self.read(step).cut(self.config, torch.device("cpu"))
+
+    def read(self, step: int) -> Uncut:
+        """Return this rank's part of a step's batch, decoded and drawn but not yet cut."""
         config = self.config
         views, ids = self.pictures(step)
         share = config.captions_per_batch // self.world
@@ -253,20 +267,11 @@ class Batches:
         drawn = crops.plan(
             config, step, ids[own], np.array([p.shape[-2:] for p in pictures], np.int64)
         )
-        sizes = [config.image_size] + [config.local_size] * config.local_crops
-        cut = [
-            crops.cut(picture, int(drawn.divisor[i]), drawn.box[i], sizes)
-            for i, picture in enumerate(pictures)
-        ]
-        global_crops = torch.stack([c[0] for c in cut])  # [B, 3, S, S]
-        local_crops = [c for of_one in cut for c in of_one[1:]]
-        size = config.local_size
-        return Batch(
+        nothing = torch.empty(0, dtype=torch.uint8)
+        rest = Batch(
             step=step,
-            globals=crops.paint(global_crops, drawn, slice(0, 1)),
-            locals=crops.paint(torch.stack(local_crops), drawn, slice(1, None))
-            if local_crops
-            else torch.empty(0, 3, size, size, dtype=torch.uint8),
+            globals=nothing,
+            locals=nothing,
             masks=torch.from_numpy(
                 masks.draw(
                     config.seed,
@@ -284,6 +289,7 @@ class Batches:
             caption_ids=self.corpus.caption_id[captions].tolist(),
             damaged=damaged,
         )
+        return Uncut(pictures, drawn, rest)
 
     def _labels(self, captions: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the classes of views [C, V x G]: numbers from 0 where a classifier counts them.
@@ -307,88 +313,13 @@ class Batches:
             data = self._shelf.picture(int(corpus.part[caption]), first + other)
             where = f"{corpus.parts[corpus.part[caption]].name} row {first + other}"
             try:
-                return _decode(data, where)
+                return decode(data, where)
             except DataError as e:
                 damaged.append((int(corpus.caption_id[caption]), other, str(e)))
         raise DataError(
             f"no picture of caption {corpus.caption_id[caption]} decodes",
             do="render the pictures again",
         )
-
-
-def _decode(data: bytes | None, where: str) -> Tensor:
-    """Return a picture, [1, 3, H, W] uint8, its channels last in memory: so it is resized fastest.
-
-    Raises:
-        DataError: the bytes are no picture.
-    """
-    if data and data.startswith(JPEG):
-        try:
-            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            return decode_jpeg(encoded, ImageReadMode.RGB)[None]  # a third faster than Pillow
-        except RuntimeError:  # a kind of JPEG that it cannot read, or a damaged one: Pillow says
-            pass
-    picture = np.asarray(images.decode(data, where))
-    return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]  # [1, 3, H, W]
-
-
-class _Shelf:
-    """Encoded pictures and texts by part and row, the row groups read last kept."""
-
-    def __init__(self, parts: Sequence[Path], text: str):
-        self._parts, self._text = parts, text
-        self._groups: OrderedDict[tuple[int, int], tuple[list[bytes], list[str]]] = OrderedDict()
-        self._bytes = 0
-        self._starts: dict[int, NDArray[np.int64]] = {}
-        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
-        self._process = os.getpid()
-
-    def picture(self, part: int, row: int) -> bytes | None:
-        """Return the encoded picture of a row."""
-        (pictures, _), place = self._group(part, row)
-        return pictures[place]
-
-    def text(self, part: int, row: int) -> str:
-        """Return the text of a row."""
-        (_, texts), place = self._group(part, row)
-        return texts[place]
-
-    def _group(self, part: int, row: int) -> tuple[tuple[list[bytes], list[str]], int]:
-        """Return the row group with a row, and the row's place in it."""
-        if part not in self._starts:
-            meta = self._file(part).metadata
-            rows = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
-            self._starts[part] = np.cumsum([0, *rows])
-        group = int(np.searchsorted(self._starts[part], row, side="right")) - 1
-        found = self._groups.get((part, group))
-        if found is None:
-            found = self._read(part, group)
-        else:
-            self._groups.move_to_end((part, group))
-        return found, row - int(self._starts[part][group])
-
-    def _file(self, part: int) -> pq.ParquetFile:
-        if self._process != os.getpid():  # forked: the handles are shared with another loader
-            self._files.clear()
-            self._process = os.getpid()
-        if part not in self._files:
-            self._files[part] = artifacts.parquet(self._parts[part])
-            if len(self._files) > OPEN_FILES:
-                self._files.popitem(last=False)[1].close()
-        self._files.move_to_end(part)
-        return self._files[part]
-
-    def _read(self, part: int, group: int) -> tuple[list[bytes], list[str]]:
-        table = self._file(part).read_row_group(
-            group, columns=["image", self._text], use_threads=False
-        )
-        pictures = [r["bytes"] if r else None for r in table["image"].to_pylist()]
-        self._groups[part, group] = pictures, table[self._text].to_pylist()
-        self._bytes += sum(len(p or b"") for p in pictures)
-        while self._bytes > CACHED_BYTES and len(self._groups) > 1:
-            _, (dropped, _) = self._groups.popitem(last=False)
-            self._bytes -= sum(len(p or b"") for p in dropped)
-        return self._groups[part, group]
 
 
 class Damage:
@@ -423,13 +354,26 @@ class Damage:
         return new
 
 
-def load(batches: Batches, steps: range, *, workers: int, pin: bool) -> Iterator[Batch]:
-    """Yield the batches of the steps, made ahead in `workers` processes."""
-    return loading.load(
-        batches.make, [[step] for step in steps], workers=workers, collate=_only, pin=pin
+def load(
+    batches: Batches, steps: range, *, workers: int, device: torch.device | None = None
+) -> Iterator[Batch]:
+    """Yield the batches of the steps, made ahead in `workers` processes.
+
+    A GPU cuts and paints the crops itself; for a CPU the loader processes do.
+    """
+    device = device or torch.device("cpu")
+    here = device.type == "cpu"
+    ahead = loading.load(
+        batches.make if here else batches.read,
+        [[step] for step in steps],
+        workers=workers,
+        collate=_only,
+        pin=device.type == "cuda",
     )
+    for batch in ahead:
+        yield batch if here else batch.cut(batches.config, device)
 
 
-def _only(batches: list[Batch]) -> Batch:
+def _only(batches: list[Any]) -> Any:
     (batch,) = batches
     return batch

@@ -12,7 +12,7 @@ Shapes: B pictures, K crops of a picture (the global one first), n crops of one 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from synclr_cli import draws
 from synclr_cli.config import TrainConfig
+from synclr_cli.train import resampling
 
 # BYOL's colours, as the released code sets them.
 FLIP = 0.5  # probability
@@ -38,12 +39,14 @@ DOWNSAMPLED = (4, 2)  # StableRep: 256 px down to 64 or 128, and up again
 LUMA = (0.299, 0.587, 0.114)  # grey of red, green and blue, ITU-R 601
 CHUNK = 1 << 17  # pixel values painted together: what fits a core's cache
 CHUNK_ON_GPU = 1 << 26
+TOGETHER = 128  # pictures that a GPU cuts at a time
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything that is drawn for the crops of B pictures."""
 
+    size: NDArray[np.int64]  # [B, 2]: height, width
     divisor: NDArray[np.int64]  # [B], 1: not downsampled
     box: NDArray[np.int64]  # [B, K, 4]: top, left, height, width
     flip: NDArray[np.bool_]  # [B, K]
@@ -77,6 +80,7 @@ def plan(config: TrainConfig, step: int, ids: NDArray[np.uint64], sizes: NDArray
     sigma = SIGMA[0] + (SIGMA[1] - SIGMA[0]) * u[..., 13]  # [B, K]
     sigma = sigma * config.image_size / 224
     return Plan(
+        size=sizes,
         divisor=np.where(lots[:, 0] < config.downsample, choice, 1),
         box=_boxes(config, step, ids, sizes),
         flip=u[..., 9] < FLIP,
@@ -128,15 +132,74 @@ def cut(picture: Tensor, divisor: int, boxes: NDArray[np.int64], sizes: list[int
         sizes: K of them, pixels.
     """
     if divisor > 1:
-        full = picture.shape[-2:]
-        small = [max(1, side // divisor) for side in full]
-        picture = F.interpolate(picture, small, mode="bilinear", antialias=True)
-        picture = F.interpolate(picture, full, mode="bilinear", antialias=True)
+        picture = _dull(picture, divisor)
     crops = []
     for (top, left, height, width), size in zip(boxes.tolist(), sizes, strict=True):
         box = picture[..., top : top + height, left : left + width]
         crops.append(F.interpolate(box, (size, size), mode="bicubic", antialias=True)[0])
     return crops
+
+
+def together(pictures: Sequence[Tensor]) -> Tensor:
+    """Return pictures [1, 3, H, W] as one tensor, smaller ones filled up at right and bottom."""
+    if isinstance(pictures, Tensor):
+        return pictures
+    height, width = (max(p.shape[i] for p in pictures) for i in (2, 3))
+    if all(p.shape[2:] == (height, width) for p in pictures):
+        return torch.cat(list(pictures))
+    every = pictures[0].new_zeros(len(pictures), 3, height, width)
+    for whole, picture in zip(every, pictures, strict=True):
+        whole[:, : picture.shape[2], : picture.shape[3]] = picture[0]
+    return every
+
+
+def cut_and_paint(
+    config: TrainConfig, pictures: Sequence[Tensor], drawn: Plan
+) -> tuple[Tensor, Tensor]:
+    """Return the global crops [B, 3, S, S] and the local ones [B x L, 3, s, s] of B pictures."""
+    sizes = [config.image_size] + [config.local_size] * config.local_crops
+    if isinstance(pictures, Tensor):
+        cut_global, cut_local = _cut_together(pictures, drawn, sizes)
+    else:
+        each = [
+            cut(picture, int(drawn.divisor[i]), drawn.box[i], sizes)
+            for i, picture in enumerate(pictures)
+        ]
+        cut_global, cut_local = [c[0] for c in each], [c for of_one in each for c in of_one[1:]]
+        cut_global = torch.stack(cut_global)
+        small = (0, 3, config.local_size, config.local_size)
+        cut_local = torch.stack(cut_local) if cut_local else cut_global.new_empty(small)
+    if len(cut_local):
+        paint(cut_local, drawn, slice(1, None))
+    return paint(cut_global, drawn, slice(0, 1)), cut_local
+
+
+def _cut_together(pictures: Tensor, drawn: Plan, sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """Do as `cut` for all pictures [B, 3, H, W], those of one divisor having one size."""
+    for i in np.flatnonzero(drawn.divisor > 1):
+        height, width = drawn.size[i].tolist()
+        whole = pictures[i : i + 1, :, :height, :width]
+        whole.copy_(_dull(whole.float(), int(drawn.divisor[i])).round_().clamp_(0, 255))
+    box = torch.from_numpy(drawn.box).to(pictures.device)  # [B, K, 4]
+    local, size = [], sizes[-1]
+    for start in range(0, len(pictures), TOGETHER):
+        some, boxes = pictures[start : start + TOGETHER], box[start : start + TOGETHER]
+        each = [resampling.resize(some, boxes[:, k], size) for k in range(1, len(sizes))]
+        local.append(
+            torch.stack(each, 1).flatten(0, 1) if each else some.new_empty(0, 3, size, size)
+        )
+    whole = [
+        resampling.resize(pictures[i : i + TOGETHER], box[i : i + TOGETHER, 0], sizes[0])
+        for i in range(0, len(pictures), TOGETHER)
+    ]
+    return torch.cat(whole), torch.cat(local)
+
+
+def _dull(picture: Tensor, divisor: int) -> Tensor:
+    full = picture.shape[-2:]
+    small = [max(1, side // divisor) for side in full]
+    picture = F.interpolate(picture, small, mode="bilinear", antialias=True)
+    return F.interpolate(picture, full, mode="bilinear", antialias=True)
 
 
 def paint(crops: Tensor, drawn: Plan, k: slice) -> Tensor:

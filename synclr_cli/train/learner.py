@@ -57,13 +57,18 @@ class Learner:
         if start is not None:
             self.student.vit.load_state_dict(start)
         self.teacher = Teacher(config, rt, self.student).to(rt.device).train()
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = rt.optimizer(
+            torch.optim.AdamW,
             optim.pretraining_groups(self.student, weight_decay=config.weight_decay),
+            sharded=config.shard_optimizer,
             lr=0.0,
             betas=(config.beta1, config.beta2),
             fused=True,
         )
         self.objective = Objective(config, rt, self.student, self.teacher)
+        if config.compile:
+            for model in (self.student, self.teacher):
+                model.compile_blocks()
 
     @property
     def patches(self) -> int:
@@ -94,11 +99,16 @@ class Learner:
         return Update(losses, norm)
 
     def groups(self) -> dict[str, dict[str, Tensor]]:
-        """Return everything a checkpoint needs, by name."""
+        """Return everything a checkpoint needs, by name; whole on the main rank.
+
+        Every rank must call it.
+        """
         return {
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
-            "optimizer": checkpoint.optimizer_tensors(self.optimizer),
+            "optimizer": checkpoint.optimizer_tensors(
+                self.optimizer, self.runtime.state_of(self.optimizer)
+            ),
         }
 
     def restore(self, saved: Checkpoint) -> None:

@@ -70,7 +70,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
             corpus, config, patches=learner.patches, rank=rt.rank, world=rt.world
         )
         ahead = batches.load(
-            source, range(done, config.steps), workers=config.workers, pin=rt.is_cuda
+            source, range(done, config.steps), workers=config.workers, device=rt.device
         )
         damage = batches.Damage(corpus, images)
         monitor = Monitor(config, rt, learner)
@@ -85,7 +85,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
         ):
             for step in range(done, config.steps):
                 with monitor.waiting():
-                    batch = next(ahead).to(rt.device)
+                    batch = next(ahead)
                 folder.list_damaged(damage.add(batch))
                 now = timetable.at(step, config)
                 try:

@@ -74,8 +74,10 @@ class View:
     """Crops of one size, and which of their tokens are asked for."""
 
     images: Tensor  # [B, 3, S, S], normalised; S any multiple of the patch size
-    masks: Tensor | None = None  # [B, N], True where the mask token replaces the patch's embedding
-    # [B, N], the patches whose tokens to return: equally many of each picture that has any
+    # [B, N], True where the mask token replaces the patch's embedding; on the host
+    masks: Tensor | None = None
+    # [B, N], the patches whose tokens to return: equally many of each picture that has any;
+    # on the host
     wanted: Tensor | None = None
 
 
@@ -116,6 +118,12 @@ class Encoder(nn.Module):
         )
         self._product_dtype = runtime.amp_dtype
         self._cast: list[blocks.Weights] | None = None
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile the blocks where they run as modules; names of weights stay what they are."""
+        if not self.written_out:
+            for block in self.vit.blocks[:-1]:
+                block.compile(backend=backend)
 
     @contextmanager
     def cast(self) -> Iterator[None]:
@@ -184,16 +192,19 @@ class Encoder(nn.Module):
 
     def _wanted(self, x: Tensor, wanted: Tensor | None, own: slice) -> tuple[Tensor, Tensor]:
         """Return cls and wanted patches' tokens after the last block; x is [B, 1 + N, D]."""
-        last, every = self.vit.blocks[-1], torch.arange(own.start, own.stop, device=x.device)
+        last, here = self.vit.blocks[-1], {"device": x.device, "non_blocking": True}
+        every = torch.arange(own.start, own.stop)
         if wanted is None or not wanted.any():
-            return self._finish(last, x, every)[:, 0], x.new_empty(0, x.shape[-1])
+            return self._finish(last, x, every.to(**here))[:, 0], x.new_empty(0, x.shape[-1])
+        # Worked out on the host, where the masks are: a GPU is not waited for.
         has = wanted.any(1)  # [B]
-        rows = has.nonzero()[:, 0]  # [m]
+        rows, others = has.nonzero()[:, 0], (~has).nonzero()[:, 0]  # [m], [B - m]
         places = 1 + wanted[rows].nonzero()[:, 1].view(len(rows), -1)  # [m, k]
-        tokens = self._finish(last, x[rows], every[rows], places)  # [m, 1 + k, D]
-        others = (~has).nonzero()[:, 0]  # [B - m]
-        order = torch.cat([rows, others]).argsort()  # [B]
-        cls = torch.cat([tokens[:, 0], self._finish(last, x[others], every[others])[:, 0]])[order]
+        order = torch.cat([rows, others]).argsort().to(**here)  # [B]
+        of_rows, of_others = every[rows].to(**here), every[others].to(**here)
+        rows, others = rows.to(**here), others.to(**here)
+        tokens = self._finish(last, x[rows], of_rows, places.to(**here))  # [m, 1 + k, D]
+        cls = torch.cat([tokens[:, 0], self._finish(last, x[others], of_others)[:, 0]])[order]
         return cls, tokens[:, 1:].flatten(0, 1)  # [B, D], [M, D]
 
     def _finish(
@@ -238,6 +249,7 @@ class Encoder(nn.Module):
         side = x.shape[1]
         x = x.flatten(1, 2)  # [B, N, D]
         if masks is not None:
+            masks = masks.to(x.device, non_blocking=True)
             x = torch.where(masks[..., None], self.mask_token.to(x.dtype), x)
         table = positions(vit.pos_embed, side)  # [1, 1 + N, D]
         x = torch.cat([vit.cls_token.expand(len(x), -1, -1), x], dim=1) + table  # [B, 1 + N, D]

@@ -63,7 +63,7 @@ def test_loader_processes_change_nothing(images: Path, small: Callable, workers:
     config = small()
     expected = source(images, config)
     steps = range(2, 6)
-    loaded = list(batches.load(source(images, config), steps, workers=workers, pin=False))
+    loaded = list(batches.load(source(images, config), steps, workers=workers))
     assert [b.step for b in loaded] == list(steps)
     assert all(same(b, expected.make(b.step)) for b in loaded)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,6 +123,26 @@ def test_cutting_is_cropping_then_resizing_with_antialiasing() -> None:
             picture, *box, size=[size, size], interpolation=v2.InterpolationMode.BICUBIC
         )[0]
         assert (crop.int() - expected.int()).abs().max() <= 1
+
+
+def test_cutting_together_is_cutting_one_by_one() -> None:
+    """What a GPU does, on a CPU: pictures of two sizes, some of them downsampled."""
+    config = TrainConfig(image_size=48, local_size=32, local_crops=2, downsample=0.3)
+    sizes = np.array([(64, 64), (60, 72)] * 10)
+    noise = torch.randint(0, 256, (20, 3, 9, 9), generator=torch.Generator().manual_seed(2))
+    pictures = [
+        F.resize(x[None].to(torch.uint8), size)
+        for x, size in zip(noise, sizes.tolist(), strict=True)
+    ]
+    drawn = crops.plan(config, 0, draws.key("picture", np.arange(20)), sizes)
+    assert (drawn.divisor > 1).any()
+    drawn = replace(drawn, order=np.full_like(drawn.order, -1), solarise=drawn.solarise & False)
+    one_by_one = crops.cut_and_paint(config, pictures, drawn)
+    together = crops.cut_and_paint(config, crops.together(pictures), drawn)
+    for ours, theirs in zip(together, one_by_one, strict=True):
+        difference = (ours.int() - theirs.int()).abs()
+        assert ours.shape == theirs.shape and difference.max() <= 2
+        assert difference.float().mean() < 0.2
 
 
 def test_a_downsampled_picture_loses_detail_and_keeps_its_size() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +60,10 @@ def one_of_two(
     for port, (name, config) in zip(ports, configs.items(), strict=False):
         os.environ["MASTER_PORT"] = str(port)  # one rank may still be leaving the last meeting
         torch.save(train(images, config), out / f"{name}-{rank}.pt")
-    os.environ["MASTER_PORT"] = str(ports[-1])
+    os.environ["MASTER_PORT"] = str(ports[-2])
     run(configs["batch"], images, out / "run")
+    os.environ["MASTER_PORT"] = str(ports[-1])
+    run(replace(configs["sharded"], stop_after_minutes=1e-9), images, out / "moved")
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +71,7 @@ def configs(small: Callable) -> dict[str, TrainConfig]:
     common = {"workers": 0, "patch_weight": 0.7}
     alone = {"workers": 0, "patch_weight": 0.0, "teacher": False}  # both sides are trained
     return {n: small(head_norm=n, **common) for n in ("batch", "layer")} | {
+        "sharded": small(shard_optimizer=True, **common),
         "stablerep": small(**alone),
         "simclr": small(**alone, positives="image", views=2, global_crops=2),
         "supervised": small(**alone, positives="concept", objective="cross-entropy"),
@@ -78,7 +84,7 @@ def two(
 ) -> Path:
     out = tmp_path_factory.mktemp("ranks")
     with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(len(configs) + 1)]
+        sockets = [held.enter_context(socket.socket()) for _ in range(len(configs) + 2)]
         for s in sockets:
             s.bind(("127.0.0.1", 0))
         ports = [s.getsockname()[1] for s in sockets]
@@ -86,7 +92,7 @@ def two(
     return out
 
 
-@pytest.mark.parametrize("name", ["batch", "layer", "stablerep", "simclr", "supervised"])
+@pytest.mark.parametrize("name", ["batch", "layer", "sharded", "stablerep", "simclr", "supervised"])
 def test_two_ranks_do_what_one_does(
     images: Path, configs: dict[str, TrainConfig], two: Path, name: str
 ) -> None:
@@ -106,3 +112,20 @@ def test_two_ranks_write_one_run(two: Path) -> None:
     assert (two / "run" / "backbone.safetensors").is_file()
     assert len((two / "run" / "metrics.jsonl").read_text().splitlines()) == 6
     assert [p.name for p in (two / "run" / "checkpoints").iterdir()]
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(
+    images: Path, configs: dict[str, TrainConfig], two: Path, tmp_path: Path
+) -> None:
+    """Two ranks, their optimiser in shards, stopped after a step; one does the rest."""
+    assert [p.name for p in (two / "moved" / "checkpoints").iterdir()] == ["step-00000001"]
+    moved = tmp_path / "moved"
+    shutil.copytree(two / "moved", moved)
+    run(configs["sharded"], images, moved)
+    straight = run(configs["batch"], images, tmp_path / "straight")
+    losses = [
+        [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+        for out in (moved, straight)
+    ]
+    assert len(losses[0]) == 6
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -33,16 +33,19 @@ def test_without_masks_the_encoder_is_timms_own(student: Student) -> None:
     torch.testing.assert_close(student.encode(x), student.vit.forward_features(x))
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_features_are_the_wanted_tokens_of_the_encoder(student: Student, fused: bool) -> None:
+@pytest.mark.parametrize("way", ["written out", "modules", "compiled modules"])
+def test_features_are_the_wanted_tokens_of_the_encoder(student: Student, way: str) -> None:
+    student.written_out = way == "written out"
     for block in student.vit.blocks:
-        block.attn.fused_attn = fused
+        block.attn.fused_attn = not student.written_out
     student.set_depth(0, 1, draws.key("picture", np.arange(6)))
     x = images(6, 32)
     masks = torch.zeros(6, 16, dtype=torch.bool)
     for row, patches in ((1, [2, 5, 9]), (4, [0, 1, 15]), (5, [3, 4, 8])):
         masks[row, patches] = True
     tokens = student.encode(x, masks)
+    if way == "compiled modules":
+        student.compile_blocks(backend="eager")  # what is traced, without a C++ compiler
     ((cls, patches),) = student.features(View(x, masks, wanted=masks))
     torch.testing.assert_close(cls, tokens[:, 0])
     torch.testing.assert_close(patches, tokens[:, 1:][masks])
