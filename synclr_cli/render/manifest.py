@@ -1,6 +1,9 @@
 """The manifest: what says that an images/1 folder is whole, and lists what was left out of it.
 
-part headers (digests, rejected views, captions set aside) -> rejected.jsonl -> manifest.json
+part headers (rejected views, captions set aside) and digests -> rejected.jsonl -> manifest.json
+
+The digest of a part is noted in a hidden file beside it by whoever wrote it, so that the last of a
+thousand jobs need not read what all the others wrote. The manifest takes the notes' place.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from synclr_cli import artifacts, console
@@ -46,8 +50,9 @@ def write(
             set_aside += len(facts.get("set_aside", []))
             if not masked and file.metadata.num_rows:
                 masked = artifacts.table(path, ["mask"])["mask"].null_count == 0
-            digest = artifacts.digest(path)
-            listed.append({"name": path.name, "rows": file.metadata.num_rows, "digest": digest})
+            listed.append(
+                {"name": path.name, "rows": file.metadata.num_rows, "digest": _digest(path)}
+            )
     if reasons or set_aside:
         console.note(
             f"{reasons.total()} views rejected, {set_aside} captions set aside: see {REJECTED}"
@@ -67,6 +72,29 @@ def write(
         "parts": listed,
     }
     artifacts.write_json(parts.folder / MANIFEST, manifest)
+    for index in range(total):
+        forget_digest(parts.path(index))
+
+
+def note_digest(path: Path) -> None:
+    """Note the digest of a part that was just written."""
+    digest = artifacts.digest(path)
+    with artifacts.atomic_file(_note(path)) as partial:
+        partial.write_text(digest, encoding="utf-8")
+
+
+def forget_digest(path: Path) -> None:
+    """Remove the note of a part's digest, before the part is written anew."""
+    _note(path).unlink(missing_ok=True)
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.digest")
+
+
+def _digest(path: Path) -> str:
+    note = _note(path)
+    return note.read_text(encoding="utf-8") if note.is_file() else artifacts.digest(path)
 
 
 def clear(parts: artifacts.Parts) -> None:
@@ -75,5 +103,5 @@ def clear(parts: artifacts.Parts) -> None:
     with artifacts.disk_errors(folder):
         for name in (MANIFEST, REJECTED):
             (folder / name).unlink(missing_ok=True)
-        for part in [*parts.present(), *folder.glob(".part-*.partial")]:
+        for part in [*parts.present(), *folder.glob(".part-*")]:
             part.unlink()

@@ -21,6 +21,7 @@ from typing import Any
 
 from synclr_cli import artifacts, config as configs, console
 from synclr_cli.config import RenderConfig
+from synclr_cli.engines import ImageEngine
 from synclr_cli.errors import UsageError
 from synclr_cli.render import manifest, painting
 from synclr_cli.render.manifest import MANIFEST
@@ -60,6 +61,11 @@ def run(
         parents=(source.parent,),
     )
     parts = artifacts.Parts(out, "images", header)
+    if overwrite and config.shard != "1/1":
+        raise UsageError(
+            f"--overwrite with --shard {config.shard} would remove what the other jobs made",
+            do="remove the folder before the first job starts",
+        )
     # Before anything is cleared: a model may not be there.
     models = painting.load(config) if overwrite else None
     if overwrite:
@@ -69,24 +75,53 @@ def run(
         _require_continuable(found, header, out)
         if (out / MANIFEST).is_file() and _is_finished(found, header):
             return out
+        parts.header = replace(header, revision=found.revision)
     _require_no_more(parts, plan)
     number, _, jobs = config.shard.partition("/")
     mine = list(_lacking(parts, plan, range(int(number) - 1, plan.parts, int(jobs))))
 
-    # --- build
-    engine, score = models or painting.load(config)
-    parts.header = header = replace(header, revision=engine.revision)
-    if found and found.revision != engine.revision:
-        console.warn(
-            f"{out} was begun with {found.revision}; what is painted now is by {engine.revision}"
-        )
+    # --- build, loop
     with artifacts.disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        if mine:
-            (out / MANIFEST).unlink(missing_ok=True)  # not whole until it is written again
+    if mine:
+        engine, score = models or painting.load(config)
+        if found and found.revision != engine.revision:
+            console.warn(
+                f"{out} was begun with {found.revision}; what is painted now is by "
+                f"{engine.revision}"
+            )
+        parts.header = replace(header, revision=engine.revision)
+        (out / MANIFEST).unlink(missing_ok=True)  # not whole until it is written again
+        _paint(parts, plan, mine, engine, score)
 
-    # --- loop
-    total = source.count * config.views
+    # --- write
+    if next(_lacking(parts, plan, range(plan.parts)), None) is not None:
+        console.note(f"{out} is not whole yet: other parts of it are for the other jobs")
+        return out
+    try:
+        manifest.write(
+            parts,
+            plan.parts,
+            captions=captions.name,
+            views=config.views,
+            classes=plan.classes,
+        )
+    except FileNotFoundError:  # another job wrote it at the same moment
+        if not (out / MANIFEST).is_file():
+            raise
+    return out
+
+
+def _paint(
+    parts: artifacts.Parts,
+    plan: Plan,
+    mine: list[int],
+    engine: ImageEngine,
+    score: painting.Score | None,
+) -> None:
+    """Paint and write these parts, each one's views that are not there yet."""
+    config = plan.config
+    total = plan.captions.count * config.views
     left = min(len(mine) * config.captions_per_part * config.views, total)
     with (
         painting.painter(engine, config, left, score) as painter,
@@ -105,19 +140,6 @@ def run(
             writer.write(_settled(*in_flight.popleft(), painter))
     if truncated := len(getattr(engine, "truncated", ())):
         console.warn(f"{truncated} captions were longer than the text encoder reads")
-
-    # --- write
-    if next(_lacking(parts, plan, range(plan.parts)), None) is not None:
-        console.note(f"{out} is not whole yet: other parts of it are for the other jobs")
-    else:
-        manifest.write(
-            parts,
-            plan.parts,
-            captions=captions.name,
-            views=config.views,
-            classes=plan.classes,
-        )
-    return out
 
 
 def _found_header(out: Path) -> artifacts.Header | None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from types import TracebackType
 
 from synclr_cli import artifacts
+from synclr_cli.render import manifest
 from synclr_cli.render.part import Part
 
 CAPTIONS_PER_GROUP = 16  # a row group is what a reader fetches at once; no caption is split
@@ -32,13 +33,16 @@ class Writer:
         self._waiting.append(self._pool.submit(self._write, part))
 
     def _write(self, part: Part) -> None:
+        path = self._parts.path(part.index)
+        manifest.forget_digest(path)
         artifacts.write_parquet(
-            self._parts.path(part.index),
+            path,
             "images",
             replace(self._parts.header, facts=part.facts()),
             [part.table()],
             rows_per_group=CAPTIONS_PER_GROUP * part.plan.config.views,
         )
+        manifest.note_digest(path)
 
     def __enter__(self) -> Writer:
         return self

@@ -13,7 +13,7 @@ from test_render_run import contents, picture, render_config, rows_of
 
 from synclr_cli import artifacts
 from synclr_cli.errors import DataError, UsageError
-from synclr_cli.render import quality
+from synclr_cli.render import manifest, quality
 from synclr_cli.render.painting import view_seed
 from synclr_cli.render.run import run
 
@@ -79,8 +79,8 @@ def test_near_duplicates_are_painted_again_from_the_next_seed(captions_file, tmp
         )
         assert row["seed"] == view_seed(0, row["caption_id"], row["view"], attempts)
     assert any(r["seed"] != view_seed(0, r["caption_id"], r["view"]) for r in rows)
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["rejected"] == {"duplicate": len(views)}
+    told = json.loads((out / "manifest.json").read_text())
+    assert told["rejected"] == {"duplicate": len(views)}
 
 
 def test_a_caption_with_too_few_views_is_set_aside_and_listed(captions_file, tmp_path):
@@ -177,6 +177,30 @@ def test_jobs_that_share_a_folder_make_the_same_set_as_one(captions_file, tmp_pa
         artifacts.open_images(shared)
     run(render_config(shard="3/3"), captions, shared)
     assert contents(shared) == contents(whole)
+
+
+def test_a_part_written_anew_and_killed_before_its_digest_was_noted_is_read(
+    captions_file, tmp_path
+):
+    captions = captions_file(9)
+    out = run(render_config(views=2), captions, tmp_path / "images")
+    assert not list(out.glob(".*"))
+    (out / "manifest.json").unlink()
+    manifest.note_digest(out / "part-00001.parquet")
+    manifest.note_digest(out / "part-00002.parquet")
+    manifest.forget_digest(out / "part-00001.parquet")
+    assert contents(run(render_config(views=3), captions, out)) == contents(
+        run(render_config(views=3), captions, tmp_path / "fresh")
+    )
+
+
+def test_a_job_of_several_may_not_clear_the_others_parts(captions_file, tmp_path):
+    captions = captions_file(9)
+    out = run(render_config(shard="1/2"), captions, tmp_path / "images")
+    before = sorted(p.name for p in out.glob("part-*"))
+    with pytest.raises(UsageError, match=r"--overwrite with --shard 2/2"):
+        run(render_config(shard="2/2"), captions, out, overwrite=True)
+    assert before and sorted(p.name for p in out.glob("part-*")) == before
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1/0", "half"])
