@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -67,7 +68,8 @@ class Neighbours:
         return found
 
     def _near(self, captions: Sequence[list[str]], rows: np.ndarray) -> set[int]:
-        first = captions is self._first  # nothing to compute again
+        # At the first draw nothing has to be computed again.
+        first = len(captions) == len(self._first) and all(map(operator.is_, captions, self._first))
         asked = self._pairs if first else _Pairs(captions)
         signatures = self._signatures if first else asked.signatures()  # [Q, P]
         numbers, others = self._candidates(bands(signatures, self._width), rows)
