@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from synclr_cli import draws
 from synclr_cli.config import TrainConfig
-from synclr_cli.train import crops
+from synclr_cli.train import crops, resampling
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +141,21 @@ def test_cutting_together_is_cutting_one_by_one() -> None:
     together = crops.cut_and_paint(config, crops.together(pictures), drawn)
     for ours, theirs in zip(together, one_by_one, strict=True):
         difference = (ours.int() - theirs.int()).abs()
-        assert ours.shape == theirs.shape and difference.max() <= 2
-        assert difference.float().mean() < 0.2
+        # One level for each time that the 8-bit way rounds; three of them when downsampled.
+        assert ours.shape == theirs.shape and difference.max() <= 4
+        assert difference.float().mean() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("box", "size"), [((0, 0, 64, 64), 48), ((3, 5, 30, 20), 32), ((7, 0, 57, 40), 64)]
+)
+def test_resizing_by_matrices_is_torchs_antialiased_bicubic(box: tuple, size: int) -> None:
+    noise = torch.randint(0, 256, (1, 3, 64, 64), generator=torch.Generator().manual_seed(4))
+    done = resampling.resize(noise.to(torch.uint8), torch.tensor([box]), size)
+    expected = F.resized_crop(
+        noise.float(), *box, size=[size, size], interpolation=v2.InterpolationMode.BICUBIC
+    )
+    assert (done - expected.clamp(0, 255)).abs().max() < 0.51
 
 
 def test_a_downsampled_picture_loses_detail_and_keeps_its_size() -> None:
