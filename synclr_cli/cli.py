@@ -577,7 +577,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with artifacts.disk_errors(Path.cwd()):
-            app(given or ["--help"], standalone_mode=False)
+            # Some typers turn Ctrl-C into a returned exit code, others into an Abort.
+            if app(given or ["--help"], standalone_mode=False) == 130:
+                raise KeyboardInterrupt
     except SynclrError as e:
         console.error(str(e))
         sys.exit(e.exit_code)

@@ -225,6 +225,23 @@ def test_a_full_disk_is_one_line_and_leaves_only_whole_parts(captions_file, tmp_
     assert not list(out.glob("*")) and not list(out.glob(".*"))
 
 
+def test_an_interrupted_rendering_says_so_and_exits_130(captions_file, tmp_path):
+    out = tmp_path / "images"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "synclr_cli", "render", str(captions_file(4000)), "--out", str(out),
+         "--set", "render.captions_per_part=8"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(out.glob("part-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and stdout == ""
+    assert stderr.splitlines()[-1].startswith("error: interrupted; the same command continues")
+    assert not (out / "manifest.json").exists() and list(out.glob("part-*"))
+
+
 def _kill_and_continue(captions: Path, out: Path, kills: int, seed: int) -> int:
     """Start the same rendering over and over, killing each; return how many were hit alive."""
     program = (
