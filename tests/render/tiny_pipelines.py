@@ -161,6 +161,23 @@ def flux(folder: Path) -> Any:
     )  # fmt: skip
 
 
+def pixart(folder: Path) -> Any:
+    """PixArt: T5 with a mask of its words, a transformer, sizes from a table."""
+    reader, encoder = t5(32)
+    denoiser = diffusers.PixArtTransformer2DModel(
+        sample_size=32, num_layers=1, patch_size=2, attention_head_dim=8, num_attention_heads=2,
+        caption_channels=32, in_channels=4, cross_attention_dim=16, out_channels=8,
+        use_additional_conditions=False,
+    ).eval()  # fmt: skip
+    wide = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8), norm_num_groups=8, latent_channels=4, sample_size=256,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    ).eval()  # fmt: skip
+    return diffusers.PixArtAlphaPipeline(
+        reader, encoder, wide, denoiser, diffusers.DDIMScheduler(clip_sample=False, **DIFFUSION)
+    )
+
+
 def lcm(folder: Path) -> Any:
     """A latent consistency model: guidance as an input of the UNet, few steps."""
     tokenizer = clip_tokenizer(folder / "tokenizer")
@@ -171,7 +188,7 @@ def lcm(folder: Path) -> Any:
 
 
 FAMILIES: dict[str, Callable[[Path], Any]] = {
-    "sd": sd, "sdxl": sdxl, "sd3": sd3, "flux": flux, "lcm": lcm,
+    "sd": sd, "sdxl": sdxl, "sd3": sd3, "flux": flux, "lcm": lcm, "pixart": pixart,
 }  # fmt: skip
 
 

@@ -117,6 +117,8 @@ class DiffusersEngine:
         }
         if "eta" in self._call:
             arguments["eta"] = 0.0
+        if "negative_prompt" in self._call and "prompt" not in text:
+            arguments["negative_prompt"] = None  # its embeddings are there; PixArt's default is ""
         result = pipe(**arguments, **text)
         pictures: Tensor = result.images  # [B, 3, H, W] in 0..1
         finite = pictures.isfinite().flatten(1).all(1).tolist()  # [B]

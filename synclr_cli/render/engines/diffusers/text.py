@@ -87,11 +87,13 @@ class Texts:
 
     def _embed(self, prompts: list[str], *, guided: bool) -> dict[str, Tensor]:
         """Return the pipeline's own text embeddings [len(prompts), ...] by argument name."""
+        # Without words: what the call itself would take, None or "", as the family has it.
+        none = self._call["negative_prompt"].default if "negative_prompt" in self._call else None
         own: dict[str, Any] = {
             "device": self._pipe._execution_device,
             "num_images_per_prompt": 1,
             "do_classifier_free_guidance": guided,
-            "negative_prompt": [self._words] * len(prompts) if self._words else None,
+            "negative_prompt": [self._words] * len(prompts) if self._words else none,
             "prompt_2": None,  # the same words again
             "prompt_3": None,
         }
