@@ -49,12 +49,12 @@ class Writer:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        _kind: type[BaseException] | None,
         error: BaseException | None,
-        trace: TracebackType | None,
+        _trace: TracebackType | None,
     ) -> None:
         try:
             while error is None and self._waiting:
                 self._waiting.popleft().result()
         finally:
-            self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+            self._pool.shutdown(wait=True)  # what is settled is written, also after Ctrl-C
