@@ -52,8 +52,17 @@ class Source:
         """Return rows `start` to `stop` as dicts of id, caption and concept.
 
         Asking for later rows each time reads the file once from front to back.
+
+        Raises:
+            DataError: a row has no caption, or the file is damaged.
         """
-        stop = min(stop, self.count)
+        found = self._slice(start, min(stop, self.count))
+        for row in found:
+            if row["caption"] is None:
+                raise DataError(f"{self._path}: caption_id {row['caption_id']} has no caption")
+        return found
+
+    def _slice(self, start: int, stop: int) -> list[dict[str, Any]]:
         if self._sorted is not None:
             return self._sorted.slice(start, stop - start).to_pylist()
         found: list[dict[str, Any]] = []
@@ -88,7 +97,7 @@ class Source:
                 in_order = in_order and bool(ids[0] > last and (np.diff(ids) > 0).all())
                 last = ids[-1]
                 if len(concepts) <= most:
-                    concepts.update(piece["concept"].unique().to_pylist())
+                    concepts.update(piece["concept"].drop_null().unique().to_pylist())
         return in_order, concepts
 
     def _sort(self) -> pa.Table:

@@ -64,6 +64,12 @@ def test_a_large_file_in_disorder_is_refused(captions_file, monkeypatch):
         Source(captions_file(3, ids=[4, 1, 2]), 254)
 
 
+def test_a_row_without_a_caption_is_refused_by_its_id(captions_file):
+    captions = captions_file([("a fox", "fox"), (None, "bee")], ids=[3, 8])
+    with pytest.raises(DataError, match="caption_id 8 has no caption"):
+        Source(captions, 254).rows(0, 2)
+
+
 def test_a_truncated_captions_file_is_one_line(captions_file, tmp_path):
     whole = captions_file(4000).read_bytes()
     damaged = bytearray(whole)
