@@ -304,9 +304,10 @@ def _judge(
     """Judge every backbone on every data set, and write the report or the table of all."""
     named = [_input(name) for name in backbones]
     stage = importlib.import_module(f"synclr_cli.{command.replace('-', '_')}.run")
-    found = judging.run(
-        stage.run, command, named, tasks, out, suite=suite, overwrite=overwrite
-    )  # fmt: skip
+    from synclr_cli.learning import runtime
+
+    with runtime.joined():  # one group of ranks for all judgements
+        found = judging.run(stage.run, command, named, tasks, out, suite=suite, overwrite=overwrite)
     if isinstance(found, Comparison):
         for note in found.notes:
             console.warn(note)

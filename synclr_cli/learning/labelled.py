@@ -5,6 +5,7 @@
           FILE.parquet | DIR of Parquet files named by split           Hugging Face layout
           DIR made by synclr render                                    the concept is the label
           DIR/images/SPLIT/x.jpg + DIR/annotations/SPLIT/x.png         masks, the ADE20K layout
+          DIR with JPEGImages, ImageSets, ...                          VOC: several labels, or masks
           torchvision:NAME | digits:                                   downloaded | in scikit-learn
 
 Pictures are decoded when asked for. A split the data lacks is held out of train: class by class,

@@ -97,6 +97,8 @@ def find(spec: str, *, masks: bool) -> Found:
         raise DataError(f"no data {spec}", expected=EXPECTED, got="nothing there")
     if by_split := _parquet_files(path):
         return _parquet(path, by_split, masks)
+    if (path / "ImageSets").is_dir() and (path / "JPEGImages").is_dir():
+        return _voc(path, path.resolve().name, masks)
     if (path / "images").is_dir() and any((path / n).is_dir() for n in ("annotations", "masks")):
         if not masks:
             raise DataError(
@@ -268,6 +270,45 @@ def _mask_folders(root: Path) -> Found:
     )
 
 
+def _voc(root: Path, name: str, masks: bool) -> Found:
+    """Find JPEGImages with Annotations (several classes a picture) or SegmentationClass (masks)."""
+    splits, every = {}, []
+    for split in SPLIT_NAMES:
+        listed = root / "ImageSets" / ("Segmentation" if masks else "Main") / f"{split}.txt"
+        if not listed.is_file():
+            continue
+        names = listed.read_text(encoding="utf-8").split()
+        pictures = [root / "JPEGImages" / f"{each}.jpg" for each in names]
+        folder, ending = ("SegmentationClass", "png") if masks else ("Annotations", "xml")
+        beside = [root / folder / f"{each}.{ending}" for each in names]
+        labels = np.zeros(len(names), np.int64) if masks else np.empty(len(names), object)
+        if not masks:
+            labels[:] = [_voc_classes(each) for each in beside]
+        source = sources.Files(pictures, beside if masks else None)
+        splits[split] = RawSplit(source, labels, () if masks else VOC_CLASSES)
+        every += [(file, str(file.relative_to(root))) for file in (*pictures, *beside, listed)]
+    mask_names = ("background", *VOC_CLASSES) if masks else ()
+    digest = functools.partial(_digest_files, every)
+    return Found(name, splits, digest, mask_names=mask_names)
+
+
+def _voc_classes(annotation: Path) -> list[int]:
+    """Return the classes of a VOC picture; an object that is marked difficult does not count.
+
+    Raises:
+        DataError: the annotation is not there, not XML, or names a class that VOC has not.
+    """
+    try:
+        found = {
+            str(each.findtext("name"))
+            for each in ElementTree.parse(annotation).getroot().iter("object")
+            if each.findtext("difficult", "0").strip() != "1"
+        }
+        return sorted(VOC_CLASSES.index(name) for name in found)
+    except (OSError, ElementTree.ParseError, ValueError) as e:
+        raise DataError(f"cannot read the classes in {annotation} ({e})") from e
+
+
 def _split_folders(root: Path) -> dict[str, Path]:
     return {
         split: root / name
@@ -333,9 +374,11 @@ def _torchvision(name: str) -> Found:
             raise EngineError(
                 f"cannot get torchvision:{name} ({e})", do="see torchvision's page"
             ) from e
-        splits.setdefault(split, _torchvision_split(name, opened))
-    mask_names = ("background", *VOC_CLASSES) if name == "VOCSegmentation" else ()
-    return Found(name, splits, lambda: artifacts.digest(root), mask_names=mask_names)
+        if not name.startswith("VOC"):
+            splits.setdefault(split, _torchvision_split(name, opened))
+    if name.startswith("VOC"):  # its files are there now
+        return _voc(root / "VOCdevkit" / "VOC2007", name, name == "VOCSegmentation")
+    return Found(name, splits, lambda: artifacts.digest(root))
 
 
 def _torchvision_splits(parameters: Mapping[str, object]) -> list[tuple[str, dict[str, object]]]:
@@ -350,13 +393,6 @@ def _torchvision_splits(parameters: Mapping[str, object]) -> list[tuple[str, dic
 
 
 def _torchvision_split(name: str, opened: Any) -> RawSplit:
-    if name == "VOCSegmentation":
-        files = sources.Files([Path(p) for p in opened.images], [Path(p) for p in opened.masks])
-        return RawSplit(files, np.zeros(len(files), np.int64))
-    if name == "VOCDetection":
-        lists = np.empty(len(opened.annotations), object)
-        lists[:] = [_voc_classes(Path(p)) for p in opened.annotations]
-        return RawSplit(sources.Files([Path(p) for p in opened.images]), lists, VOC_CLASSES)
     found = (getattr(opened, key, None) for key in ("targets", "labels", "_labels"))
     labels = next((each for each in found if each is not None), None)
     if labels is None:
@@ -364,13 +400,3 @@ def _torchvision_split(name: str, opened: Any) -> RawSplit:
     numbers = np.array([int(each) for each in labels], np.int64)
     names = getattr(opened, "classes", None) or ()
     return RawSplit(sources.Torchvision(name, opened), numbers, [str(n) for n in names])
-
-
-def _voc_classes(annotation: Path) -> list[int]:
-    """Return the classes of a VOC picture; an object that is marked difficult does not count."""
-    found = {
-        str(each.findtext("name"))
-        for each in ElementTree.parse(annotation).getroot().iter("object")
-        if each.findtext("difficult", "0").strip() != "1"
-    }
-    return sorted(VOC_CLASSES.index(name) for name in found)

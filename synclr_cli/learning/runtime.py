@@ -175,16 +175,31 @@ def started(precision: str) -> Iterator[Runtime]:
         torch.backends.cudnn.allow_tf32 = True
     else:
         keep_freed_memory()
-    if world > 1:
-        try:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        except (RuntimeError, ValueError) as e:
-            raise EngineError(f"cannot join the {world} ranks torchrun announced ({e})") from e
-    try:
+    with joined():
         yield Runtime(device, amp_dtype(precision, device), rank, world)
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Be in the process group that torchrun announced, for the block; without torchrun, nothing.
+
+    Blocks may lie inside each other. Several runs in one process share one group that way: a second
+    group at the same address would meet ranks that are still leaving the first.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1 or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():  # before the group: NCCL takes the current device for the rank's
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    except (RuntimeError, ValueError) as e:
+        raise EngineError(f"cannot join the {world} ranks torchrun announced ({e})") from e
+    try:
+        yield
     finally:
-        if world > 1:
-            dist.destroy_process_group()
+        dist.destroy_process_group()
 
 
 def keep_freed_memory() -> None:

@@ -52,11 +52,13 @@ def draw(
 
 
 def palette(classes: int) -> np.ndarray:
-    """Return a colour for each class, [K, 3] uint8: hues a golden angle apart, two levels."""
+    """Return a colour for each class, [K, 3] uint8: hues a golden angle apart, some pale."""
     hue = (np.arange(classes) * 0.618034) % 1.0 * 6  # [K]
     level = np.where(np.arange(classes) % 2, 255.0, 190.0)
     ramp = [np.clip(np.abs((hue + shift) % 6 - 3) - 1, 0, 1) for shift in (0, 4, 2)]
-    return (np.stack(ramp, -1) * level[:, None]).astype(np.uint8)  # [K, 3]
+    pale = np.where(np.arange(classes) % 3 == 2, 0.45, 0.0)[:, None]  # [K, 1]
+    colours = np.stack(ramp, -1) * (1 - pale) + pale
+    return (colours * level[:, None]).astype(np.uint8)  # [K, 3]
 
 
 def blend(picture: Image.Image, ids: np.ndarray | None, colours: np.ndarray) -> np.ndarray:

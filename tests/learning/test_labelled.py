@@ -272,11 +272,13 @@ def voc(tmp_path, monkeypatch):
     from torchvision.datasets import voc as module
 
     monkeypatch.setattr(module, "download_and_extract_archive", lambda *a, **k: None)
+    return root
 
 
-def test_vocs_objects_are_several_labels_of_a_picture_but_difficult_ones(voc):
+@pytest.mark.parametrize("where", ["torchvision", "folder"])
+def test_vocs_objects_are_several_labels_of_a_picture_but_difficult_ones(voc, where):
     # Classes that no picture of train has are refused elsewhere; here there are two of twenty.
-    found = layouts.find("torchvision:VOCDetection", masks=False)
+    found = layouts.find("torchvision:VOCDetection" if where != "folder" else str(voc), masks=False)
     assert {name: len(split.labels) for name, split in found.splits.items()} == {
         "train": 2, "val": 1, "test": 1
     }  # fmt: skip
@@ -285,10 +287,17 @@ def test_vocs_objects_are_several_labels_of_a_picture_but_difficult_ones(voc):
     assert found.splits["train"].source.image(0).size == (8, 6)
 
 
-def test_vocs_masks_are_segmentation_data_with_names(voc):
-    data = open_data("torchvision:VOCSegmentation", masks=True)
+@pytest.mark.parametrize("where", ["torchvision", "folder"])
+def test_vocs_masks_are_segmentation_data_with_names(voc, where):
+    data = open_data("torchvision:VOCSegmentation" if where != "folder" else voc, masks=True)
     assert data.classes[0] == "background" and data.classes[15] == "person"
     assert len(data.classes) == 21 and set(np.unique(data.splits["val"].mask(0))) >= {8, 255}
+
+
+def test_an_annotation_of_voc_that_is_damaged_is_named(voc):
+    (voc / "Annotations" / "b.xml").write_text("<annotation>")
+    with pytest.raises(DataError, match=r"cannot read the classes in .*b\.xml"):
+        layouts.find(str(voc), masks=False)
 
 
 def test_the_digits_come_without_a_download():

@@ -1,7 +1,10 @@
 """Two processes share the pictures and come to the grade of one."""
 
+import json
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -35,3 +38,21 @@ def test_two_ranks_judge_as_one_does(small, stripes, tmp_path, protocol):
     for key in ("value", "validation", "confusion"):
         assert first[key] == alone[key], key
     assert not [p.name for p in two.iterdir() if p.name.startswith(".") or p.is_dir()]
+
+
+def test_several_judgements_share_one_group_of_ranks(stripes, tmp_path):
+    """As a user starts it: torchrun, two ranks, two backbones, one table."""
+    settings = ("image_size=32", "penalties=3", "workers=0", "iterations=40")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+            "--standalone", "-m", "synclr_cli", "linear-probe", "pixels:4", "pixels:8",
+            "--data", str(stripes), "-o", str(tmp_path / "out"), "-q",
+            *(word for each in settings for word in ("--set", f"linear-probe.{each}")),
+        ],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["backbone"] for row in rows] == ["pixels:4", "pixels:8"]
