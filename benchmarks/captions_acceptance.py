@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from synclr_cli import artifacts, console, presets
+from synclr_cli import console, places, presets
 from synclr_cli.captions import coverage
 from synclr_cli.captions.run import run
 
@@ -37,7 +37,7 @@ def main() -> None:
         out = run(config, Path(folder) / "captions.parquet")
         seconds = time.perf_counter() - start
         measured = coverage.report(out)
-        rows = artifacts.table(out).to_pylist()
+        rows = places.table(out).to_pylist()
     refused = measured["refusals"]
     figures = {
         "captions": arguments.count,

@@ -27,7 +27,7 @@ from torchvision import transforms as v1
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
-from synclr_cli import artifacts
+from synclr_cli import artifacts, places
 from synclr_cli.artifacts import Header
 from synclr_cli.config import TrainConfig
 from synclr_cli.learning import runtime
@@ -137,7 +137,7 @@ def waiting(folder: Path, steps: int) -> dict[str, float]:
     """Train on the part in a folder; return speed and waiting share of all steps but the first."""
     header = json.loads(Header(schema="images", config={}).json())
     manifest = {"header": header, "parts": [{"name": "part-00000.parquet"}], "digest": "none"}
-    artifacts.write_json(folder / "manifest.json", manifest)
+    places.write_json(folder / "manifest.json", manifest)
     config = TrainConfig(
         arch="vit_small_patch16_224",
         captions_per_batch=4,

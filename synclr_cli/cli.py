@@ -18,12 +18,12 @@ import typer
 
 from synclr_cli import (
     __version__,
-    artifacts,
     comparison,
     console,
     engines,
     inspection,
     judging,
+    places,
     presets,
 )
 from synclr_cli.comparison import Comparison
@@ -64,7 +64,7 @@ PrintConfig = Annotated[
 
 
 def _out(meaning: str) -> Any:
-    return typer.Option("--out", "-o", metavar="PATH", parser=artifacts.place, help=meaning)
+    return typer.Option("--out", "-o", metavar="PATH", parser=places.place, help=meaning)
 
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make it anew if it is there.")]
@@ -189,8 +189,8 @@ def join(
     console.set_quiet(quiet)
     from synclr_cli.captions import joining
 
-    places = [artifacts.place(name) for name in shards]
-    console.result(str(joining.run(places, out, overwrite=overwrite)))
+    pieces = [places.place(name) for name in shards]
+    console.result(str(joining.run(pieces, out, overwrite=overwrite)))
 
 
 @app.command()
@@ -220,7 +220,7 @@ def render(
         views=("--views", views), engine__name=("--engine", engine), seed=("--seed", seed),
         shard=("--shard", shard),
     )  # fmt: skip
-    source = artifacts.place(_input(captions))
+    source = places.place(_input(captions))
     from synclr_cli.render.run import run
 
     console.result(str(run(settings, source, out, overwrite=overwrite)))
@@ -232,7 +232,7 @@ def import_(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            parser=artifacts.place,
+            parser=places.place,
             help="A .csv (path, caption), a .parquet, a webdataset .tar, or a folder of these.",
         ),
     ],
@@ -241,7 +241,7 @@ def import_(
         typer.Option(
             "--root",
             metavar="PATH",
-            parser=artifacts.place,
+            parser=places.place,
             help="With a .csv: folder its paths start in, one a view.",
         ),
     ] = None,
@@ -283,7 +283,7 @@ def train(
     settings = _resolve(
         "train", preset, sets, print_config, quiet, init=("--init", init), seed=("--seed", seed)
     )  # fmt: skip
-    source = artifacts.place(_input(images))
+    source = places.place(_input(images))
     from synclr_cli.train.run import run
 
     run_folder = out or Path("runs") / Path(preset).stem
@@ -409,7 +409,7 @@ def compare(
     console.set_quiet(quiet)
     found = comparison.compare(comparison.read(reports))
     if markdown:
-        with artifacts.atomic_file(markdown) as partial:
+        with places.atomic_file(markdown) as partial:
             partial.write_text(found.markdown(), encoding="utf-8")
     if png:
         found.draw(png)
@@ -434,7 +434,7 @@ def inspect(
 ) -> None:
     """Say what a file is: schema, rows, where it came from; draw pictures and curves as PNG."""
     console.set_quiet(quiet)
-    found = inspection.describe(artifacts.place(_input(artifact)))
+    found = inspection.describe(places.place(_input(artifact)))
     if html and found.kind != "images":
         raise UsageError("--html", got=f"a {found.kind} artifact", expected="a folder of images")
     drawn = _draw(found, png)
@@ -577,7 +577,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     given = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        with artifacts.disk_errors(Path.cwd()):
+        with places.disk_errors(Path.cwd()):
             # Some typers turn Ctrl-C into a returned exit code, others into an Abort.
             if app(given or ["--help"], standalone_mode=False) == 130:
                 raise KeyboardInterrupt

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from synclr_cli import artifacts, config as configs
+from synclr_cli import config as configs, places
 from synclr_cli.artifacts import Header
 from synclr_cli.errors import DataError
 
@@ -131,7 +131,7 @@ class Comparison:
             self._bars(panel, column, names)
             if at % across:
                 panel.tick_params(labelleft=False)
-        with artifacts.atomic_file(png) as partial:
+        with places.atomic_file(png) as partial:
             figure.savefig(partial, format="png", dpi=150)
         return png
 
@@ -174,7 +174,7 @@ def read(paths: Iterable[Path]) -> list[dict[str, Any]]:
             if not files:
                 raise DataError(f"{path} holds no {FILE}", do="finish its judgement first")
         for file in files:
-            report = artifacts.read_json(file)
+            report = places.read_json(file)
             if report.get("schema") != "report" or "header" not in report:
                 raise DataError(
                     f"{file}", got=f"schema {report.get('schema')}", expected="a report"

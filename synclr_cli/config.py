@@ -7,15 +7,10 @@ presets) with the embedded engines. Units are in the names; sizes are pixels unl
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import tomllib
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from synclr_cli import checks
 from synclr_cli.errors import UsageError
 
 
@@ -33,12 +28,12 @@ class CaptionEngineConfig:
 
     def __post_init__(self) -> None:
         key = "captions.engine"
-        _scheme(f"{key}.name", self.name)
-        _at_least(f"{key}.temperature", self.temperature, 0)
-        _within(f"{key}.top_p", self.top_p, 0, 1, low_open=True)
-        _at_least(f"{key}.max_new_tokens", self.max_new_tokens, 1)
-        _at_least(f"{key}.batch_size", self.batch_size, 1)
-        _one_of(f"{key}.dtype", self.dtype, DTYPES)
+        checks.scheme(f"{key}.name", self.name)
+        checks.at_least(f"{key}.temperature", self.temperature, 0)
+        checks.within(f"{key}.top_p", self.top_p, 0, 1, low_open=True)
+        checks.at_least(f"{key}.max_new_tokens", self.max_new_tokens, 1)
+        checks.at_least(f"{key}.batch_size", self.batch_size, 1)
+        checks.one_of(f"{key}.dtype", self.dtype, DTYPES)
 
 
 @dataclass(frozen=True)
@@ -64,19 +59,19 @@ class CaptionsConfig:
     engine: CaptionEngineConfig = field(default_factory=CaptionEngineConfig)
 
     def __post_init__(self) -> None:
-        _within("captions.concept_cap", self.concept_cap, 0, 1, low_open=True)
-        _at_least("captions.count", self.count, 1)
-        _at_least("captions.seed", self.seed, 0)
-        _at_least("captions.examples", self.examples, 0)
-        _at_least("captions.examples_block", self.examples_block, 1)
-        _one_of("captions.backgrounds", self.backgrounds, ("hand", "model"))
-        _within("captions.max_similarity", self.max_similarity, 0, 1, low_open=True)
-        _at_least("captions.attempts", self.attempts, 1)
-        _shard("captions.shard", self.shard)
-        _at_least("captions.captions_per_part", self.captions_per_part, 1)
+        checks.within("captions.concept_cap", self.concept_cap, 0, 1, low_open=True)
+        checks.at_least("captions.count", self.count, 1)
+        checks.at_least("captions.seed", self.seed, 0)
+        checks.at_least("captions.examples", self.examples, 0)
+        checks.at_least("captions.examples_block", self.examples_block, 1)
+        checks.one_of("captions.backgrounds", self.backgrounds, ("hand", "model"))
+        checks.within("captions.max_similarity", self.max_similarity, 0, 1, low_open=True)
+        checks.at_least("captions.attempts", self.attempts, 1)
+        checks.shard("captions.shard", self.shard)
+        checks.at_least("captions.captions_per_part", self.captions_per_part, 1)
         shares = (self.share_c, self.share_c_bg, self.share_c_rel)
         for name, share in zip(("share_c", "share_c_bg", "share_c_rel"), shares, strict=True):
-            _within(f"captions.{name}", share, 0, 1)
+            checks.within(f"captions.{name}", share, 0, 1)
         if abs(sum(shares) - 1) > 1e-6:
             raise UsageError(
                 "captions.share_c + share_c_bg + share_c_rel", got=f"{sum(shares):g}", expected=1
@@ -106,12 +101,12 @@ class RenderEngineConfig:
 
     def __post_init__(self) -> None:
         key = "render.engine"
-        _scheme(f"{key}.name", self.name)
-        _within(f"{key}.guidance", self.guidance, 0, 100)
-        _within(f"{key}.steps", self.steps, 1, 1000)
-        _at_least(f"{key}.size", self.size, 8)
-        _at_least(f"{key}.batch_size", self.batch_size, 1)
-        _one_of(f"{key}.dtype", self.dtype, DTYPES)
+        checks.scheme(f"{key}.name", self.name)
+        checks.within(f"{key}.guidance", self.guidance, 0, 100)
+        checks.within(f"{key}.steps", self.steps, 1, 1000)
+        checks.at_least(f"{key}.size", self.size, 8)
+        checks.at_least(f"{key}.batch_size", self.batch_size, 1)
+        checks.one_of(f"{key}.dtype", self.dtype, DTYPES)
 
 
 @dataclass(frozen=True)
@@ -135,18 +130,18 @@ class RenderConfig:
     engine: RenderEngineConfig = field(default_factory=RenderEngineConfig)
 
     def __post_init__(self) -> None:
-        _at_least("render.views", self.views, 1)
-        _at_least("render.seed", self.seed, 0)
-        _at_least("render.stored_size", self.stored_size, 8)
-        _one_of("render.image_format", self.image_format, ("jpeg", "webp", "png"))
-        _within("render.quality", self.quality, 1, 100)
-        _at_least("render.captions_per_part", self.captions_per_part, 1)
-        _at_least("render.redraws", self.redraws, 0)
-        _within("render.least_entropy", self.least_entropy, 0, 8)
-        _within("render.duplicate_bits", self.duplicate_bits, -1, 64)
-        _within("render.least_views", self.least_views, 0, self.views)
-        _within("render.least_score", self.least_score, -1, 1)
-        _shard("render.shard", self.shard)
+        checks.at_least("render.views", self.views, 1)
+        checks.at_least("render.seed", self.seed, 0)
+        checks.at_least("render.stored_size", self.stored_size, 8)
+        checks.one_of("render.image_format", self.image_format, ("jpeg", "webp", "png"))
+        checks.within("render.quality", self.quality, 1, 100)
+        checks.at_least("render.captions_per_part", self.captions_per_part, 1)
+        checks.at_least("render.redraws", self.redraws, 0)
+        checks.within("render.least_entropy", self.least_entropy, 0, 8)
+        checks.within("render.duplicate_bits", self.duplicate_bits, -1, 64)
+        checks.within("render.least_views", self.least_views, 0, self.views)
+        checks.within("render.least_score", self.least_score, -1, 1)
+        checks.shard("render.shard", self.shard)
 
 
 @dataclass(frozen=True)
@@ -225,39 +220,39 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("jitter", "grey", "blur", "solarise"):
-            _within(f"train.{name}", getattr(self, name), 0, 1)
+            checks.within(f"train.{name}", getattr(self, name), 0, 1)
         for name in ("drop_path", "downsample", "mask_probability", "mask_ratio", "ema", "ema_end"):
-            _within(f"train.{name}", getattr(self, name), 0, 1)
+            checks.within(f"train.{name}", getattr(self, name), 0, 1)
         for name in ("head_hidden", "head_out", "patch_head_hidden", "patch_head_bottleneck"):
-            _at_least(f"train.{name}", getattr(self, name), 1)
+            checks.at_least(f"train.{name}", getattr(self, name), 1)
         for name in ("prototypes", "captions_per_batch", "views", "steps", "sinkhorn_iterations"):
-            _at_least(f"train.{name}", getattr(self, name), 1)
+            checks.at_least(f"train.{name}", getattr(self, name), 1)
         for name in ("checkpoint_steps", "keep_checkpoints", "log_steps", "global_crops"):
-            _at_least(f"train.{name}", getattr(self, name), 1)
+            checks.at_least(f"train.{name}", getattr(self, name), 1)
         for name in ("knn_steps", "knn_pictures"):
-            _at_least(f"train.{name}", getattr(self, name), 1)
+            checks.at_least(f"train.{name}", getattr(self, name), 1)
         for name in ("backbone_steps", "skip_nonfinite"):
-            _at_least(f"train.{name}", getattr(self, name), 0)
+            checks.at_least(f"train.{name}", getattr(self, name), 0)
         for name in ("patch_size", "depth", "local_crops", "workers", "warmup_steps", "seed"):
-            _at_least(f"train.{name}", getattr(self, name), 0)
+            checks.at_least(f"train.{name}", getattr(self, name), 0)
         for name in ("peak_lr", "end_lr", "weight_decay", "weight_decay_end", "patch_weight"):
-            _at_least(f"train.{name}", getattr(self, name), 0)
+            checks.at_least(f"train.{name}", getattr(self, name), 0)
         for name in ("clip_grad", "stop_after_minutes", "teacher_temperature_steps", "micro_batch"):
-            _at_least(f"train.{name}", getattr(self, name), 0)
+            checks.at_least(f"train.{name}", getattr(self, name), 0)
         for name in ("temperature", "student_temperature", "teacher_temperature"):
-            _within(f"train.{name}", getattr(self, name), 0, 100, low_open=True)
+            checks.within(f"train.{name}", getattr(self, name), 0, 100, low_open=True)
         for name in ("global_scale", "local_scale"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
                 raise UsageError(f"train.{name}", got=[low, high], expected="0 < low <= high <= 1")
         for name in ("beta1", "beta2"):
-            _within(f"train.{name}", getattr(self, name), 0, 1)
-        _one_of("train.head_norm", self.head_norm, ("batch", "layer"))
-        _one_of("train.objective", self.objective, ("contrast", "cross-entropy"))
-        _one_of("train.positives", self.positives, ("caption", "concept", "image"))
+            checks.within(f"train.{name}", getattr(self, name), 0, 1)
+        checks.one_of("train.head_norm", self.head_norm, ("batch", "layer"))
+        checks.one_of("train.objective", self.objective, ("contrast", "cross-entropy"))
+        checks.one_of("train.positives", self.positives, ("caption", "concept", "image"))
         for tracker in self.trackers:
-            _one_of("train.trackers", tracker, TRACKERS)
-        _one_of("train.precision", self.precision, PRECISIONS)
+            checks.one_of("train.trackers", tracker, TRACKERS)
+        checks.one_of("train.precision", self.precision, PRECISIONS)
         if self.warmup_steps >= self.steps:
             raise UsageError(
                 "train.warmup_steps",
@@ -313,15 +308,15 @@ class LinearProbeConfig:
 
     def __post_init__(self) -> None:
         for name in ("penalties", "iterations", "batch_size", "neighbours", "shots", "repeats"):
-            _at_least(f"linear-probe.{name}", getattr(self, name), 1)
+            checks.at_least(f"linear-probe.{name}", getattr(self, name), 1)
         for name in ("epochs", "sgd_batch_size"):
-            _at_least(f"linear-probe.{name}", getattr(self, name), 1)
+            checks.at_least(f"linear-probe.{name}", getattr(self, name), 1)
         for name in ("image_size", "workers", "seed"):
-            _at_least(f"linear-probe.{name}", getattr(self, name), 0)
-        _within("linear-probe.validation_share", self.validation_share, 0, 0.9, low_open=True)
-        _one_of("linear-probe.protocol", self.protocol, ("lbfgs", "sgd", "knn", "few-shot"))
-        _one_of("linear-probe.metric", self.metric, ("top1", "mean_per_class", "mean_ap"))
-        _one_of("linear-probe.precision", self.precision, PRECISIONS)
+            checks.at_least(f"linear-probe.{name}", getattr(self, name), 0)
+        checks.within("linear-probe.validation_share", self.validation_share, 0, 0.9, low_open=True)
+        checks.one_of("linear-probe.protocol", self.protocol, ("lbfgs", "sgd", "knn", "few-shot"))
+        checks.one_of("linear-probe.metric", self.metric, ("top1", "mean_per_class", "mean_ap"))
+        checks.one_of("linear-probe.precision", self.precision, PRECISIONS)
         if self.metric == "mean_ap" and self.protocol != "lbfgs":
             raise UsageError(
                 "linear-probe.protocol", got=self.protocol, expected="lbfgs with metric mean_ap"
@@ -371,17 +366,17 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
-            _at_least(f"finetune.{name}", getattr(self, name), 1)
+            checks.at_least(f"finetune.{name}", getattr(self, name), 1)
         for name in ("image_size", "warmup_epochs", "base_lr", "min_lr", "weight_decay", "workers"):
-            _at_least(f"finetune.{name}", getattr(self, name), 0)
+            checks.at_least(f"finetune.{name}", getattr(self, name), 0)
         for name in ("mixup", "cutmix", "seed", "stop_after_minutes", "micro_batch"):
-            _at_least(f"finetune.{name}", getattr(self, name), 0)
+            checks.at_least(f"finetune.{name}", getattr(self, name), 0)
         for name in ("drop_path", "random_erasing", "label_smoothing", "weight_ema"):
-            _within(f"finetune.{name}", getattr(self, name), 0, 1)
-        _within("finetune.layer_decay", self.layer_decay, 0, 1, low_open=True)
-        _within("finetune.test_crop", self.test_crop, 0, 1, low_open=True)
-        _within("finetune.validation_share", self.validation_share, 0, 0.9, low_open=True)
-        _one_of("finetune.precision", self.precision, PRECISIONS)
+            checks.within(f"finetune.{name}", getattr(self, name), 0, 1)
+        checks.within("finetune.layer_decay", self.layer_decay, 0, 1, low_open=True)
+        checks.within("finetune.test_crop", self.test_crop, 0, 1, low_open=True)
+        checks.within("finetune.validation_share", self.validation_share, 0, 0.9, low_open=True)
+        checks.one_of("finetune.precision", self.precision, PRECISIONS)
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise UsageError(
                 "finetune.crop_scale", got=list(self.crop_scale), expected="0 < low <= high <= 1"
@@ -430,20 +425,20 @@ class SegmentConfig:
 
     def __post_init__(self) -> None:
         for name in ("image_size", "stride", "steps", "batch_size", "checkpoint_steps"):
-            _at_least(f"segment.{name}", getattr(self, name), 1)
-        _at_least("segment.validation_steps", self.validation_steps, 1)
-        _one_of("segment.head", self.head, ("upernet", "linear"))
-        _within("segment.poly_power", self.poly_power, 0, 10)
-        _within("segment.max_class_share", self.max_class_share, 0, 1, low_open=True)
+            checks.at_least(f"segment.{name}", getattr(self, name), 1)
+        checks.at_least("segment.validation_steps", self.validation_steps, 1)
+        checks.one_of("segment.head", self.head, ("upernet", "linear"))
+        checks.within("segment.poly_power", self.poly_power, 0, 10)
+        checks.within("segment.max_class_share", self.max_class_share, 0, 1, low_open=True)
         for name in ("short_side", "warmup_steps", "lr", "weight_decay", "channels", "workers"):
-            _at_least(f"segment.{name}", getattr(self, name), 0)
+            checks.at_least(f"segment.{name}", getattr(self, name), 0)
         for name in ("auxiliary_weight", "seed", "stop_after_minutes", "ignore_index"):
-            _at_least(f"segment.{name}", getattr(self, name), 0)
-        _at_least("segment.auxiliary_channels", self.auxiliary_channels, 1)
-        _within("segment.drop_path", self.drop_path, 0, 1)
-        _within("segment.layer_decay", self.layer_decay, 0, 1, low_open=True)
-        _within("segment.validation_share", self.validation_share, 0, 0.9, low_open=True)
-        _one_of("segment.precision", self.precision, PRECISIONS)
+            checks.at_least(f"segment.{name}", getattr(self, name), 0)
+        checks.at_least("segment.auxiliary_channels", self.auxiliary_channels, 1)
+        checks.within("segment.drop_path", self.drop_path, 0, 1)
+        checks.within("segment.layer_decay", self.layer_decay, 0, 1, low_open=True)
+        checks.within("segment.validation_share", self.validation_share, 0, 0.9, low_open=True)
+        checks.one_of("segment.precision", self.precision, PRECISIONS)
         if not 0 < self.scale[0] <= self.scale[1]:
             raise UsageError("segment.scale", got=list(self.scale), expected="0 < low <= high")
         if self.stride > self.image_size:
@@ -506,153 +501,3 @@ RUNNING_KEYS = {
     "finetune": {"workers", "stop_after_minutes"},
     "segment": {"workers", "stop_after_minutes", "checkpoint_steps"},
 }
-
-
-def differing_keys(stage: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Return the key paths in which two flat configs of a stage differ, those of running aside."""
-    every = dict.fromkeys([*wanted, *found])
-    absent = object()
-    return [
-        f"{stage}.{k}"
-        for k in every
-        if k not in RUNNING_KEYS[stage] and found.get(k, absent) != wanted.get(k, absent)
-    ]
-
-
-def keys(config_type: type, prefix: str = "") -> dict[str, Any]:
-    """Return every key path of a config class with the type of its value."""
-    found: dict[str, Any] = {}
-    hints = typing.get_type_hints(config_type)
-    for f in dataclasses.fields(config_type):
-        if dataclasses.is_dataclass(hints[f.name]):
-            found |= keys(typing.cast(type, hints[f.name]), f"{prefix}{f.name}.")
-        else:
-            found[prefix + f.name] = hints[f.name]
-    return found
-
-
-def flatten(config: object, prefix: str = "") -> dict[str, Any]:
-    """Return a config's values by key path; the order is the dataclass's."""
-    flat: dict[str, Any] = {}
-    for f in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            flat |= flatten(value, f"{prefix}{f.name}.")
-        else:
-            flat[prefix + f.name] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def build(stage: str, values: Mapping[str, Any]) -> StageConfig:
-    """Build a stage's config from values by key path, the rest by default.
-
-    Raises:
-        UsageError: unknown key (the nearest one is named), wrong type, value out of range.
-    """
-    types_by_key = keys(STAGES[stage])
-    checked: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in types_by_key:
-            raise unknown_key(stage, key)
-        checked[key] = _coerce(f"{stage}.{key}", value, types_by_key[key])
-    return typing.cast(StageConfig, _construct(STAGES[stage], checked))
-
-
-def unknown_key(stage: str, key: str) -> UsageError:
-    """Return the error for a key that no config has, with the nearest that exists."""
-    known = list(keys(STAGES[stage]))
-    # "lr" means "peak_lr" more likely than what spelling alone finds.
-    near = [k for k in known if key.split(".")[-1] in k.split(".")[-1].split("_")][:2]
-    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    named = " or ".join(f"{stage}.{k}" for k in near)
-    hint = f"did you mean {named}?" if near else f"its keys are {', '.join(known)}"
-    return UsageError(f"unknown key {stage}.{key}", do=hint)
-
-
-def parse_value(text: str) -> Any:
-    """Read the right side of `--set key=value` as TOML, and as a plain string if it is none."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _construct(config_type: type, values: Mapping[str, Any]) -> object:
-    hints = typing.get_type_hints(config_type)
-    arguments: dict[str, Any] = {}
-    for f in dataclasses.fields(config_type):
-        hint = hints[f.name]
-        if dataclasses.is_dataclass(hint):
-            inner = {
-                k[len(f.name) + 1 :]: v for k, v in values.items() if k.startswith(f.name + ".")
-            }
-            arguments[f.name] = _construct(typing.cast(type, hint), inner)
-        elif f.name in values:
-            arguments[f.name] = values[f.name]
-    return config_type(**arguments)
-
-
-def _coerce(key: str, value: Any, hint: Any) -> Any:
-    def wrong(expected: str) -> UsageError:
-        return UsageError(key, got=f"{value!r}", expected=expected)
-
-    if hint is bool:
-        if not isinstance(value, bool):
-            raise wrong("true or false")
-        return value
-    if hint is int:
-        if isinstance(value, float) and value.is_integer():
-            return int(value)  # 1e5 is how people write it
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise wrong("a whole number")
-        return value
-    if hint is float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-            raise wrong("a number")
-        return float(value)
-    if hint is str:
-        if not isinstance(value, str):
-            raise wrong("text")
-        return value
-    if typing.get_origin(hint) is tuple:
-        inner = typing.get_args(hint)
-        if not isinstance(value, list | tuple):
-            raise wrong("a list of numbers")
-        if inner[-1] is ...:  # any number of them
-            inner = inner[:1] * len(value)
-        if len(value) != len(inner):
-            raise wrong(f"a list of {len(inner)} numbers")
-        return tuple(_coerce(key, v, t) for v, t in zip(value, inner, strict=True))
-    assert typing.get_origin(hint) is dict or isinstance(hint, types.GenericAlias), hint
-    if not isinstance(value, dict):
-        raise wrong("a table")
-    return value
-
-
-def _at_least(key: str, value: float, low: float) -> None:
-    if value < low:
-        raise UsageError(key, got=f"{value:g}", expected=f"at least {low:g}")
-
-
-def _within(key: str, value: float, low: float, high: float, *, low_open: bool = False) -> None:
-    if not (low <= value <= high) or (low_open and value == low):
-        bound = f"above {low:g}" if low_open else f"from {low:g}"
-        raise UsageError(key, got=f"{value:g}", expected=f"{bound} to {high:g}")
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        near = difflib.get_close_matches(value, allowed, n=1)
-        hint = f"did you mean {near[0]}?" if near else ""
-        raise UsageError(key, got=repr(value), expected=" | ".join(allowed), do=hint)
-
-
-def _shard(key: str, value: str) -> None:
-    number, _, of = value.partition("/")
-    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise UsageError(key, got=repr(value), expected="I/N with I from 1 to N")
-
-
-def _scheme(key: str, value: str) -> None:
-    if ":" not in value:
-        raise UsageError(key, got=repr(value), expected="scheme:target", do=f"try {value}:")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from synclr_cli import artifacts
+from synclr_cli import artifacts, places
 from synclr_cli.artifacts import Header
 from synclr_cli.errors import DataError
 
@@ -110,7 +110,7 @@ def _run(path: Path) -> Description:
         header = artifacts.tensors_header(weights)
         facts |= dict(header.facts or {})
     else:
-        header = Header.parse(json.dumps(artifacts.read_json(path / "run.json")), path / "run.json")
+        header = Header.parse(json.dumps(places.read_json(path / "run.json")), path / "run.json")
     checkpoints = sorted(p.name for p in path.glob("checkpoints/step-*"))
     facts["checkpoints"] = checkpoints
     metrics = path / "metrics.jsonl"
@@ -121,7 +121,7 @@ def _run(path: Path) -> Description:
 
 
 def _report(path: Path) -> Description:
-    report = artifacts.read_json(path)
+    report = places.read_json(path)
     if "header" not in report:
         raise DataError(f"{path} is no report that synclr made")
     header = Header.parse(json.dumps(report["header"]), path)
@@ -130,7 +130,7 @@ def _report(path: Path) -> Description:
 
 
 def _size(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "digest": artifacts.digest(path)}
+    return {"bytes": path.stat().st_size, "digest": places.digest(path)}
 
 
 def _chain(name: str, header: Mapping[str, Any] | None) -> list[str]:

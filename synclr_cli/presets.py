@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synclr_cli import config as configs
+from synclr_cli import config as configs, settings
 from synclr_cli.errors import UsageError
 
 # Installed packages carry the presets inside (pyproject's force-include); a checkout beside.
@@ -35,7 +35,7 @@ class Resolved:
         """Return the settings as TOML, each line with its origin as a comment."""
         rows: list[tuple[str, str]] = []
         table = None
-        for key, value in configs.flatten(self.config).items():
+        for key, value in settings.flatten(self.config).items():
             head, _, name = key.rpartition(".")
             if head != table:
                 table = head
@@ -78,11 +78,11 @@ def resolve(
         _require_stage(table, f"preset {preset}")
         if not isinstance(values, dict):
             raise UsageError(f"preset {preset}: key {table} is outside a table")
-        configs.build(table, _key_paths(table, values))
+        settings.build(table, _key_paths(table, values))
 
     values = _key_paths(stage, tables.get(stage, {}))
     comments = _comments(text)
-    origins = dict.fromkeys(configs.keys(configs.STAGES[stage]), "default")
+    origins = dict.fromkeys(settings.keys(configs.STAGES[stage]), "default")
     for key in values:
         source = comments.get(f"{stage}.{key}", "")
         origins[key] = f"preset {path.stem}" + (f": {source}" if source else "")
@@ -94,8 +94,8 @@ def resolve(
         if table == stage:
             values[key], origins[key] = value, f"--set {item}"
         else:
-            configs.build(table, {key: value})
-    return Resolved(stage, path.stem, configs.build(stage, values), origins)
+            settings.build(table, {key: value})
+    return Resolved(stage, path.stem, settings.build(stage, values), origins)
 
 
 def _parse_set(item: str, stage: str) -> tuple[str, str, Any]:
@@ -103,14 +103,14 @@ def _parse_set(item: str, stage: str) -> tuple[str, str, Any]:
     table, dot, key = path.strip().partition(".")
     if not equals:
         raise UsageError("--set", got=repr(item), expected="table.key=value")
-    if table not in configs.STAGES and path.strip() in configs.keys(configs.STAGES[stage]):
+    if table not in configs.STAGES and path.strip() in settings.keys(configs.STAGES[stage]):
         raise UsageError(f"--set {item}", do=f"write {stage}.{path.strip()}={text}")
     _require_stage(table, f"--set {item}")
     if not dot or not key:
         raise UsageError("--set", got=repr(item), expected="table.key=value")
-    if key not in configs.keys(configs.STAGES[table]):
-        raise configs.unknown_key(table, key)
-    return table, key, configs.parse_value(text.strip())
+    if key not in settings.keys(configs.STAGES[table]):
+        raise settings.unknown_key(table, key)
+    return table, key, settings.parse_value(text.strip())
 
 
 def _require_stage(table: str, where: str) -> None:
@@ -149,7 +149,7 @@ def _read(path: Path) -> str:
 
 
 def _key_paths(stage: str, table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    known = configs.keys(configs.STAGES[stage])
+    known = settings.keys(configs.STAGES[stage])
     flat: dict[str, Any] = {}
     for name, value in table.items():
         key = prefix + name

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from synclr_cli import artifacts, config as configs, inspection
+from synclr_cli import artifacts, config as configs, inspection, places, settings
 from synclr_cli.artifacts import Header
 from synclr_cli.errors import DataError, EngineError, UsageError
 
@@ -38,7 +38,7 @@ def captions_table(n: int = 3) -> pa.Table:
 
 
 def header(**changes: object) -> Header:
-    config = configs.flatten(configs.CaptionsConfig())
+    config = settings.flatten(configs.CaptionsConfig())
     return Header(**{"schema": "captions", "config": config, "engine": "template:", **changes})
 
 
@@ -58,29 +58,29 @@ def test_writing_the_same_twice_gives_the_same_bytes(tmp_path):
         artifacts.write_parquet(
             tmp_path / name, "captions", header(), [captions_table()], rows_per_group=2
         )
-    assert artifacts.digest(tmp_path / "a.parquet") == artifacts.digest(tmp_path / "b.parquet")
+    assert places.digest(tmp_path / "a.parquet") == places.digest(tmp_path / "b.parquet")
 
 
 def test_a_failing_write_leaves_nothing_and_the_old_file_stays(tmp_path):
     path = tmp_path / "x.json"
-    artifacts.write_json(path, {"a": 1})
-    with pytest.raises(RuntimeError), artifacts.atomic_file(path) as partial:
+    places.write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), places.atomic_file(path) as partial:
         partial.write_text("half")
         raise RuntimeError
-    assert artifacts.read_json(path) == {"a": 1}
+    assert places.read_json(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_a_process_killed_while_writing_leaves_no_artifact(tmp_path):
     script = (
-        "import sys, os, signal\nfrom pathlib import Path\nfrom synclr_cli import artifacts\n"
-        f"with artifacts.atomic_file(Path({str(tmp_path / 'x.bin')!r})) as p:\n"
+        "import sys, os, signal\nfrom pathlib import Path\nfrom synclr_cli import places\n"
+        f"with places.atomic_file(Path({str(tmp_path / 'x.bin')!r})) as p:\n"
         "    p.write_bytes(b'half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", script])
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "x.bin").exists()
-    with artifacts.atomic_file(tmp_path / "x.bin") as partial:  # the next one takes its place
+    with places.atomic_file(tmp_path / "x.bin") as partial:  # the next one takes its place
         partial.write_bytes(b"whole")
     assert [p.name for p in tmp_path.iterdir()] == ["x.bin"]
 
@@ -88,7 +88,7 @@ def test_a_process_killed_while_writing_leaves_no_artifact(tmp_path):
 def test_an_atomic_folder_replaces_the_old_one_whole(tmp_path):
     target = tmp_path / "step-1"
     for text in ("old", "new"):
-        with artifacts.atomic_folder(target) as partial:
+        with places.atomic_folder(target) as partial:
             (partial / text).write_text(text)
     assert [p.name for p in target.iterdir()] == ["new"]
 
@@ -96,10 +96,10 @@ def test_an_atomic_folder_replaces_the_old_one_whole(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")  # noqa: PTH110
 def test_a_full_disk_is_one_line_with_exit_code_4(tmp_path):
     refused = pytest.raises(EngineError, match="no space left to write")
-    with refused as e, artifacts.disk_errors(tmp_path / "x"), open("/dev/full", "wb") as f:
+    with refused as e, places.disk_errors(tmp_path / "x"), open("/dev/full", "wb") as f:
         f.write(b"x" * 100_000)
     assert e.value.exit_code == 4
-    with pytest.raises(EngineError), artifacts.disk_errors(tmp_path / "x"):
+    with pytest.raises(EngineError), places.disk_errors(tmp_path / "x"):
         raise OSError(errno.EDQUOT, "quota")
 
 
@@ -143,10 +143,10 @@ def test_parts_that_are_there_are_not_made_again_and_other_settings_are_refused(
     assert parts.missing(3) == [0, 1, 2]
     parts.write(1, captions_table(), rows_per_group=3)
     assert parts.missing(3) == [0, 2]
-    other = configs.flatten(configs.CaptionsConfig(seed=7, share_c=0.5, share_c_bg=0.39))
+    other = settings.flatten(configs.CaptionsConfig(seed=7, share_c=0.5, share_c_bg=0.39))
     with pytest.raises(UsageError, match=r"captions.seed, captions.share_c, captions.share_c_bg"):
         artifacts.Parts(tmp_path, "captions", header(config=other)).missing(3)
-    running = configs.flatten(
+    running = settings.flatten(
         configs.CaptionsConfig(engine=configs.CaptionEngineConfig(batch_size=3))
     )
     assert artifacts.Parts(tmp_path, "captions", header(config=running)).missing(3) == [0, 2]
@@ -176,7 +176,7 @@ def test_the_chain_leads_back_to_the_word_list(tmp_path):
     captions = header(parents=(words,), seed=5)
     path = tmp_path / "captions.parquet"
     artifacts.write_parquet(path, "captions", captions, [captions_table()], rows_per_group=9)
-    digest = artifacts.digest(path)
+    digest = places.digest(path)
     images = Header(
         "images", {}, "procedural:", parents=(artifacts.parent(path, captions, digest),)
     )
@@ -190,7 +190,7 @@ def test_the_chain_leads_back_to_the_word_list(tmp_path):
 
 
 def test_a_log_line_never_holds_what_json_cannot(tmp_path):
-    artifacts.append_line(tmp_path / "m.jsonl", {"loss": float("nan"), "step": 1})
+    places.append_line(tmp_path / "m.jsonl", {"loss": float("nan"), "step": 1})
     assert json.loads((tmp_path / "m.jsonl").read_text()) == {"loss": None, "step": 1}
 
 
@@ -202,13 +202,13 @@ def bucket():
     """A place that is not of this machine's file system."""
     import fsspec
 
-    yield artifacts.place("memory://bucket/things")
+    yield places.place("memory://bucket/things")
     fsspec.filesystem("memory").store.clear()
 
 
 def test_a_local_name_is_a_plain_path_and_a_uri_is_not(bucket):
-    assert type(artifacts.place("a/b.parquet")) is type(Path("a"))
-    assert not artifacts.is_local(bucket) and artifacts.is_local(Path("a"))
+    assert type(places.place("a/b.parquet")) is type(Path("a"))
+    assert not places.is_local(bucket) and places.is_local(Path("a"))
     assert str(bucket / "x.parquet") == "memory://bucket/things/x.parquet"
 
 
@@ -220,13 +220,13 @@ def test_parts_elsewhere_are_written_whole_and_read_back(bucket):
     assert parts.missing(3) == [0, 2] and parts.present() == [parts.path(1)]
     file, found = artifacts.open_parquet(parts.path(1), "backgrounds")
     assert found == header and file.read().column_names == ["concept", "background"]
-    local = artifacts.table(parts.path(1), ["concept"])
+    local = places.table(parts.path(1), ["concept"])
     assert local["concept"].to_pylist() == ["owl", "fox"]
-    assert artifacts.digest(parts.path(1)).startswith("sha256:")
+    assert places.digest(parts.path(1)).startswith("sha256:")
 
 
 def test_a_write_elsewhere_that_fails_leaves_nothing(bucket):
-    with pytest.raises(RuntimeError), artifacts.atomic_file(bucket / "x.json") as partial:
+    with pytest.raises(RuntimeError), places.atomic_file(bucket / "x.json") as partial:
         partial.write_text("half")
         raise RuntimeError
     assert not (bucket / "x.json").exists()
@@ -242,4 +242,4 @@ def test_a_write_elsewhere_that_fails_leaves_nothing(bucket):
 def test_a_place_nobody_can_reach_is_one_line(name, error, words, monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(error, match=words):
-        artifacts.place(name)
+        places.place(name)

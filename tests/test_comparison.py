@@ -7,8 +7,9 @@ import json
 import pytest
 
 from synclr_cli import comparison
-from synclr_cli.artifacts import Header, write_json
+from synclr_cli.artifacts import Header
 from synclr_cli.errors import DataError
+from synclr_cli.places import write_json
 
 SETTINGS = {"protocol": "lbfgs", "iterations": 100, "workers": 0, "seed": 0}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from synclr_cli import config as configs, presets
+from synclr_cli import config as configs, presets, settings
 from synclr_cli.errors import UsageError
 
 SHIPPED = presets.names()
@@ -21,7 +21,7 @@ def test_the_shipped_presets_are_the_promised_ones():
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_preset_states_every_key_with_a_source(name, stage):
     resolved = presets.resolve(stage, preset=name)
-    for key in configs.keys(configs.STAGES[stage]):
+    for key in settings.keys(configs.STAGES[stage]):
         origin = resolved.origins[key]
         assert origin.startswith(f"preset {name}: "), f"{name} {stage}.{key} comes from {origin}"
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from synclr_cli import artifacts
+from synclr_cli import places
 from synclr_cli.errors import DataError
 
 KINDS = ("object", "place", "texture")
@@ -128,7 +128,7 @@ def _read_csv(path: Path) -> Iterator[_Row]:
 
 def _read_parquet(path: Path) -> Iterator[_Row]:
     try:
-        file = artifacts.parquet(path)
+        file = places.parquet(path)
     except (pa.ArrowInvalid, OSError) as e:
         raise DataError(f"{path} is no Parquet file, or a truncated one ({e})") from e
     columns = _require_columns(path, file.schema_arrow.names)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from synclr_cli import artifacts
+from synclr_cli import artifacts, places
 from synclr_cli.captions import concepts, quality
 from synclr_cli.captions.completing import FALLBACK
 from synclr_cli.captions.pieces import rejects_path
@@ -132,7 +132,7 @@ def plot(measured: Mapping[str, Any], path: Path) -> Path:
     refusals.set_title(
         "refused" if accepted is None else f"refused; {accepted:.1%} accepted at once"
     )
-    with artifacts.atomic_file(path) as partial:
+    with places.atomic_file(path) as partial:
         figure.savefig(partial, format="png", dpi=100)
     return path
 
@@ -246,7 +246,7 @@ def _refusals(path: Path, rows: int, by_rule: int, header: artifacts.Header) -> 
     if not beside.exists():
         return found
     artifacts.open_parquet(beside, "rejects")
-    table = artifacts.table(beside, ["reason", "attempt"])
+    table = places.table(beside, ["reason", "attempt"])
     reasons = Counter(table["reason"].to_pylist())
     found["reasons"] = {why: reasons[why] for why in quality.REASONS if reasons[why]}
     first = sum(a == 0 for a in table["attempt"].to_pylist())

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from synclr_cli import artifacts, console, draws
+from synclr_cli import artifacts, console, draws, places
 from synclr_cli.captions.concepts import Pool, plain_name
 from synclr_cli.captions.pieces import remove
 from synclr_cli.engines import CaptionEngine, Prompt
@@ -70,10 +70,10 @@ def write(
     if path.exists():
         _, found = artifacts.open_parquet(path, "backgrounds")
         artifacts.require_same("captions", found, header, path)
-        known |= set(artifacts.table(path, ["concept"])["concept"].to_pylist())
+        known |= set(places.table(path, ["concept"])["concept"].to_pylist())
     parts.missing(1)  # refuses parts of other settings
     for part in parts.present():
-        known |= set(artifacts.table(part, ["concept"])["concept"].to_pylist())
+        known |= set(places.table(part, ["concept"])["concept"].to_pylist())
     todo = sorted({pool.names[n] for n in numbers} - known)
     if not todo and not parts.present() and path.exists():
         return
@@ -113,7 +113,7 @@ def joined(paths: Sequence[Path]) -> pa.Table:
     for path in paths:
         mine: dict[str, list[str]] = {}
         artifacts.open_parquet(path, "backgrounds")
-        for row in artifacts.table(path, ["concept", "background"]).to_pylist():
+        for row in places.table(path, ["concept", "background"]).to_pylist():
             mine.setdefault(row["concept"], []).append(row["background"])
         lists |= mine
     rows = [(concept, background) for concept in sorted(lists) for background in lists[concept]]
@@ -154,6 +154,6 @@ def _listed(names: Sequence[str], engine: CaptionEngine, seed: int) -> pa.Table:
 
 def _all(path: Path, parts: artifacts.Parts) -> Iterator[pa.Table]:
     if path.exists():
-        yield artifacts.table(path).replace_schema_metadata(None)
+        yield places.table(path).replace_schema_metadata(None)
     for part in parts.present():
-        yield artifacts.table(part).replace_schema_metadata(None)
+        yield places.table(part).replace_schema_metadata(None)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from synclr_cli import artifacts, config as configs, console, engines
+from synclr_cli import artifacts, console, engines, places, settings
 from synclr_cli.captions import concepts, listing, prompts
 from synclr_cli.captions.completing import complete
 from synclr_cli.captions.drawing import Drawer
@@ -118,7 +118,7 @@ def _header(
 ) -> artifacts.Header:
     return artifacts.Header(
         schema,
-        configs.flatten(config),
+        settings.flatten(config),
         engine=config.engine.name,
         revision=revision,
         seed=config.seed,
@@ -148,7 +148,7 @@ def _missing(parts: artifacts.Parts, mine: list[int], count: int, size: int) -> 
     missing = set(parts.missing(max(mine, default=-1) + 1))
 
     def rows(index: int) -> int:
-        with artifacts.parquet(parts.path(index)) as file:
+        with places.parquet(parts.path(index)) as file:
             return int(file.metadata.num_rows)
 
     return [i for i in mine if i in missing or rows(i) != len(ids_of(i, count, size))]

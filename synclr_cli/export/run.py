@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from synclr_cli import artifacts, console
+from synclr_cli import console, places
 from synclr_cli.errors import EngineError, UsageError
 from synclr_cli.export import onnx, timm, transformers
 from synclr_cli.learning import backbone as backbones
@@ -43,14 +43,14 @@ def run(backbone: str, to: str, out: Path, *, overwrite: bool = False) -> Path:
     record = {"to": to, "backbone": opened.digest}
     done = out / "export.json"
     if done.is_file() and not overwrite:
-        if {k: artifacts.read_json(done).get(k) for k in record} != record:
+        if {k: places.read_json(done).get(k) for k in record} != record:
             raise UsageError(f"{out} holds another export", do="add --overwrite, or choose --out")
         return out
     if out.exists() and not done.is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out} is there, and is no export", do="choose another --out")
     opened.model.eval()
     images = _pictures(opened)
-    with artifacts.atomic_folder(out) as partial:
+    with places.atomic_folder(out) as partial:
         FORMATS[to].write(opened, partial)
         apart = _apart(_features(opened, images), FORMATS[to].features(partial, images))
         if not apart <= TOLERANCE:
@@ -60,7 +60,7 @@ def run(backbone: str, to: str, out: Path, *, overwrite: bool = False) -> Path:
                 got=f"{apart:.2g}",
                 do=f"report it with the versions of torch and {to}",
             )
-        artifacts.write_json(partial / "export.json", record | {"features_apart": apart})
+        places.write_json(partial / "export.json", record | {"features_apart": apart})
     console.note(f"{to} gives the same features to {apart:.1e} of the largest")
     return out
 

@@ -27,7 +27,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer
 from torch import Tensor
 
-from synclr_cli import artifacts
+from synclr_cli import artifacts, places
 from synclr_cli.artifacts import Header
 from synclr_cli.errors import DataError, EngineError, UsageError
 from synclr_cli.learning import runtime
@@ -182,7 +182,7 @@ def save(
         mean=mean, std=std, interpolation=interpolation, arch=arch,
         arguments=facts["arch_arguments"],
     )  # fmt: skip
-    artifacts.write_json(folder / "config.json", timm_config(made))
+    places.write_json(folder / "config.json", timm_config(made))
     artifacts.write_tensors(weights, model.state_dict(), described)
     return weights
 
@@ -237,7 +237,7 @@ def _open_saved(spec: str, path: Path, image_size: int, drop_path: float) -> Bac
         model=model,
         spec=spec,
         name=path.parent.resolve().name if path.name == WEIGHTS_FILE else path.stem,
-        digest=artifacts.digest(path),
+        digest=places.digest(path),
         image_size=image_size or facts["image_size"],
         mean=facts["mean"],
         std=facts["std"],
@@ -341,7 +341,7 @@ def _open_bare(
         model=model,
         spec=spec,
         name=path.stem,
-        digest=artifacts.digest(path),
+        digest=places.digest(path),
         image_size=image_size or arguments["image_size"],
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synclr_cli import artifacts
+from synclr_cli import artifacts, places
 from synclr_cli.artifacts import Header
 from synclr_cli.errors import DataError
 
@@ -46,10 +46,10 @@ def save(
 ) -> Path:
     """Write `folder/step-N`, then drop all but the newest `keep`."""
     target = folder / f"step-{step:08d}"
-    with artifacts.atomic_folder(target) as partial:
+    with places.atomic_folder(target) as partial:
         for name, tensors in groups.items():
             artifacts.write_tensors(partial / f"{name}.safetensors", tensors, header)
-        artifacts.write_json(
+        places.write_json(
             partial / "state.json",
             {"step": step, "header": json.loads(header.json()), "state": dict(state or {})},
         )
@@ -109,7 +109,7 @@ def load(path: Path) -> Checkpoint:
     Raises:
         DataError: a file is missing or damaged.
     """
-    meta = artifacts.read_json(path / "state.json")
+    meta = places.read_json(path / "state.json")
     Header.parse(json.dumps(meta.get("header")), path / "state.json")
     groups = {
         file.stem: artifacts.read_tensors(file, "checkpoint")[0]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from synclr_cli import artifacts
+from synclr_cli import places
 
 FILE = "confusion.png"
 LARGEST = 100  # classes whose matrix goes into the report
@@ -53,5 +53,5 @@ def draw(counts: np.ndarray, classes: Sequence[str], png: Path) -> None:
                 panel.text(
                     column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=colour
                 )
-    with artifacts.atomic_file(png) as partial:
+    with places.atomic_file(png) as partial:
         figure.savefig(partial, format="png", dpi=130)

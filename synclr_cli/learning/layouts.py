@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from synclr_cli import artifacts, console
+from synclr_cli import artifacts, console, places
 from synclr_cli.artifacts import Header
 from synclr_cli.errors import DataError, EngineError, UsageError
 from synclr_cli.learning import sources
@@ -329,7 +329,7 @@ def _digest_files(files: Sequence[tuple[Path, str]]) -> str:
     """Return the digest of files' names and bytes; their order does not count."""
     total = hashlib.sha256()
     for path, name in sorted(files, key=lambda f: f[1]):
-        total.update(f"{name}\0{artifacts.digest(path)}\n".encode())
+        total.update(f"{name}\0{places.digest(path)}\n".encode())
     return f"sha256:{total.hexdigest()}"
 
 
@@ -378,7 +378,7 @@ def _torchvision(name: str) -> Found:
             splits.setdefault(split, _torchvision_split(name, opened))
     if name.startswith("VOC"):  # its files are there now
         return _voc(root / "VOCdevkit" / "VOC2007", name, name == "VOCSegmentation")
-    return Found(name, splits, lambda: artifacts.digest(root))
+    return Found(name, splits, lambda: places.digest(root))
 
 
 def _torchvision_splits(parameters: Mapping[str, object]) -> list[tuple[str, dict[str, object]]]:

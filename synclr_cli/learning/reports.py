@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from synclr_cli import artifacts, config as configs
+from synclr_cli import artifacts, config as configs, places, settings
 from synclr_cli.artifacts import Header
 from synclr_cli.errors import DataError
 from synclr_cli.learning.backbone import Backbone
@@ -26,7 +26,7 @@ def header(config: configs.StageConfig, backbone: Backbone, data: Labelled) -> H
     """Describe a judgement: its settings, and the two digests it stands on."""
     return Header(
         schema="report",
-        config=configs.flatten(config),
+        config=settings.flatten(config),
         seed=config.seed,
         parents=(
             artifacts.parent(Path(backbone.name), backbone.header, backbone.digest),
@@ -56,7 +56,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is missing or no report.
     """
-    report = artifacts.read_json(path)
+    report = places.read_json(path)
     if report.get("schema") != "report" or "header" not in report:
         raise DataError(f"{path}", got=f"schema {report.get('schema')}", expected="a report")
     Header.parse(json.dumps(report["header"]), path)
@@ -119,7 +119,7 @@ def build(
 
 def write(path: Path, report: Mapping[str, Any]) -> None:
     """Write a report, whole or not at all."""
-    artifacts.write_json(path, report)
+    places.write_json(path, report)
 
 
 def _percent(fraction: float) -> float:

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
-from synclr_cli import artifacts, console
+from synclr_cli import console, places
 from synclr_cli.errors import DataError
 from synclr_cli.learning import backbone as backbones, images, layouts, loading, runtime, sources
 from synclr_cli.learning.backbone import Backbone
@@ -180,5 +180,5 @@ def _sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], path: Path) -> Non
         for k, tile in enumerate(tiles):
             sheet.paste(tile, (_GAP + k * (_TILE[0] + _GAP), below))
         top += height
-    with artifacts.atomic_file(path) as partial:
+    with places.atomic_file(path) as partial:
         sheet.save(partial, "PNG")

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from synclr_cli import artifacts
+from synclr_cli import places
 from synclr_cli.errors import DataError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
@@ -256,7 +256,7 @@ def _from_parquet(files: Sequence[Path]) -> Iterator[Found]:
     """Yield the rows of Parquet files in the Hugging Face layout."""
     for number, path in enumerate(files):
         try:
-            file = artifacts.parquet(path)
+            file = places.parquet(path)
         except (pa.ArrowInvalid, OSError) as e:
             raise DataError(f"{path} is no Parquet file, or a truncated one ({e})") from e
         names = file.schema_arrow.names

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
-from synclr_cli import artifacts, console
+from synclr_cli import artifacts, console, places
 from synclr_cli.errors import DataError
 from synclr_cli.render import manifest
 from synclr_cli.render.catalogue import Caption, Place, catalogue, kind_of
@@ -101,7 +101,7 @@ def run(
 def _digest(files: list[Path]) -> str:
     """Return a digest of a small source's bytes, or of a large one's names and sizes."""
     if len(files) == 1 and files[0].stat().st_size < 1 << 30:
-        return artifacts.digest(files[0])
+        return places.digest(files[0])
     listed = "".join(f"{f.name}\0{f.stat().st_size}\n" for f in files)
     return f"sha256:{sha256(listed.encode()).hexdigest()}"
 
@@ -138,7 +138,7 @@ class _Reader:
     def _from_group(self, place: Place) -> bytes:
         if self._group != (place.path, place.first):
             self._rows = []  # not two groups at once
-            table = artifacts.parquet(place.path).read_row_group(place.first, ["image"])
+            table = places.parquet(place.path).read_row_group(place.first, ["image"])
             self._rows = table["image"].to_pylist()
             self._group = (place.path, place.first)
         cell = self._rows[place.second]

@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from synclr_cli import artifacts, console
+from synclr_cli import artifacts, console, places
 
 MANIFEST, REJECTED = "manifest.json", "rejected.jsonl"
 
@@ -35,7 +35,7 @@ def write(
     set_aside = 0
     masked = False
     with (
-        artifacts.atomic_file(parts.folder / REJECTED) as partial,
+        places.atomic_file(parts.folder / REJECTED) as partial,
         partial.open("w", encoding="utf-8") as left_out,
     ):
         for index in range(total):
@@ -49,7 +49,7 @@ def write(
             reasons.update(r["reason"].split(" of ")[0] for r in facts.get("rejected", []))
             set_aside += len(facts.get("set_aside", []))
             if not masked and file.metadata.num_rows:
-                masked = artifacts.table(path, ["mask"])["mask"].null_count == 0
+                masked = places.table(path, ["mask"])["mask"].null_count == 0
             listed.append(
                 {"name": path.name, "rows": file.metadata.num_rows, "digest": _digest(path)}
             )
@@ -71,15 +71,15 @@ def write(
         "classes": list(classes) if masked else [],
         "parts": listed,
     }
-    artifacts.write_json(parts.folder / MANIFEST, manifest)
+    places.write_json(parts.folder / MANIFEST, manifest)
     for index in range(total):
         forget_digest(parts.path(index))
 
 
 def note_digest(path: Path) -> None:
     """Note the digest of a part that was just written."""
-    digest = artifacts.digest(path)
-    with artifacts.atomic_file(_note(path)) as partial:
+    digest = places.digest(path)
+    with places.atomic_file(_note(path)) as partial:
         partial.write_text(digest, encoding="utf-8")
 
 
@@ -94,13 +94,13 @@ def _note(path: Path) -> Path:
 
 def _digest(path: Path) -> str:
     note = _note(path)
-    return note.read_text(encoding="utf-8") if note.is_file() else artifacts.digest(path)
+    return note.read_text(encoding="utf-8") if note.is_file() else places.digest(path)
 
 
 def clear(parts: artifacts.Parts) -> None:
     """Remove what an earlier run made, the manifest first."""
     folder = parts.folder
-    with artifacts.disk_errors(folder):
+    with places.disk_errors(folder):
         for name in (MANIFEST, REJECTED):
             (folder / name).unlink(missing_ok=True)
         for part in [*parts.present(), *folder.glob(".part-*")]:

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from synclr_cli import artifacts
+from synclr_cli import artifacts, places
 from synclr_cli.config import RenderConfig
 from synclr_cli.errors import UsageError
 from synclr_cli.render import quality
@@ -96,7 +96,7 @@ class Part:
         Raises:
             UsageError: it holds pictures of a caption that is not in this part now.
         """
-        table = artifacts.table(path, ["caption_id", "caption", "concept"])
+        table = places.table(path, ["caption_id", "caption", "concept"])
         for record in table.group_by(table.column_names).aggregate([]).to_pylist():
             if record != self._captions.get(record["caption_id"]):
                 raise UsageError(

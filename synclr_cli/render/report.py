@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from synclr_cli import artifacts
+from synclr_cli import artifacts, places
 from synclr_cli.render import quality
 from synclr_cli.render.manifest import MANIFEST, REJECTED
 from synclr_cli.render.sheet import spread
@@ -39,7 +39,7 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
         DataError: no finished images/1 folder.
     """
     parts, header, digest = artifacts.open_images(folder)
-    manifest = artifacts.read_json(folder / MANIFEST)
+    manifest = places.read_json(folder / MANIFEST)
     views: Counter[int] = Counter()
     sizes: Counter[str] = Counter()
     concepts: set[str] = set()
@@ -49,7 +49,7 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
     alike: set[int] = set()
     same_bytes = same_print = masks = 0
     for path in parts:
-        file = artifacts.parquet(path)
+        file = places.parquet(path)
         light = file.read(columns=["caption_id", "concept", "width", "height", *_score(file)])
         if "score" in light.column_names:
             scores.append(light["score"].drop_null().to_numpy())
@@ -138,7 +138,7 @@ def page(folder: Path, out_html: Path, captions: int = 24, views: int = 6) -> Pa
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(folder.name)}'
         f"</title><style>{_STYLE}</style><body>{''.join(body)}</body></html>\n"
     )
-    with artifacts.atomic_file(out_html) as partial:
+    with places.atomic_file(out_html) as partial:
         partial.write_text(document, encoding="utf-8")
     return out_html
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from synclr_cli import artifacts, config as configs, console
+from synclr_cli import artifacts, console, places, settings
 from synclr_cli.config import RenderConfig
 from synclr_cli.engines import ImageEngine
 from synclr_cli.errors import UsageError
@@ -55,7 +55,7 @@ def run(
     plan = Plan(source, config)
     header = artifacts.Header(
         schema="images",
-        config=configs.flatten(replace(config, shard="1/1")),  # the parts are no job's
+        config=settings.flatten(replace(config, shard="1/1")),  # the parts are no job's
         engine=config.engine.name,
         seed=config.seed,
         parents=(source.parent,),
@@ -81,7 +81,7 @@ def run(
     mine = list(_lacking(parts, plan, range(int(number) - 1, plan.parts, int(jobs))))
 
     # --- build, loop
-    with artifacts.disk_errors(out):
+    with places.disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     if mine:
         engine, score = models or painting.load(config)
@@ -152,7 +152,7 @@ def _found_header(out: Path) -> artifacts.Header | None:
 
 def _is_finished(found: artifacts.Header, wanted: artifacts.Header) -> bool:
     """Return whether a manifest's header is of just what is asked for."""
-    same_config = not configs.differing_keys("render", found.config, wanted.config)
+    same_config = not settings.differing_keys("render", found.config, wanted.config)
     return same_config and [p["digest"] for p in found.parents] == [
         p["digest"] for p in wanted.parents
     ]

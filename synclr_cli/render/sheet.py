@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from synclr_cli import artifacts
+from synclr_cli import artifacts, places
 
 CELL = 160  # pixels of a picture on the sheet
 GAP, MARGIN, TEXT_WIDTH, LINE = 10, 24, 240, 20
@@ -53,7 +53,7 @@ def contact_sheet(images_folder: Path, out_png: Path, captions: int = 8, views: 
             draw.text((MARGIN, y + 20 + j * LINE), line, INK, words)
         for column, picture in enumerate(row.pictures):
             sheet.paste(_fitted(picture), (MARGIN + TEXT_WIDTH + column * (CELL + GAP), y))
-    with artifacts.atomic_file(out_png) as partial:
+    with places.atomic_file(out_png) as partial:
         sheet.save(partial, "PNG")
     return out_png
 
@@ -70,7 +70,7 @@ def spread(images_folder: Path, captions: int, views: int) -> list[Shown]:
 
 
 def _some(path: Path, captions: int, views: int) -> list[Shown]:
-    file = artifacts.parquet(path)
+    file = places.parquet(path)
     ids = file.read(columns=["caption_id"])["caption_id"].to_pylist()
     distinct = list(dict.fromkeys(ids))
     stride = max(len(distinct) // captions, 1)

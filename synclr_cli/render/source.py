@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from synclr_cli import artifacts
+from synclr_cli import artifacts, places
 from synclr_cli.errors import DataError
 
 PIECE = 8192  # rows decoded at once
@@ -46,7 +46,7 @@ class Source:
         in_order, concepts = self._look_through(most_concepts)
         self._sorted = None if in_order else self._sort()
         self.concepts = sorted(concepts) if len(concepts) <= most_concepts else None
-        self.parent = artifacts.parent(path, header, artifacts.digest(path))
+        self.parent = artifacts.parent(path, header, places.digest(path))
 
     def rows(self, start: int, stop: int) -> list[dict[str, Any]]:
         """Return rows `start` to `stop` as dicts of id, caption and concept.

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from synclr_cli import artifacts
+from synclr_cli import places
 from synclr_cli.config import SegmentConfig
 from synclr_cli.learning.backbone import Backbone
 from synclr_cli.learning.labelled import Labelled
@@ -47,7 +47,7 @@ def draw(
         rows.append(np.hstack([blend(picture, ids, colours) for ids in (None, truth, found)]))
     width = max(row.shape[1] for row in rows)
     sheet = np.vstack([np.pad(r, ((0, _GAP), (0, width - r.shape[1]), (0, 0))) for r in rows])
-    with artifacts.atomic_file(path) as partial:
+    with places.atomic_file(path) as partial:
         Image.fromarray(sheet).save(partial, "PNG")
 
 

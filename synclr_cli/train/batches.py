@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synclr_cli import artifacts, draws
+from synclr_cli import artifacts, draws, places
 from synclr_cli.config import TrainConfig
 from synclr_cli.errors import DataError, UsageError
 from synclr_cli.learning import loading
@@ -69,7 +69,7 @@ class Corpus:
 
     def _codes(self, column: str) -> NDArray[np.int64]:
         tables = [
-            artifacts.table(path, [column]).take(pa.array(self.row[self.part == i]))
+            places.table(path, [column]).take(pa.array(self.row[self.part == i]))
             for i, path in enumerate(self.parts)
         ]
         coded = pa.concat_tables(tables)[column].dictionary_encode().unify_dictionaries()

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from synclr_cli import artifacts
+from synclr_cli import places
 from synclr_cli.errors import DataError
 from synclr_cli.train.folder import METRICS_FILE
 from synclr_cli.train.monitor import collapse
@@ -77,7 +77,7 @@ def plot(run_folder: Path, png: Path) -> Path:
         axis.set_axis_off()
     title = run_folder.resolve().name
     figure.suptitle(title if fallen is None else f"{title}: collapsed at step {fallen}")
-    with artifacts.atomic_file(png) as partial:
+    with places.atomic_file(png) as partial:
         figure.savefig(partial, format="png")
     return png
 

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from synclr_cli import artifacts
+from synclr_cli import artifacts, places
 from synclr_cli.artifacts import Header
 from synclr_cli.learning import backbone, checkpoint
 from synclr_cli.learning.checkpoint import Checkpoint
@@ -49,7 +49,7 @@ class Folder:
         """
         if overwrite or not self._run.is_file():
             return False
-        found = Header.parse(json.dumps(artifacts.read_json(self._run)), self._run)
+        found = Header.parse(json.dumps(places.read_json(self._run)), self._run)
         artifacts.require_same("train", found, self.header, self.path)
         return (self.path / backbone.WEIGHTS_FILE).is_file()
 
@@ -58,12 +58,12 @@ class Folder:
         self._runtime.barrier()
         if self._runtime.is_main and (overwrite or not self._run.is_file()):
             weights = self.path / backbone.WEIGHTS_FILE
-            with artifacts.disk_errors(self.path):
+            with places.disk_errors(self.path):
                 for file in (weights, self._metrics, self._damaged, self._skipped):
                     file.unlink(missing_ok=True)
             shutil.rmtree(self._checkpoints, ignore_errors=True)
             shutil.rmtree(self._backbones, ignore_errors=True)
-            artifacts.write_json(self._run, json.loads(self.header.json()))
+            places.write_json(self._run, json.loads(self.header.json()))
         self._runtime.barrier()
 
     def newest(self) -> Checkpoint | None:
@@ -97,14 +97,14 @@ class Folder:
     def log(self, record: Mapping[str, object]) -> None:
         """Append one line to metrics.jsonl."""
         if self._runtime.is_main:
-            artifacts.append_line(self._metrics, record)
+            places.append_line(self._metrics, record)
 
     def skip(self, step: int, lr: float, caption_ids: Sequence[int]) -> None:
         """Append a step whose update was skipped to skipped.jsonl."""
         self._skips += 1
         if self._runtime.is_main:
             record = {"step": step, "lr": lr, "caption_ids": list(caption_ids)}
-            artifacts.append_line(self._skipped, record)
+            places.append_line(self._skipped, record)
 
     def skips(self) -> int:
         """Return how many updates of this run were skipped, before a resume or since."""
@@ -118,7 +118,7 @@ class Folder:
         for caption_id, view, what in pictures:
             if (caption_id, view) not in known:
                 record = {"caption_id": caption_id, "view": view, "what": what}
-                artifacts.append_line(self._damaged, record)
+                places.append_line(self._damaged, record)
 
     def keep_backbone(self, learner: Learner, facts: Mapping[str, object]) -> None:
         """Write the teacher's ViT of now beside the run's own."""
@@ -159,5 +159,5 @@ def _drop_lines(file: Path, *, after: int) -> None:
     """Drop the lines of later steps, which are about to be made again."""
     if file.is_file():
         kept = [line for line in _lines(file) if line["step"] <= after]
-        with artifacts.atomic_file(file) as partial:
+        with places.atomic_file(file) as partial:
             partial.write_text("".join(f"{json.dumps(k)}\n" for k in kept), encoding="utf-8")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from synclr_cli import artifacts, config as configs, console
+from synclr_cli import artifacts, console, settings
 from synclr_cli.artifacts import Header
 from synclr_cli.config import TrainConfig
 from synclr_cli.errors import DivergedError
@@ -38,7 +38,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
     start = starting.open_start(config)
     header = Header(
         schema="backbone",
-        config=configs.flatten(config),
+        config=settings.flatten(config),
         seed=config.seed,
         parents=(
             artifacts.parent(images, parent, digest),

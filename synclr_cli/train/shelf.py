@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from synclr_cli import artifacts
+from synclr_cli import places
 from synclr_cli.learning import images
 
 CACHED_BYTES = 256 << 20  # of encoded pictures, per loader process
@@ -68,7 +68,7 @@ class Shelf:
             self._files.clear()
             self._process = os.getpid()
         if part not in self._files:
-            self._files[part] = artifacts.parquet(self._parts[part])
+            self._files[part] = places.parquet(self._parts[part])
             if len(self._files) > OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
         self._files.move_to_end(part)

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from synclr_cli import artifacts
+from synclr_cli import artifacts, places
 from synclr_cli.captions import quality
 from synclr_cli.captions.run import rejects_path, run
 from synclr_cli.config import CaptionEngineConfig, CaptionsConfig
@@ -38,7 +38,7 @@ def test_the_artifact_has_every_column_and_says_where_it_came_from(tmp_path):
     assert file.metadata.num_rows == 40
     assert header.engine == "template:" and header.revision.startswith("synclr ")
     assert header.parents[0]["name"] == "birds.txt"
-    assert header.parents[0]["digest"] == artifacts.digest(listed)
+    assert header.parents[0]["digest"] == places.digest(listed)
     assert header.config["share_c"] == 0.44
     for i, row in enumerate(rows(out)):
         assert row["caption_id"] == i

@@ -10,7 +10,7 @@ import timm
 import torch
 from PIL import Image
 
-from synclr_cli import artifacts
+from synclr_cli import places
 from synclr_cli.artifacts import Header
 from synclr_cli.errors import EngineError, UsageError
 from synclr_cli.export import run as exporting
@@ -106,7 +106,7 @@ def test_the_same_export_again_is_there_and_another_is_refused(
     with pytest.raises(UsageError, match="holds another export"):
         run(str(trained), "transformers", out)
     run(str(trained), "transformers", out, overwrite=True)
-    assert artifacts.read_json(out / "config.json")["model_type"] == "vit"
+    assert places.read_json(out / "config.json")["model_type"] == "vit"
 
 
 def test_what_is_there_and_no_export_is_left_alone(trained: Path) -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from synclr_cli import artifacts
+from synclr_cli import artifacts, places
 from synclr_cli.artifacts import Header
 from synclr_cli.errors import DataError, UsageError
 from synclr_cli.learning import labelled, layouts, sources
@@ -170,12 +170,12 @@ def rendered(root: Path, captions: int, views: int, masks: bool = True) -> Path:
     )
     part = root / "part-00000.parquet"
     artifacts.write_parquet(part, "images", header, [table], rows_per_group=4)
-    artifacts.write_json(
+    places.write_json(
         root / "manifest.json",
         {
             "header": json.loads(header.json()),
             "parts": [{"name": part.name, "rows": len(rows)}],
-            "digest": artifacts.digest(part),
+            "digest": places.digest(part),
         },
     )
     return root

@@ -13,7 +13,7 @@ import pytest
 from test_render_importing import picture, reference_set, tar_of
 from test_render_run import contents, render_config, rows_of
 
-from synclr_cli import artifacts
+from synclr_cli import artifacts, places
 from synclr_cli.errors import DataError
 from synclr_cli.render import importing, source
 from synclr_cli.render.report import page, report
@@ -84,23 +84,23 @@ def test_a_truncated_captions_file_is_one_line(captions_file, tmp_path):
 
 def test_captions_and_pictures_may_lie_elsewhere(captions_file, tmp_path, elsewhere):
     local = captions_file(9)
-    there = artifacts.place(f"{elsewhere}/captions.parquet")
+    there = places.place(f"{elsewhere}/captions.parquet")
     there.parent.mkdir(parents=True, exist_ok=True)
     there.write_bytes(local.read_bytes())
     config = render_config(duplicate_bits=24, redraws=1, least_views=1)
     wanted = run(config, local, tmp_path / "images")
-    out = run(config, there, artifacts.place(f"{elsewhere}/images"))
+    out = run(config, there, places.place(f"{elsewhere}/images"))
     assert contents(out) == contents(wanted)
     assert report(out) == report(wanted)
     sheets = [contact_sheet(f, tmp_path / name) for f, name in ((out, "a.png"), (wanted, "b.png"))]
     assert sheets[0].read_bytes() == sheets[1].read_bytes()
-    page(out, artifacts.place(f"{elsewhere}/page.html"))
-    assert "<html" in artifacts.place(f"{elsewhere}/page.html").read_text()
+    page(out, places.place(f"{elsewhere}/page.html"))
+    assert "<html" in places.place(f"{elsewhere}/page.html").read_text()
 
 
 def test_a_set_elsewhere_is_continued(captions_file, tmp_path, elsewhere):
     captions = captions_file(9)
-    out = run(render_config(views=2), captions, artifacts.place(f"{elsewhere}/images"))
+    out = run(render_config(views=2), captions, places.place(f"{elsewhere}/images"))
     (out / "manifest.json").unlink()
     (out / "part-00001.parquet").unlink()
     run(render_config(views=3), captions, out)
@@ -111,11 +111,11 @@ def test_a_set_elsewhere_is_continued(captions_file, tmp_path, elsewhere):
 
 def test_a_set_is_imported_from_here_to_elsewhere_and_back(tmp_path, elsewhere):
     local = importing.run(reference_set(tmp_path / "set"), tmp_path / "images")
-    there = artifacts.place(f"{elsewhere}/images")
+    there = places.place(f"{elsewhere}/images")
     importing.run(tmp_path / "set" / "all.csv", there)
     assert contents(there) == contents(local)
     shutil.rmtree(local)
-    importing.run(artifacts.place(f"{elsewhere}/images"), local)
+    importing.run(places.place(f"{elsewhere}/images"), local)
     assert len(rows_of(local)) == 15
 
 

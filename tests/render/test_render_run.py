@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from synclr_cli import artifacts, config as configs
+from synclr_cli import artifacts, places, settings
 from synclr_cli.errors import DataError, EngineError, UsageError
 from synclr_cli.render import painting
 from synclr_cli.render.run import run
@@ -27,7 +27,7 @@ SMALL = {"engine.size": 32, "stored_size": 32, "captions_per_part": 4, "views": 
 
 
 def render_config(**values):
-    return configs.build(
+    return settings.build(
         "render", {**SMALL, **{k.replace("__", "."): v for k, v in values.items()}}
     )
 
@@ -57,7 +57,7 @@ def test_every_caption_has_its_views_side_by_side(captions_file, tmp_path):
     assert [p["rows"] for p in manifest["parts"]] == [12, 12, 6]
     assert manifest["views"] == 3
     assert [p["digest"] for p in manifest["parts"]] == [
-        artifacts.digest(out / p["name"]) for p in manifest["parts"]
+        places.digest(out / p["name"]) for p in manifest["parts"]
     ]
 
 

@@ -8,8 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from synclr_cli import config
-
 SIZE, UNLABELLED = 32, 255
 COLOURS = ((40, 40, 40), (220, 40, 40), (40, 220, 40))
 
@@ -63,6 +61,6 @@ def settings():
             "batch_size": 8, "lr": 2e-3, "channels": 16, "auxiliary_channels": 8, "workers": 0,
             "validation_steps": 3, "checkpoint_steps": 4, "precision": "float32",
         }  # fmt: skip
-        return config.build("segment", values | changes)
+        return settings.build("segment", values | changes)
 
     return make

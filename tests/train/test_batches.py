@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from synclr_cli import artifacts
+from synclr_cli import artifacts, places
 from synclr_cli.config import TrainConfig
 from synclr_cli.errors import DataError, UsageError
 from synclr_cli.train import batches
@@ -171,7 +171,7 @@ def test_a_caption_without_any_whole_picture_stops(
 
 
 def test_pictures_stream_from_a_uri(images: Path, small: Callable) -> None:
-    there = artifacts.place("memory://train-test/images")
+    there = places.place("memory://train-test/images")
     there.mkdir(parents=True, exist_ok=True)
     for file in images.iterdir():
         (there / file.name).write_bytes(file.read_bytes())

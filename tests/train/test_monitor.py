@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from synclr_cli import artifacts
+from synclr_cli import places
 from synclr_cli.errors import DataError
 from synclr_cli.train import curves, monitor
 
@@ -42,7 +42,7 @@ def test_a_collapse_is_said(rank: float, said: bool) -> None:
 def test_curves_are_drawn_from_the_metrics(tmp_path: Path) -> None:
     for step in range(1, 20):
         line = {"step": step, "loss_global": 4 / step, "lr": 0.1, "grad_norm": 1.0}
-        artifacts.append_line(tmp_path / "metrics.jsonl", line)
+        places.append_line(tmp_path / "metrics.jsonl", line)
     png = curves.plot(tmp_path, tmp_path / "curves.png")
     with Image.open(png) as picture:
         assert picture.width > 600 and len(set(picture.convert("L").tobytes())) > 20

@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from synclr_cli import artifacts
+from synclr_cli import artifacts, places
 from synclr_cli.errors import DataError, UsageError
 from synclr_cli.learning import backbone
 from synclr_cli.learning.runtime import Runtime
@@ -51,7 +51,7 @@ def test_a_run_continues_another_run(images: Path, small: Callable, tmp_path: Pa
     first = run(small(steps=2, warmup_steps=0), images, tmp_path / "first")
     second = run(small(steps=2, warmup_steps=0, init=str(first)), images, tmp_path / "second")
     header = artifacts.tensors_header(second / "backbone.safetensors")
-    assert header.parents[1]["digest"] == artifacts.digest(first / "backbone.safetensors")
+    assert header.parents[1]["digest"] == places.digest(first / "backbone.safetensors")
     # The same run again is finished; from other weights it is another run.
     assert run(small(steps=2, warmup_steps=0, init=str(first)), images, second) == second
     with pytest.raises(UsageError, match=r"train.init"):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from synclr_cli import artifacts
+from synclr_cli import places
 from synclr_cli.errors import DataError, DivergedError, EngineError
 from synclr_cli.learning import checkpoint
 from synclr_cli.learning.runtime import Runtime
@@ -172,7 +172,7 @@ def test_a_run_that_skips_every_step_still_writes_its_lines(
 def test_the_verdict_on_a_collapsed_run_is_said_and_drawn(tmp_path: Path) -> None:
     for step, rank in ((10, 8.0), (20, 1.1), (30, 1.0)):
         line = {"step": step, "loss_global": 3.0, "effective_rank": rank, "grad_norm": None}
-        artifacts.append_line(tmp_path / "metrics.jsonl", line)
+        places.append_line(tmp_path / "metrics.jsonl", line)
     assert "step 30" in curves.verdict(tmp_path) and "collapsed" in curves.verdict(tmp_path)
     assert curves._collapsed_at(curves._read(tmp_path)) == 20
     assert curves.plot(tmp_path, tmp_path / "curves.png").stat().st_size > 5000

@@ -1,0 +1,203 @@
+"""Files, here or elsewhere, that are whole or not there.
+
+    place("s3://bucket/images") --> a path like any other --atomic_file--> written whole, then sent
+
+Writes go to a temporary name in the same folder, are synced, and renamed; what goes elsewhere is
+whole on this disk before it is sent in one piece.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from synclr_cli.errors import DataError, EngineError, UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+
+def place(name: str | Path) -> Path:
+    """Return a path, of this machine or (`s3://`, `gs://`, `hf://` ...) of anywhere fsspec reaches.
+
+    What is returned for a URI is no `pathlib.Path`, but has its methods.
+
+    Raises:
+        UsageError: no such protocol.
+        EngineError: the package that speaks it is not installed.
+    """
+    if "://" not in str(name):
+        return Path(name)
+    from upath import UPath
+
+    try:
+        path = UPath(name)
+        _elsewhere(path)  # makes the file system: this is where a missing package shows
+    except ValueError as e:
+        raise UsageError(
+            f"{name}: no such kind of place ({e})", do="use a path, s3://, gs:// or hf://"
+        ) from e
+    except ImportError as e:
+        raise EngineError(f"{name} needs a package that is not installed ({e})") from e
+    return path  # type: ignore[return-value]
+
+
+def is_local(path: Path) -> bool:
+    """Return whether a path is on this machine's file system."""
+    return isinstance(path, Path)
+
+
+def _elsewhere(path: Any) -> tuple[Any, str]:
+    """Return the fsspec file system of a path that is not local, and its name there."""
+    return path.fs, path.path
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses into one line."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise EngineError(
+                f"no space left to write {path}",
+                do="free some space, then run the same command again: it continues",
+            ) from e
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UsageError(f"cannot write {path} ({e.strerror})") from e
+        if e.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+            raise UsageError(
+                f"cannot write {path} ({e.strerror})", do="choose another --out"
+            ) from e
+        raise
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; what was written there becomes `path`, or nothing does.
+
+    The temporary name is fixed, so what a killed process left is overwritten by the next. What goes
+    elsewhere is written on this disk, then sent in one piece.
+    """
+    if not is_local(path):
+        with tempfile.TemporaryDirectory(prefix="synclr-") as here, disk_errors(path):
+            yield Path(here, path.name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            there, name = _elsewhere(path)
+            there.put_file(str(Path(here, path.name)), name)
+        return
+    partial = path.with_name(f".{path.name}.partial")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            with open(partial, "rb") as f:
+                os.fsync(f.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give an empty temporary folder that becomes `path` when the block ends well."""
+    partial = path.with_name(f".{path.name}.partial")
+    with disk_errors(path):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            for file in partial.iterdir():
+                with open(file, "rb") as f:
+                    os.fsync(f.fileno())
+            if path.exists():
+                shutil.rmtree(path)
+            partial.replace(path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    with atomic_file(path) as partial:
+        partial.write_text(
+            json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n",
+            encoding="utf-8",
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that `write_json` wrote.
+
+    Raises:
+        DataError: it is not there or not JSON.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise DataError(f"cannot read {path} ({e})") from e
+    if not isinstance(value, dict):
+        raise DataError(f"{path}", got=type(value).__name__, expected="a JSON object")
+    return value
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Append one record to a .jsonl log; non-finite numbers become null."""
+    clean = {
+        k: (None if isinstance(v, float) and (v != v or v in (float("inf"), float("-inf"))) else v)
+        for k, v in value.items()
+    }
+    with disk_errors(path), open(path, "a", encoding="utf-8") as f:
+        f.write(json.dumps(clean) + "\n")
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def digest(path: Path) -> str:
+    """Return `sha256:...` of a file's bytes; of a folder, over its files' names and digests."""
+    if path.is_dir():
+        total = hashlib.sha256()
+        for file in sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path)):
+            total.update(f"{file.relative_to(path)}\0{digest(file)}\n".encode())
+        return f"sha256:{total.hexdigest()}"
+    with path.open("rb") as f:
+        return f"sha256:{hashlib.file_digest(f, 'sha256').hexdigest()}"
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def parquet(path: Path) -> pq.ParquetFile:
+    """Open a Parquet file anywhere, whosever it is; pyarrow's errors."""
+    import pyarrow.parquet as pq
+
+    if is_local(path):
+        return pq.ParquetFile(path)
+    there, name = _elsewhere(path)
+    return pq.ParquetFile(name, filesystem=there, pre_buffer=True)
+
+
+def table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file anywhere, whole or some columns of it; pyarrow's errors."""
+    with parquet(path) as file:
+        return file.read(columns=columns)
