@@ -8,6 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from synclr_cli.settings import build
+
 CLASSES, SIZE = 4, 32
 
 
@@ -50,7 +52,7 @@ def settings():
             "epochs": 2, "warmup_epochs": 1, "batch_size": 16, "base_lr": 8e-3, "workers": 0,
             "weight_ema": 0.9, "drop_path": 0.1, "precision": "float32", "test_crop": 1.0,
         }  # fmt: skip
-        return settings.build("finetune", values | changes)
+        return build("finetune", values | changes)
 
     return make
 

@@ -8,6 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from synclr_cli.settings import build
+
 SIZE, UNLABELLED = 32, 255
 COLOURS = ((40, 40, 40), (220, 40, 40), (40, 220, 40))
 
@@ -61,6 +63,6 @@ def settings():
             "batch_size": 8, "lr": 2e-3, "channels": 16, "auxiliary_channels": 8, "workers": 0,
             "validation_steps": 3, "checkpoint_steps": 4, "precision": "float32",
         }  # fmt: skip
-        return settings.build("segment", values | changes)
+        return build("segment", values | changes)
 
     return make
