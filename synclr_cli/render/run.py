@@ -81,10 +81,12 @@ def run(
     mine = list(_lacking(parts, plan, range(int(number) - 1, plan.parts, int(jobs))))
 
     # --- build, loop
+    if mine and models is None:
+        models = painting.load(config)
     with places.disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    if mine:
-        engine, score = models or painting.load(config)
+    if models and mine:
+        engine, score = models
         if found and found.revision != engine.revision:
             console.warn(
                 f"{out} was begun with {found.revision}; what is painted now is by "

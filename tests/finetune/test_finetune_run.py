@@ -1,5 +1,6 @@
 """The whole judge on small pictures: it learns, stops, goes on, and refuses what does not fit."""
 
+import functools
 import json
 import os
 import signal
@@ -215,7 +216,7 @@ def test_killed_at_any_moment_it_comes_to_the_same_grade(settings, stripes, smal
     whole = run(config, small_vit, stripes, tmp_path / "whole")
     out = tmp_path / "killed"
     kills = killing.kill_until_done(
-        lambda: run(config, small_vit, stripes, out), whole["seconds"], seed=0
+        functools.partial(run, config, small_vit, stripes, out), whole["seconds"], seed=0
     )
     assert kills > 1
     assert json.loads((out / "report.json").read_text())["confusion"] == whole["confusion"]

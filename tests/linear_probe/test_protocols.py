@@ -1,5 +1,6 @@
 """knn, few-shot and sgd, and the floor of raw pixels."""
 
+import functools
 import json
 
 import killing
@@ -167,7 +168,7 @@ def test_killed_at_any_moment_it_comes_to_the_same_grade(small, stripes, tmp_pat
     whole = run(config, BACKBONE, str(stripes), tmp_path / "whole")
     out = tmp_path / "killed"
     kills = killing.kill_until_done(
-        lambda: run(config, BACKBONE, str(stripes), out), whole["seconds"], seed=0
+        functools.partial(run, config, BACKBONE, str(stripes), out), whole["seconds"], seed=0
     )
     assert kills > 1
     found = json.loads((out / "report.json").read_text())

@@ -1,5 +1,6 @@
 """The whole judge on small pictures: it learns, stops, goes on, and refuses what does not fit."""
 
+import functools
 import json
 import os
 import signal
@@ -197,7 +198,7 @@ def test_killed_at_any_moment_it_comes_to_the_same_grade(settings, boxes, small_
     whole = run(config, small_vit, boxes, tmp_path / "whole")
     out = tmp_path / "killed"
     kills = killing.kill_until_done(
-        lambda: run(config, small_vit, boxes, out), whole["seconds"], seed=0
+        functools.partial(run, config, small_vit, boxes, out), whole["seconds"], seed=0
     )
     assert kills > 1
     assert json.loads((out / "report.json").read_text())["value"] == whole["value"]
