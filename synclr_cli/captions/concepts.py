@@ -60,6 +60,7 @@ _BANKS = {
     "food101": _Bank(domain="food", gloss="dish"),
     "places365": _Bank(kind="place"),
     "cifar10": _Bank(),
+    "cifar10-words": _Bank(),
     "cifar100": _Bank(),
     "stl10": _Bank(),
     "cub200": _Bank(domain="bird", gloss="bird"),

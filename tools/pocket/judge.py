@@ -1,0 +1,306 @@
+"""Judge `pocket:`: does it paint what it is told, is that of use, did it learn pictures by heart?
+
+    python tools/pocket/judge.py pocket.safetensors --train train.parquet --test test.parquet --out FOLDER
+
+- **classes**: a CNN trained on the real pictures says what the painted ones show, for captions as
+  trained on and for nouns never trained on; its own accuracy on real test pictures is the ceiling.
+- **colours, grounds**: `looks.describe` says what the pixels have, as far as it says anything.
+- **use**: the same CNN trained on painted pictures alone, graded on real test pictures, beside one
+  trained on as many real ones.
+- **memory**: each painted picture's nearest training picture over the whole training set and its
+  mirror, by pixels, as a share of the mean distance to the 50 nearest; beside that of real test
+  pictures. Copies would lie far below what real pictures show.
+
+Writes FOLDER/report.json, FOLDER/sheet.png (rows: classes; guidance rising by column groups) and
+FOLDER/nearest.png (the twelve most suspicious pictures, each beside its nearest).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from pathlib import Path
+
+import looks
+import numpy as np
+import torch
+import words
+from PIL import Image
+from prepare import read_pictures
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from synclr_cli.render.engines.pocket import weights
+from synclr_cli.render.engines.pocket.text import read_language_model
+
+COLOURS_SAID = ("red", "yellow", "green", "blue", "brown", "black", "white")
+STEPS = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--train", type=Path, required=True)
+    parser.add_argument("--test", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.5, 4.0])
+    parser.add_argument("--per-class", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=4, help="of the CNN on real pictures")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    report: dict[str, object] = {"weights": given.weights.name, "steps": STEPS}
+
+    real, labels = read_pictures(given.train)
+    real_test, test_labels = read_pictures(given.test)
+    known = given.out / "cnn.pt"
+    judge = make_cnn()
+    if known.exists():
+        judge.load_state_dict(torch.load(known, weights_only=True))
+    else:
+        fit(judge, real, labels, given.epochs)
+        torch.save(judge.state_dict(), known)
+    report["cnn_on_real_test"] = accuracy(judge, real_test, test_labels)
+
+    painter = Painter(given.weights)
+    sheet: list[np.ndarray] = []
+    kept: dict[float, tuple[np.ndarray, np.ndarray]] = {}
+    for guidance in given.guidance:
+        captions, asked = trained_captions(given.per_class)
+        started = time.monotonic()
+        painted = painter(captions, guidance)
+        speed = len(painted) / (time.monotonic() - started)
+        kept[guidance] = (painted, asked)
+        sheet.append(painted)
+        row: dict[str, float] = {
+            "classes": accuracy(judge, painted, asked),
+            "images_per_s": round(speed, 2),
+        }
+        captions, asked = unseen_captions(given.per_class // 3)
+        row["classes_unseen_nouns"] = accuracy(judge, painter(captions, guidance), asked)
+        row |= colours(painter, guidance)
+        report[f"guidance_{guidance:g}"] = row
+        print(guidance, row, flush=True)
+    report["by_class_middle_guidance"] = by_class(
+        judge, *kept[given.guidance[len(given.guidance) // 2]]
+    )
+
+    painted, asked = kept[given.guidance[len(given.guidance) // 2]]
+    chosen = np.random.default_rng(0).permutation(len(real))
+    some = np.concatenate([chosen[labels[chosen] == k][: given.per_class] for k in range(10)])
+    for name, pictures, kinds in (
+        ("cnn_trained_on_painted", painted, asked),
+        ("cnn_trained_on_as_many_real", real[some], labels[some]),
+    ):
+        grades = []
+        for seed in range(3):
+            torch.manual_seed(seed)
+            learner = make_cnn()
+            fit(learner, pictures, kinds, epochs=60, batch=50)
+            grades.append(accuracy(learner, real_test, test_labels))
+        report[name] = {"mean": statistics.mean(grades), "sd": statistics.stdev(grades)}
+        print(name, report[name], flush=True)
+
+    report["memory"] = memory(painted, real, real_test, given.out / "nearest.png")
+    contact_sheet(sheet, given.per_class, given.out / "sheet.png")
+    (given.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=2))
+
+
+class Painter:
+    """Captions -> pictures [N, 32, 32, 3] uint8; the i-th call's rows have seeds of their own."""
+
+    def __init__(self, path: Path):
+        self._pipe = weights.load(path)
+        self._pipe.set_progress_bar_config(disable=True)
+        model, tokenizer = read_language_model()
+        self._pipe.register_modules(language_model=model, tokenizer=tokenizer)
+
+    def __call__(self, captions: list[str], guidance: float) -> np.ndarray:
+        """Return one picture per caption."""
+        made = []
+        for start in range(0, len(captions), 64):
+            rows = captions[start : start + 64]
+            pictures = self._pipe(
+                rows,
+                num_inference_steps=STEPS,
+                guidance_scale=guidance,
+                generator=[torch.Generator().manual_seed(start + i) for i in range(len(rows))],
+                output_type="np",
+            ).images
+            made.append((pictures * 255).round().astype(np.uint8))
+        return np.concatenate(made)
+
+
+def trained_captions(per_class: int) -> tuple[list[str], np.ndarray]:
+    """Return captions of known nouns, half with a ground, and their classes."""
+    draw = random.Random(0)
+    captions, asked = [], []
+    for number, kind in enumerate(words.CLASSES):
+        for i in range(per_class):
+            ground = draw.choice(looks.GROUNDS) if i % 2 else ""
+            captions += words.captions(kind, "", ground, 1, seed=1000 + i)
+            asked.append(number)
+    return captions, np.array(asked)
+
+
+def unseen_captions(per_class: int) -> tuple[list[str], np.ndarray]:
+    """Return captions of nouns that were never trained on, and their classes."""
+    captions, asked = [], []
+    for number, kind in enumerate(words.CLASSES):
+        for i in range(per_class):
+            noun = words.UNSEEN[kind][i % len(words.UNSEEN[kind])]
+            captions.append(f"A photo of a {noun}.")
+            asked.append(number)
+    return captions, np.array(asked)
+
+
+def colours(painter: Painter, guidance: float) -> dict[str, float]:
+    """Return how often things and grounds have the colour asked for, where the rule names one."""
+    captions, things = [], []
+    for kind in ("automobile", "truck", "bird", "ship"):
+        for colour in COLOURS_SAID:
+            captions += words.captions(kind, colour, "", 4, seed=2000)
+            things += [colour] * (len(captions) - len(things))
+    seen, _ = looks.describe(painter(captions, guidance))
+    wanted = np.array([looks.COLOURS.index(c) for c in things])
+    result = {
+        "thing_colour_as_asked": float((seen == wanted)[seen >= 0].mean()),
+        "thing_colour_named": float((seen >= 0).mean()),
+    }
+    captions, grounds = [], []
+    for kind in ("bird", "dog", "horse", "automobile"):
+        for ground in looks.GROUNDS:
+            captions += words.captions(kind, "", ground, 4, seed=3000)
+            grounds += [ground] * (len(captions) - len(grounds))
+    _, seen = looks.describe(painter(captions, guidance))
+    wanted = np.array([looks.COLOURS.index(g) for g in grounds])
+    return {
+        **result,
+        "ground_as_asked": float((seen == wanted)[seen >= 0].mean()),
+        "ground_named": float((seen >= 0).mean()),
+    }
+
+
+def make_cnn() -> nn.Module:
+    """Return a small classifier of 32 x 32 pictures."""
+
+    def block(narrow: int, wide: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(narrow, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(),
+            nn.Conv2d(wide, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(),
+            nn.MaxPool2d(2),
+        )  # fmt: skip
+
+    return nn.Sequential(
+        block(3, 16), block(16, 32), block(32, 64), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(64, 10),
+    )  # fmt: skip
+
+
+def fit(model: nn.Module, pictures: np.ndarray, labels: np.ndarray, epochs: int, batch: int = 100):
+    """Train with mirrored and shifted pictures, one cycle of the learning rate."""
+    inputs, targets = _inputs(pictures), torch.from_numpy(labels.astype(np.int64))
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.05)
+    steps = epochs * (len(inputs) // batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    model.train()
+    for _ in range(epochs):
+        order = torch.randperm(len(inputs))
+        for start in range(0, len(order) - batch + 1, batch):
+            rows = order[start : start + batch]
+            x = inputs[rows]
+            if torch.rand(()) < 0.5:
+                x = x.flip(-1)
+            up, left = torch.randint(0, 9, (2,)).tolist()
+            x = F.pad(x, (4, 4, 4, 4), mode="reflect")[..., up : up + 32, left : left + 32]
+            loss = F.cross_entropy(model(x), targets[rows], label_smoothing=0.05)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, pictures: np.ndarray) -> np.ndarray:
+    """Return the classes a model sees [N]."""
+    model.eval()
+    return torch.cat([model(x).argmax(1) for x in _inputs(pictures).split(500)]).numpy()
+
+
+def accuracy(model: nn.Module, pictures: np.ndarray, labels: np.ndarray) -> float:
+    """Return the share of pictures that a model sees as labelled."""
+    return float((predict(model, pictures) == labels).mean())
+
+
+def by_class(model: nn.Module, pictures: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return `accuracy` for each class."""
+    right = predict(model, pictures) == labels
+    return {k: float(right[labels == i].mean()) for i, k in enumerate(words.CLASSES)}
+
+
+def _inputs(pictures: np.ndarray) -> Tensor:
+    return (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255 - 0.47) / 0.25
+
+
+def memory(
+    painted: np.ndarray, real: np.ndarray, test: np.ndarray, sheet: Path
+) -> dict[str, object]:
+    """Return how near painted and real test pictures come to the training set; draw the nearest."""
+    base = np.concatenate([real, real[:, :, ::-1]])  # mirrored too
+    result: dict[str, object] = {"against": len(base)}
+    found = {}
+    for name, pictures in (("painted", painted), ("real_test", test[: len(painted)])):
+        ratio, nearest, distance = _nearest(pictures, base)
+        found[name] = ratio, nearest
+        result[name] = {
+            "distance_share_median": float(np.median(ratio)),
+            "distance_share_lowest": float(ratio.min()),
+            "distance_share_1_percent": float(np.quantile(ratio, 0.01)),
+            "pixel_rmse_median": float(np.median(distance)),
+            "pixel_rmse_lowest": float(distance.min()),
+        }
+    ratio, nearest = found["painted"]
+    worst = ratio.argsort()[:12]
+    pairs = [np.concatenate([painted[i], base[nearest[i]]], 1) for i in worst]
+    rows = [np.concatenate(pairs[i : i + 4], 1) for i in range(0, 12, 4)]
+    Image.fromarray(np.concatenate(rows)).resize((8 * 96, 3 * 96), Image.Resampling.NEAREST).save(
+        sheet
+    )
+    return result
+
+
+def _nearest(pictures: np.ndarray, base: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return for each picture: nearest / mean of the 50 nearest, whose, and its RMSE in levels."""
+    queries = torch.from_numpy(pictures.reshape(len(pictures), -1)).float()
+    near: list[Tensor] = []
+    size = 10_000
+    for start in range(0, len(base), size):
+        some = torch.from_numpy(base[start : start + size].reshape(-1, queries.shape[1])).float()
+        squared = queries.square().sum(1)[:, None] - 2 * queries @ some.T + some.square().sum(1)
+        best = squared.topk(50, largest=False)
+        near.append(torch.stack([best.values.double(), (best.indices + start).double()]))
+    values, where = torch.cat(near, 2)  # [N, 50 x chunks] both
+    order = values.argsort(1)[:, :50]
+    distance = values.gather(1, order).clamp(min=0).sqrt()
+    first = where.gather(1, order)[:, 0].long().numpy()
+    ratio = (distance[:, 0] / distance.mean(1)).numpy()
+    return ratio, first, (distance[:, 0] / queries.shape[1] ** 0.5).numpy()
+
+
+def contact_sheet(painted: list[np.ndarray], per_class: int, path: Path, each: int = 8) -> None:
+    """Draw `each` pictures of every class (row), one group of columns per guidance."""
+    rows = []
+    for kind in range(10):
+        groups = [p[kind * per_class : kind * per_class + each] for p in painted]
+        gap = np.full((32, 8, 3), 255, np.uint8)
+        cells = [np.concatenate([*group, gap], 1) for group in groups]
+        rows.append(np.concatenate(cells, 1))
+    whole = Image.fromarray(np.concatenate(rows))
+    whole.resize((whole.width * 2, whole.height * 2), Image.Resampling.NEAREST).save(path)
+
+
+if __name__ == "__main__":
+    main()

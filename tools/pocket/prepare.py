@@ -1,0 +1,111 @@
+"""Labelled pictures -> what `train.py` reads: pixels, and for each look a list of encoded sentences.
+
+    python tools/pocket/prepare.py cifar10/train.parquet --written captions.parquet --out FOLDER
+
+The Parquet has the Hugging Face layout: `image` {bytes, path} and `label` 0-9 in CIFAR-10's order.
+Sentences come from `words.py`, and with `--written` from a captions file of `synclr captions -c
+cifar10-words`, as far as `words.read` understands them. Each is encoded once (a few minutes).
+Writes FOLDER/pictures.safetensors and FOLDER/texts.safetensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+import looks
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import words
+from PIL import Image
+from safetensors.torch import save_file
+
+from synclr_cli.render.engines.pocket.text import Whitening, mean_states, read_language_model
+
+WIDTH = 128  # numbers a sentence becomes
+BATCH = 64  # sentences encoded together
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("pictures", type=Path)
+    parser.add_argument("--written", type=Path, help="captions by a language model")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+
+    pictures, labels = read_pictures(given.pictures)
+    thing, ground = looks.describe(pictures)
+    save_file(
+        {
+            "pictures": torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(),  # [N, 3, H, W]
+            "looks": torch.from_numpy(np.stack([labels, thing, ground], 1)),  # [N, 3], -1: none
+        },
+        given.out / "pictures.safetensors",
+    )
+
+    texts, described = sentences(given.written)
+    print(f"{len(texts)} sentences to encode", flush=True)
+    states = encode(texts)
+    whitening = Whitening.fit(states, WIDTH)
+    save_file(
+        {
+            "vectors": whitening(states),  # [T, 128]
+            "looks": torch.tensor(described),  # [T, 3], -1: not said
+            **{f"whitening.{k}": v for k, v in whitening.state_dict().items()},
+        },
+        given.out / "texts.safetensors",
+    )
+    (given.out / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+
+
+def read_pictures(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return pictures [N, H, W, 3] uint8 and labels [N]."""
+    table = pq.read_table(path, columns=["image", "label"])
+    pictures = [
+        np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))
+        for image in table["image"].to_pylist()
+    ]
+    return np.stack(pictures), table["label"].to_numpy()
+
+
+def sentences(written: Path | None) -> tuple[list[str], list[tuple[int, int, int]]]:
+    """Return sentences [T], and what each says: class, colour and ground, -1 where it does not."""
+    colours = ("", *looks.COLOURS)
+    found: dict[str, tuple[int, int, int]] = {}
+
+    def add(text: str, kind: str, colour: str, ground: str) -> None:
+        said = (words.CLASSES.index(kind), colours.index(colour) - 1, colours.index(ground) - 1)
+        found.setdefault(text, said)
+
+    for kind in words.CLASSES:
+        for colour in colours:
+            for ground in ("", *looks.GROUNDS):
+                few = 40 if not colour or not ground else 6
+                for text in words.captions(kind, colour, ground, few):
+                    add(text, kind, colour, ground)
+    if written:
+        table = pq.read_table(written, columns=["caption", "engine"])
+        texts = [r["caption"] for r in table.to_pylist() if not r["engine"].startswith("template")]
+        understood = [(text, said) for text in texts if (said := words.read(text))]
+        for text, said in understood:
+            add(text, *said)
+        print(f"{len(understood)} of {len(texts)} written captions were understood", flush=True)
+    return list(found), list(found.values())
+
+
+def encode(texts: list[str]) -> torch.Tensor:
+    """Return the mean hidden states of sentences [T, 576]."""
+    model, tokenizer = read_language_model()
+    states = torch.empty(len(texts), model.config.hidden_size)
+    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
+    for start in range(0, len(texts), BATCH):
+        rows = by_length[start : start + BATCH]
+        states[rows] = mean_states(model, tokenizer, [texts[i] for i in rows])
+    return states
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Train `pocket:` on what `prepare.py` made; the same command continues.
+
+    python tools/pocket/train.py FOLDER --steps 6000
+
+    picture + noise at level s, a sentence about the picture --UNet--> noise - picture
+
+Rectified flow with logit-normal levels (Esser et al. 2024), AdamW, a constant rate that falls
+linearly over the second half, an average of the weights (EMA), one sentence in ten left out for
+classifier-free guidance. A batch is a function of (seed, step). Writes FOLDER/log.jsonl,
+FOLDER/checkpoint.pt every 200 steps and at SIGTERM, and at the end FOLDER/pocket.safetensors.
+Until the second half begins, `--steps` may be changed between runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from synclr_cli.render.engines.pocket.pipeline import fold, make_unet
+from synclr_cli.render.engines.pocket.weights import save
+
+EMA = 0.999
+UNSAID = 0.1  # share of the pictures that get no sentence
+MENTION = 0.8  # of a colour or ground, where it is rare
+BALANCE = 0.07  # a look with a larger share is mentioned less, so that all are about equally often
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=9e-4)
+    parser.add_argument("--width", type=int, default=48)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true")
+    given = parser.parse_args()
+
+    batches = Batches(given.folder, given.batch, given.seed)
+    torch.manual_seed(given.seed)
+    unet = make_unet(given.width, batches.vectors.shape[1])
+    averaged = make_unet(given.width, batches.vectors.shape[1])
+    averaged.load_state_dict(unet.state_dict())
+    optimizer = torch.optim.AdamW(unet.parameters(), given.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    step = 0
+    checkpoint = given.folder / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        unet.load_state_dict(state["unet"])
+        averaged.load_state_dict(state["averaged"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = state["step"]
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
+
+    def keep() -> None:
+        partial = checkpoint.with_suffix(".partial")
+        torch.save(
+            {
+                "unet": unet.state_dict(),
+                "averaged": averaged.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+            },
+            partial,
+        )
+        partial.replace(checkpoint)
+
+    forward = torch.compile(unet) if given.compile else unet
+    started, total, since = time.monotonic(), 0.0, 0
+    with open(given.folder / "log.jsonl", "a", encoding="utf-8") as log:
+        while step < given.steps and not stopping:
+            for group in optimizer.param_groups:
+                group["lr"] = given.lr * rate(step, given.steps)
+            pictures, text, noise, level = batches.draw(step)
+            mixed = (1 - level) * pictures + level * noise
+            times = level.flatten() * 1000
+            flow = forward(mixed, times, None, class_labels=text, return_dict=False)[0]
+            loss = (flow - (noise - pictures)).square().mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            average(averaged, unet, min(EMA, (1 + step) / (10 + step)))
+            total, since = total + loss.item(), since + 1
+            if step % 50 == 0:
+                speed = since * given.batch / (time.monotonic() - started)
+                line = {"step": step, "loss": total / since, "images_per_s": round(speed, 1)}
+                log.write(json.dumps(line) + "\n")
+                log.flush()
+                started, total, since = time.monotonic(), 0.0, 0
+            if step % 200 == 0:
+                keep()
+    keep()
+    if step >= given.steps:
+        save(given.folder / "pocket.safetensors", averaged, batches.whitening)
+
+
+def rate(step: int, steps: int) -> float:
+    """Return the share of the learning rate: up over 200 steps, level, down over the second half."""
+    return min((step + 1) / 200, 1.0, 2 * (steps - step) / steps)
+
+
+@torch.no_grad()
+def average(averaged: torch.nn.Module, current: torch.nn.Module, keep: float) -> None:
+    """Move `averaged` towards `current` by a share 1 - keep."""
+    torch._foreach_lerp_(list(averaged.parameters()), list(current.parameters()), 1 - keep)
+
+
+class Batches:
+    """Pictures with a sentence that is true of each, drawn anew for each step."""
+
+    def __init__(self, folder: Path, size: int, seed: int):
+        read = load_file(folder / "pictures.safetensors")
+        self._pictures, self._looks = read["pictures"], read["looks"]  # [N, 3, 32, 32], [N, 3]
+        texts = load_file(folder / "texts.safetensors")
+        self.vectors = texts["vectors"]  # [T, 128]
+        self.whitening = {
+            k.removeprefix("whitening."): v for k, v in texts.items() if k.startswith("whitening.")
+        }
+        self._said: dict[tuple[int, ...], list[int]] = {}
+        for row, said in enumerate(texts["looks"].tolist()):
+            self._said.setdefault(tuple(said), []).append(row)
+        self._mention = [_mention(self._looks[:, column]) for column in (1, 2)]
+        self._size, self._seed = size, seed
+
+    def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return folded pictures [B, 12, 16, 16], text [B, 128], noise, and levels [B, 1, 1, 1]."""
+        draw = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
+        rows = torch.randint(len(self._pictures), (self._size,), generator=draw)
+        pictures = self._pictures[rows].float() / 127.5 - 1
+        flipped = torch.rand(self._size, 1, 1, 1, generator=draw) < 0.5
+        pictures = fold(torch.where(flipped, pictures.flip(-1), pictures))
+        chance = torch.rand(self._size, 4, generator=draw)
+        text = torch.zeros(self._size, self.vectors.shape[1])
+        for i, (kind, colour, ground) in enumerate(self._looks[rows].tolist()):
+            if chance[i, 0] < UNSAID:
+                continue  # zero: the mean of all sentences
+            colour = colour if chance[i, 1] < self._mention[0][colour] else -1
+            ground = ground if chance[i, 2] < self._mention[1][ground] else -1
+            fitting = self._said[kind, colour, ground]
+            text[i] = self.vectors[fitting[int(chance[i, 3] * len(fitting))]]
+        noise = torch.randn(pictures.shape, generator=draw)
+        level = torch.sigmoid(torch.randn(self._size, 1, 1, 1, generator=draw))
+        return pictures, text, noise, level
+
+
+def _mention(looks: Tensor) -> dict[int, float]:
+    """Return how often each look is said of pictures that have it: the common ones less often."""
+    share = torch.bincount(looks + 1, minlength=10) / len(looks)
+    said = {k: min(MENTION, BALANCE / max(float(share[k + 1]), 1e-9)) for k in range(9)}
+    return {-1: 0.0, **said}
+
+
+if __name__ == "__main__":
+    main()
