@@ -1,6 +1,6 @@
 """Judge `pocket:`: does it paint what it is told, is that of use, did it learn pictures by heart?
 
-    python tools/pocket/judge.py pocket.safetensors --train train.parquet --test test.parquet --out FOLDER
+    python tools/pocket/judge.py pocket.safetensors --train TRAIN --test TEST --out FOLDER
 
 - **classes**: a CNN trained on the real pictures says what the painted ones show, for captions as
   trained on and for nouns never trained on; its own accuracy on real test pictures is the ceiling.
@@ -83,11 +83,9 @@ def main() -> None:
         row |= colours(painter, guidance)
         report[f"guidance_{guidance:g}"] = row
         print(guidance, row, flush=True)
-    report["by_class_middle_guidance"] = by_class(
-        judge, *kept[given.guidance[len(given.guidance) // 2]]
-    )
-
     painted, asked = kept[given.guidance[len(given.guidance) // 2]]
+    report["by_class_middle_guidance"] = by_class(judge, painted, asked)
+
     chosen = np.random.default_rng(0).permutation(len(real))
     some = np.concatenate([chosen[labels[chosen] == k][: given.per_class] for k in range(10)])
     for name, pictures, kinds in (

@@ -1,4 +1,4 @@
-"""Labelled pictures -> what `train.py` reads: pixels, and for each look a list of encoded sentences.
+"""Labelled pictures -> what `train.py` reads: pixels, and encoded sentences for each look.
 
     python tools/pocket/prepare.py cifar10/train.parquet --written captions.parquet --out FOLDER
 

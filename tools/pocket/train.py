@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def rate(step: int, steps: int) -> float:
-    """Return the share of the learning rate: up over 200 steps, level, down over the second half."""
+    """Return the share of the peak rate: up over 200 steps, level, down over the second half."""
     return min((step + 1) / 200, 1.0, 2 * (steps - step) / steps)
 
 

@@ -1,6 +1,6 @@
-"""The words `pocket:` is taught: what to call CIFAR-10's things, their colours, and where they stand.
+"""The words `pocket:` is taught: CIFAR-10's things, their colours, and where they stand.
 
-    class, colour, ground --captions()--> sentences        sentence --read()--> class, colour, ground
+    class, colour, ground --captions()--> sentences    sentence --read()--> the same three
 
 Written by us. Nouns of `UNSEEN` are never trained on: they tell whether a new word finds its class.
 """
@@ -186,11 +186,8 @@ def read(text: str) -> tuple[str, str, str] | None:
     if len({_KIND_OF[n.group(1)] for n in nouns}) != 1:
         return None
     kind = _KIND_OF[nouns[0].group(1)]
-    colour = ""
-    before = [lowered[: n.start()].split()[-2:] for n in nouns]
-    close = {
-        _COLOUR_OF[w.strip(",")] for words in before for w in words if w.strip(",") in _COLOUR_OF
-    }
+    before = [word.strip(",") for n in nouns for word in lowered[: n.start()].split()[-2:]]
+    close = {_COLOUR_OF[word] for word in before if word in _COLOUR_OF}
     words = re.findall(r"[a-z]+", lowered)
     if {_COLOUR_OF[w] for w in words if w in _COLOUR_OF} != close or len(close) > 1:
         return None
