@@ -118,7 +118,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         try:
             yield partial
-            for file in partial.iterdir():
+            for file in (found for found in partial.rglob("*") if found.is_file()):
                 with open(file, "rb") as f:
                     os.fsync(f.fileno())
             if path.exists():
