@@ -22,8 +22,9 @@ import torch
 from synclr_cli.captions import concepts, prompts, quality
 from synclr_cli.captions.completing import prompts_of
 from synclr_cli.captions.drawing import Drawer, noise_seeds
-from synclr_cli.learning import smollm2
+from synclr_cli.captions.engines.smollm2 import SmolLM2Engine
 from synclr_cli.config import CaptionEngineConfig
+from synclr_cli.learning import smollm2
 
 NEW_TOKENS = 40
 
@@ -43,7 +44,7 @@ def main() -> None:
     asked = prompts_of(rows, drawer)
     seeds = noise_seeds(0, rows.ids, 0).tolist()
 
-    engine = smollm2.SmolLM2Engine(
+    engine = SmolLM2Engine(
         "",
         CaptionEngineConfig(max_new_tokens=NEW_TOKENS, batch_size=arguments.batch_size),
     )

@@ -17,7 +17,7 @@ import numpy as np
 from synclr_cli.captions import concepts, prompts
 from synclr_cli.captions.completing import prompts_of
 from synclr_cli.captions.drawing import Drawer, noise_seeds
-from synclr_cli.learning import smollm2
+from synclr_cli.captions.engines import smollm2
 from synclr_cli.config import CaptionEngineConfig
 
 

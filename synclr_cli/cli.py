@@ -481,19 +481,33 @@ def _draw(found: inspection.Description, png: Path | None) -> Path | None:
 def export(
     backbone: Annotated[
         str,
-        typer.Argument(metavar="BACKBONE", help="Run folder, .safetensors, .pth, timm:NAME, or -."),
+        typer.Argument(
+            metavar="BACKBONE",
+            help="Run folder, .safetensors, .pth, timm:NAME, or -; or pocket:, for diffusers.",
+        ),
     ],
-    to: Annotated[str, typer.Option("--to", metavar="timm|transformers|onnx", help="Library.")],
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="timm|transformers|onnx|diffusers", help="Library."),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder. [default: exports/BACKBONE-TO]")
     ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Hand a backbone to another library, and check that it computes the same there."""
+    """Hand a backbone, or pocket:, to another library, and check that it computes the same."""
     console.set_quiet(quiet)
     name = _input(backbone)
     folder = out or Path("exports") / f"{judging.stem(name)}-{to}"
+    scheme, colon, target = name.partition(":")
+    if (scheme, colon) == ("pocket", ":"):
+        if to != "diffusers":
+            raise UsageError("--to for pocket:", got=to, expected="diffusers")
+        from synclr_cli.render.engines.pocket import exporting
+
+        console.result(str(exporting.run(target, folder, overwrite=overwrite)))
+        return
     from synclr_cli.export.run import run
 
     console.result(str(run(name, to, folder, overwrite=overwrite)))

@@ -7,7 +7,7 @@ presets) with the embedded engines. Units are in the names; sizes are pixels unl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from synclr_cli import checks
@@ -82,11 +82,15 @@ class CaptionsConfig:
 class RenderEngineConfig:
     """Which text-to-image model paints the captions, and how."""
 
-    name: str = "procedural:"  # scheme:target
+    name: str = "pocket:"  # scheme:target
     guidance: float = 2.5  # classifier-free guidance scale
-    steps: int = 50  # denoising steps
-    scheduler: str = "ddim"  # a name of render/engines/diffusers.py, or "own": the pipeline's
-    size: int = 512  # pixels painted, before the reduction to render.stored_size
+    steps: int = 0  # denoising steps; 0: the engine's own, pocket: 10, diffusers: 50
+    # A name of the engine's, or "own": the pipeline's; "auto": pocket: own, diffusers: ddim, or own
+    # for flows.
+    scheduler: str = "auto"
+    # Pixels painted, before the reduction to render.stored_size; 0: the engine's own, pocket: 32,
+    # procedural: 64, diffusers: 512.
+    size: int = 0
     batch_size: int = 16  # pictures painted together
     dtype: str = "auto"
     variant: str = ""  # of the weights' files, such as "fp16"
@@ -103,10 +107,15 @@ class RenderEngineConfig:
         key = "render.engine"
         checks.scheme(f"{key}.name", self.name)
         checks.within(f"{key}.guidance", self.guidance, 0, 100)
-        checks.within(f"{key}.steps", self.steps, 1, 1000)
-        checks.at_least(f"{key}.size", self.size, 8)
+        checks.within(f"{key}.steps", self.steps, 0, 1000)
+        checks.at_least(f"{key}.size", self.size, 8 if self.size else 0)
         checks.at_least(f"{key}.batch_size", self.batch_size, 1)
         checks.one_of(f"{key}.dtype", self.dtype, DTYPES)
+
+    def filled(self, **own: int | str) -> RenderEngineConfig:
+        """Return these settings with an engine's own for those that are left to it."""
+        left = {key: value for key, value in own.items() if getattr(self, key) in (0, "auto")}
+        return replace(self, **left)
 
 
 @dataclass(frozen=True)

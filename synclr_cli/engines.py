@@ -78,6 +78,7 @@ _TABLES = {
         "vllm": "synclr_cli.captions.engines.vllm:VllmEngine",
     },
     "image": {
+        "pocket": "synclr_cli.render.engines.pocket.engine:PocketEngine",
         "procedural": "synclr_cli.render.engines.procedural:ProceduralEngine",
         "diffusers": "synclr_cli.render.engines.diffusers:DiffusersEngine",
     },

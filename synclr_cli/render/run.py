@@ -140,6 +140,8 @@ def _paint(
                 writer.write(_settled(*in_flight.popleft(), painter))
         while in_flight:
             writer.write(_settled(*in_flight.popleft(), painter))
+    if finish := getattr(engine, "finish", None):
+        finish()  # its last word
     if truncated := len(getattr(engine, "truncated", ())):
         console.warn(f"{truncated} captions were longer than the text encoder reads")
 

@@ -33,6 +33,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "pndm": ("PNDMScheduler", {}),
     "lcm": ("LCMScheduler", {}),
     "own": ("", {}),  # what the pipeline came with: turbo, SD3 and Flux class models
+    "auto": ("", {}),  # own for flows, ddim for others
 }
 
 
@@ -145,7 +146,7 @@ def _read(engine: str, folder: Path, dtype: torch.dtype, config: RenderEngineCon
     try:
         pipe = diffusers.AutoPipelineForText2Image.from_pretrained(folder, **settings)
     except ValueError:  # a text-to-image class the Auto table does not list
-        pipe = _read_any(engine, folder, settings)
+        pipe = _read_any(engine, folder, settings, index["_class_name"], config.size)
     except (OSError, ImportError, KeyError) as e:
         raise EngineError(f"{engine} cannot be loaded ({_first_line(e)})") from e
     call = inspect.signature(pipe.__call__).parameters
@@ -156,17 +157,27 @@ def _read(engine: str, folder: Path, dtype: torch.dtype, config: RenderEngineCon
     return pipe
 
 
-def _read_any(engine: str, folder: Path, settings: dict[str, Any]) -> Any:
+def _read_any(engine: str, folder: Path, settings: dict[str, Any], kind: str, size: int) -> Any:
+    pipeline = diffusers.DiffusionPipeline
+    if kind == "PocketPipeline":  # ours, so diffusers has no such class
+        from synclr_cli.render.engines.pocket.pipeline import SIDE, PocketPipeline
+
+        if size != SIDE:
+            raise UsageError(f"render.engine.size for {engine}", got=size, expected=SIDE)
+        pipeline = PocketPipeline
     try:
-        return diffusers.DiffusionPipeline.from_pretrained(folder, **settings)
+        return pipeline.from_pretrained(folder, **settings)
     except (OSError, ValueError, ImportError, AttributeError, KeyError) as e:
         raise EngineError(f"{engine} cannot be loaded ({_first_line(e)})") from e
 
 
 def _set_scheduler(engine: str, pipe: Any, name: str) -> None:
+    flow = "FlowMatch" in type(pipe.scheduler).__name__
+    if name == "auto":
+        name = "own" if flow else "ddim"
     if name == "own":
         return
-    if "FlowMatch" in type(pipe.scheduler).__name__:
+    if flow:
         raise UsageError(
             f"render.engine.scheduler for {engine}, a flow-matching model",
             got=name,

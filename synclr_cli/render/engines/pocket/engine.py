@@ -1,0 +1,151 @@
+"""`pocket:` - the text-to-image model that comes with the package: a flow at 32 x 32 pixels.
+
+    captions -> SmolLM2's vectors, once per caption -> noise of each row's seed -> flow -> pixels
+
+It was taught ten things (words.txt beside the weights, docs/pocket.md) and paints anything else as
+well as it can; how many captions name none of the ten is told once. `pocket:FILE` takes other
+weights, made by tools/pocket.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+from torch import Tensor
+
+from synclr_cli import console
+from synclr_cli.config import RenderEngineConfig
+from synclr_cli.engines import Painting
+from synclr_cli.errors import UsageError
+from synclr_cli.learning import runtime, smollm2
+from synclr_cli.render.engines.pocket import weights
+from synclr_cli.render.engines.pocket.known import Known
+from synclr_cli.render.engines.pocket.pipeline import SHAPE, SIDE, unfold
+
+STEPS = 10
+SCHEDULERS = {
+    "own": FlowMatchEulerDiscreteScheduler,
+    "euler": FlowMatchEulerDiscreteScheduler,
+    "heun": FlowMatchHeunDiscreteScheduler,  # twice the passes, less one
+}
+REMEMBERED = 16_384  # captions, of half a kilobyte each
+READ_TOGETHER = 64  # captions
+ENOUGH_TO_TELL = 64  # captions, before most of them being unknown is worth a warning
+# Settings of larger pipelines, which have what this one has not.
+_STRANGE = ("variant", "revision", "safety_checker", "vae_slicing", "vae_tiling", "offload")
+
+
+class PocketEngine:
+    """Paints with the shipped model, on the GPU if there is one."""
+
+    def __init__(self, target: str, config: RenderEngineConfig):
+        self._config = config = config.filled(size=SIDE, steps=STEPS, scheduler="own")
+        _require_fitting(config)
+        path = Path(target).expanduser() if target else weights.SHIPPED
+        self._known = Known(path)
+        self._pipe = weights.load(path)
+        self._pipe.scheduler = SCHEDULERS[config.scheduler]()
+        self._pipe.set_progress_bar_config(disable=True)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        fast = torch.bfloat16 if runtime.has_fast_bfloat16(device) else torch.float32
+        dtype = fast if config.dtype == "auto" else getattr(torch, config.dtype)
+        self._pipe.to(device)
+        self._pipe.unet.to(dtype)  # the text stays float32
+        if config.compile:
+            self._pipe.unet.compile()
+        self.revision = (
+            f"{path.name} sha256:{smollm2.digest(path)}, "
+            f"text sha256:{smollm2.digest(smollm2.weights_file())}, "
+            f"{str(dtype).removeprefix('torch.')}"
+        )
+        self._vectors: OrderedDict[str, Tensor] = OrderedDict()  # caption -> [128], newest last
+        self._negative: Tensor | None = None  # [1, 128]
+        self._read = self._unknown = 0  # captions
+        self._told = False
+
+    def paint(
+        self, captions: Sequence[str], concepts: Sequence[str], seeds: Sequence[int]
+    ) -> list[Painting]:
+        """Return one picture [32, 32, 3] per caption, from the noise of that row's seed."""
+        del concepts  # the caption says it
+        painted: list[Painting] = []
+        for start in range(0, len(captions), self._config.batch_size):
+            rows = slice(start, start + self._config.batch_size)
+            painted += self._paint_batch(captions[rows], seeds[rows])
+        return painted
+
+    def finish(self) -> None:
+        """Warn, unless that is done, if captions named nothing that the model was taught."""
+        if self._unknown and not self._told:
+            self._tell("")
+
+    @torch.inference_mode()
+    def _paint_batch(self, captions: Sequence[str], seeds: Sequence[int]) -> list[Painting]:
+        self._learn(captions)
+        noise = [torch.randn(SHAPE, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        samples = self._pipe(
+            prompt_embeds=torch.stack([self._vectors[c] for c in captions]),
+            negative_prompt_embeds=self._negative,
+            num_inference_steps=self._config.steps,
+            guidance_scale=self._config.guidance,
+            latents=torch.stack(noise),
+            output_type="latent",
+        ).images  # [B, 12, 16, 16]
+        finite = samples.isfinite().flatten(1).all(1).tolist()  # [B]
+        levels = (unfold(samples) * 127.5 + 127.5).nan_to_num().round_().clamp_(0, 255)
+        pixels = levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return [
+            Painting(p, flaw="" if whole else "not finite")
+            for p, whole in zip(pixels, finite, strict=True)
+        ]
+
+    def _learn(self, captions: Sequence[str]) -> None:
+        """Encode the captions that are new, short ones together; forget the oldest."""
+        if self._config.negative_prompt and self._negative is None:
+            self._negative = self._pipe.encode_prompt(self._config.negative_prompt)
+        wanted = dict.fromkeys(captions)
+        for caption in wanted.keys() & self._vectors.keys():
+            self._vectors.move_to_end(caption)
+        new = sorted((c for c in wanted if c not in self._vectors), key=len)
+        for start in range(0, len(new), READ_TOGETHER):
+            group = new[start : start + READ_TOGETHER]
+            self._vectors.update(zip(group, self._pipe.encode_prompt(group), strict=True))
+        while len(self._vectors) > max(REMEMBERED, len(wanted)):
+            self._vectors.popitem(last=False)
+        self._read += len(new)
+        self._unknown += self._known.count_unknown(new)
+        if self._read >= ENOUGH_TO_TELL and 2 * self._unknown > self._read and not self._told:
+            self._tell(" so far")  # not at the end of hours
+
+    def _tell(self, when: str) -> None:
+        self._told = True
+        console.warn(
+            f"pocket: knows {len(self._known.things)} things ({', '.join(self._known.things)}); "
+            f"{self._unknown} of {self._read} captions{when} name none of them"
+        )
+
+
+def _require_fitting(config: RenderEngineConfig) -> None:
+    """Refuse settings that the model cannot follow.
+
+    Raises:
+        UsageError: names the setting.
+    """
+    if config.size != SIDE:
+        raise UsageError("render.engine.size for pocket:", got=config.size, expected=SIDE)
+    if config.scheduler not in SCHEDULERS:
+        raise UsageError(
+            "render.engine.scheduler for pocket:, a flow",
+            got=config.scheduler,
+            expected=" | ".join(SCHEDULERS),
+        )
+    if config.scheduler == "heun" and config.steps < 2:
+        raise UsageError("render.engine.steps for heun", got=config.steps, expected="at least 2")
+    strange = [key for key in _STRANGE if getattr(config, key)]
+    strange += [f"options.{key}" for key in config.options]
+    if strange:
+        raise UsageError(f"render.engine.{strange[0]} means nothing to pocket:", do="leave it out")

@@ -1,0 +1,72 @@
+"""A `pocket:` model as a diffusers folder, opened again and compared before it is kept.
+
+    pocket: --write--> unet/ scheduler/ whitening/ model_index.json pipeline.py
+
+    PocketPipeline.from_pretrained(FOLDER)            or, through pipeline.py,
+    DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)
+
+The language model is not copied: the pipeline reads it from SmolLM2's package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import diffusers
+import torch
+
+from synclr_cli import console, places
+from synclr_cli.errors import EngineError, UsageError
+from synclr_cli.learning import smollm2
+from synclr_cli.render.engines.pocket import weights
+from synclr_cli.render.engines.pocket.pipeline import SHAPE, PocketPipeline
+
+_PIPELINE = """# What DiffusionPipeline.from_pretrained looks for; the package synclr has it.
+from synclr_cli.render.engines.pocket.pipeline import PocketPipeline  # noqa: F401
+"""
+
+
+def run(target: str, out: Path, *, overwrite: bool = False) -> Path:
+    """Write the model of `pocket:TARGET` to `out` and return it; the same one there stays.
+
+    Raises:
+        UsageError: `out` holds something else.
+        EngineError: there are no such weights, or diffusers paints other pictures with them.
+    """
+    path = Path(target).expanduser() if target else weights.SHIPPED
+    pipe = weights.load(path)
+    record = {"to": "diffusers", "weights": smollm2.digest(path)}
+    done = out / "export.json"
+    if done.is_file() and not overwrite:
+        if places.read_json(done) != record:
+            raise UsageError(f"{out} holds another export", do="add --overwrite, or choose --out")
+        return out
+    if out.exists() and not done.is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"{out} is there, and is no export", do="choose another --out")
+    with places.atomic_folder(out) as partial:
+        diffusers.utils.logging.disable_progress_bar()
+        diffusers.utils.logging.set_verbosity_error()
+        pipe.save_pretrained(partial)
+        (partial / "pipeline.py").write_text(_PIPELINE, encoding="utf-8")
+        again = PocketPipeline.from_pretrained(partial)
+        again.unet = diffusers.UNet2DConditionModel.from_pretrained(partial, subfolder="unet")
+        if not torch.equal(_picture(pipe), _picture(again)):
+            raise EngineError(
+                f"{path} in diffusers: its pictures differ",
+                do="report it with the versions of torch and diffusers",
+            )
+        places.write_json(partial / done.name, record)
+    console.note("diffusers paints the same pictures")
+    return out
+
+
+def _picture(pipe: PocketPipeline) -> torch.Tensor:
+    """Return a picture of a made-up sentence, as samples [1, 12, 16, 16]."""
+    pipe.set_progress_bar_config(disable=True)
+    draw = torch.Generator().manual_seed(0)
+    text = torch.randn(1, pipe.whitening.config.width, generator=draw)
+    noise = torch.randn(1, *SHAPE, generator=draw)
+    found: torch.Tensor = pipe(
+        prompt_embeds=text, latents=noise, num_inference_steps=2, output_type="latent"
+    ).images
+    return found

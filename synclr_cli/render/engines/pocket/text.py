@@ -1,0 +1,92 @@
+"""Captions -> vectors, with the language model that is here anyway.
+
+    caption --SmolLM2, 26 of 30 layers--> [T, 576] --mean--> [576] --whiten--> [128]
+
+The middle of a language model says what a sentence is about; its last layers say which word comes
+next. No second encoder has to be shipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from transformers import LlamaModel, PreTrainedTokenizerFast
+
+from synclr_cli.learning import smollm2
+
+LAYERS = 26
+MOST_TOKENS = 64  # of a caption; what is beyond is not read
+
+
+class Whitening(ModelMixin, ConfigMixin):
+    """An affine map of mean hidden states [B, D] to `width` decorrelated numbers [B, W].
+
+    To be kept in float32: a few of the means are a hundred times the deviation.
+    """
+
+    @register_to_config
+    def __init__(self, hidden: int = 576, width: int = 128):
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(hidden), requires_grad=False)  # [D]
+        self.projection = nn.Parameter(torch.zeros(hidden, width), requires_grad=False)  # [D, W]
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return whitened states [B, W]."""
+        return (states - self.mean) @ self.projection
+
+    @classmethod
+    def fit(cls, states: Tensor, width: int) -> Whitening:
+        """Return the map of `states` [N, D] to `width` numbers of mean 0, deviation 1 (PCA)."""
+        made = cls(states.shape[1], width)
+        exact = states.double()
+        centred = exact - exact.mean(0)
+        variance, axes = torch.linalg.eigh(centred.T @ centred / len(states))  # [D], [D, D]
+        largest = axes.flip(1)[:, :width] / variance.flip(0)[:width].sqrt()  # [D, W]
+        made.mean.data = exact.mean(0).float()
+        made.projection.data = largest.float().contiguous()
+        return made
+
+
+def read_language_model() -> tuple[LlamaModel, PreTrainedTokenizerFast]:
+    """Return SmolLM2 without its last layers, float32, and its tokenizer.
+
+    Raises:
+        EngineError: its package is not there.
+    """
+    model, tokenizer = smollm2.read_gguf(smollm2.weights_file(), "sdpa", torch.float32)
+    body = model.model
+    del body.layers[LAYERS:]
+    body.config.num_hidden_layers = LAYERS
+    return body.eval(), tokenizer
+
+
+@torch.inference_mode()
+def mean_states(
+    model: LlamaModel, tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]
+) -> Tensor:
+    """Return the mean hidden state of each caption's tokens [N, D], float32.
+
+    Padding is to the right, so that a causal model's row does not depend on its neighbours' length.
+    """
+    start = tokenizer.eos_token_id  # the first position of a Llama is an outlier: it gets no word
+    tokens = [tokenizer(text).input_ids[:MOST_TOKENS] or [start] for text in captions]
+    longest = max(map(len, tokens))
+    ids = torch.full((len(tokens), 1 + longest), start)
+    there = torch.zeros(len(tokens), longest)
+    for row, own in enumerate(tokens):
+        ids[row, 1 : 1 + len(own)] = torch.tensor(own)
+        there[row, : len(own)] = 1
+    device = model.embed_tokens.weight.device
+    found: list[Tensor] = []  # before the last norm, whose scale belongs to the layers left out
+    hook = model.norm.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+    try:
+        model(input_ids=ids.to(device), use_cache=False)
+    finally:
+        hook.remove()
+    states = found[0][:, 1:]  # [N, T, D]
+    there = there.to(device)[:, :, None]
+    return (states.float() * there).sum(1) / there.sum(1)  # [N, D]
