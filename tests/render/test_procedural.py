@@ -53,6 +53,30 @@ def test_views_of_a_caption_differ():
     assert min(pairs) > 10
 
 
+def test_views_agree_on_what_the_caption_leaves_open_more_than_captions_do():
+    captions = [f"{words} teapot" for words in ("a", "one more", "the old", "my", "this", "her")]
+    colours = np.array([
+        [np.median(pixels[mask == 1], 0) for pixels, mask in
+         (paint(caption, "teapot", seed) for seed in range(9))]
+        for caption in captions
+    ])  # [captions, views, 3]  # fmt: skip
+    of_caption = np.median(colours, 1, keepdims=True)  # [captions, 1, 3]
+    within = np.median(np.abs(colours - of_caption).sum(-1))
+    between = np.median(np.abs(colours - np.roll(of_caption, 1, 0)).sum(-1))
+    assert within < between / 2
+
+
+def test_some_views_go_their_own_way():
+    habits = [
+        scene.Habits("a teapot", "teapot", np.random.Generator(np.random.PCG64(seed)))
+        for seed in range(400)
+    ]
+    first = [h("pose").random() for h in habits]
+    usual = max(set(first), key=first.count)
+    assert 0.74 < first.count(usual) / len(first) < 0.86
+    assert len(set(first)) == len(first) - first.count(usual) + 1
+
+
 def test_almost_every_view_shows_its_concept():
     shares = [
         (paint(f"a {c}", c, seed)[1] == 1).mean()

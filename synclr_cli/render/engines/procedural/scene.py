@@ -3,7 +3,8 @@
     caption, concept, seed -> Reading -> species -> posed parts in pixels -> depth buffer ->
     skin and shadow -> over the ground -> occluders -> camera -> pixels [S, S, 3], mask [S, S]
 
-Everything random comes from the view's seed, in one fixed order of draws per stream.
+Everything random comes from the view's seed, in one fixed order of draws per stream, or, where the
+views of a caption are to agree on what its words leave open, from the caption itself (`Habits`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from synclr_cli.render.engines.procedural.species import (
     species,
     surface,
 )
-from synclr_cli.render.engines.procedural.words import Reading, read
+from synclr_cli.render.engines.procedural.words import Reading, hashed, read
 
 OVERSAMPLE = 2  # rays per pixel side, for solids
 
@@ -59,14 +60,36 @@ class Camera:
         return roll @ pitch @ yaw
 
 
+class Habits:
+    """What a caption's words leave open and most of its views share: a stream for each purpose.
+
+    A text-to-image model answers one sentence much alike each time: what it does not say, such as
+    the colour of a thing or the side it is seen from, is the same in most of the pictures. Four
+    views in five take the streams of their caption; the others draw their own.
+    """
+
+    def __init__(self, caption: str, concept: str, view: np.random.Generator):
+        self._of = (caption, concept)
+        if view.random() > 0.8:
+            self._of += (str(int(view.integers(1 << 62))),)
+
+    def __call__(self, purpose: str) -> np.random.Generator:
+        """Return the stream of a purpose, from its start."""
+        return np.random.Generator(np.random.PCG64(hashed("habit", purpose, *self._of)))
+
+
 def paint(caption: str, concept: str, seed: int, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Return one view: pixels [side, side, 3] uint8 and the concept's mask [side, side] uint8."""
     view = np.random.Generator(np.random.PCG64(seed))
     reading = read(caption, concept)
     kind = species(concept)
+    habit = Habits(caption, concept, view)
 
-    camera = Camera(float(abs(view.normal(0.28, 0.2))), float(view.normal(0, 0.06)))
-    family, turn = grounds.choose(reading, kind.haunts, view)
+    camera = Camera(
+        abs(float(habit("camera").normal(0.28, 0.2)) + float(view.normal(0, 0.06))),
+        float(view.normal(0, 0.06)),
+    )
+    family, turn = grounds.choose(reading, kind.haunts, habit("ground"))
     horizon = 0.46 - 0.75 * math.sin(camera.elevation) + float(view.normal(0, 0.05))
     if family in ("sky", "deep"):
         horizon = 1.2 if family == "sky" else horizon + 0.25
@@ -74,7 +97,7 @@ def paint(caption: str, concept: str, seed: int, side: int) -> tuple[np.ndarray,
     backdrop = grounds.paint(reading, family, turn, horizon, side, side, view)
     picture = backdrop.light * mood
 
-    things = _cast_of_things(reading, kind, camera, family, view)
+    things = _cast_of_things(reading, kind, camera, family, view, habit)
     picture = _soften(picture, view)
     _shadows(picture, things, light, camera, horizon, view)
     mask = _solids(picture, things, light, side, view)
@@ -116,10 +139,11 @@ def _light(reading: Reading, family: str, view) -> tuple[surfaces.Light, np.ndar
     )
 
 
-def _cast_of_things(reading, kind, camera, family, view) -> list[Thing]:
+def _cast_of_things(reading, kind, camera, family, view, habit) -> list[Thing]:
     """Return everything solid, the captioned concept first."""
     # The main thing fills a third to four fifths of the width.
-    size = float(np.clip(view.normal(0.37, 0.075), 0.2, 0.55)) * reading.size
+    share = float(habit("size").normal(0.37, 0.06)) + float(view.normal(0, 0.045))
+    size = float(np.clip(share, 0.2, 0.55)) * reading.size
     size = min(size, 0.62)
     companion = reading.companion
     if companion:
@@ -129,10 +153,11 @@ def _cast_of_things(reading, kind, camera, family, view) -> list[Thing]:
     x, y = 0.5 + float(view.normal(0, 0.07)), 0.47 + float(view.normal(0, 0.05))
     if family == "sky":
         y = 0.5 + float(view.normal(0, 0.08))
-    turn = float(view.uniform(0, 2 * math.pi))
+    pose = habit("pose")
+    turn = float(pose.uniform(0, 2 * math.pi)) + float(view.normal(0, 0.5))
     if kind.plan in ("fish", "aircraft", "tool", "ring", "vehicle", "serpent"):
         # Things told by their outline are seldom shown from the front.
-        turn = math.pi * int(view.integers(2)) + float(view.normal(0, 0.65))
+        turn = math.pi * int(pose.integers(2)) + float(view.normal(0, 0.65))
 
     spots = [(x, y, 0.0)]
     for i in range(1, reading.count):
@@ -140,14 +165,16 @@ def _cast_of_things(reading, kind, camera, family, view) -> list[Thing]:
         spots.append((x + math.cos(a) * size * (0.8 + 0.25 * i),
                       y + math.sin(a) * size * 0.5, -0.5 * i))  # fmt: skip
     things = [
-        _thing(kind, reading, reading.colours, size, spot, turn + 0.3 * i, camera, view, True)
+        _thing(kind, reading, reading.colours, size, spot, turn + 0.3 * i, camera, view,
+               habit("colours"), True)
         for i, spot in enumerate(spots)
-    ]
+    ]  # fmt: skip
     if companion:
         wide = reading.relation in ("on", "in")
         grown = size * float(view.uniform(0.9, 1.15) if wide else view.uniform(0.75, 1.0))
         other = _thing(species(companion), None, reading.companion_colours, grown, (x, y, 0.0),
-                       float(view.uniform(0, 6.28)), camera, view, False)  # fmt: skip
+                       float(habit("companion's pose").uniform(0, 6.28)), camera, view,
+                       habit("companion's colours"), False)  # fmt: skip
         things.append(_arrange(things, other, reading.relation or "beside", view))
         things = _centred(things, x, y)
     for _ in range(int(view.integers(0, 3)) if family != "plain" else 0):  # clutter
@@ -155,7 +182,7 @@ def _cast_of_things(reading, kind, camera, family, view) -> list[Thing]:
         side = 1 if view.random() < 0.5 else -1
         at = (0.5 + side * float(view.uniform(0.22, 0.55)), float(view.uniform(0.35, 0.6)), -3.0)
         things.append(_thing(stranger, None, (), float(view.uniform(0.06, 0.15)), at,
-                             float(view.uniform(0, 6.28)), camera, view, False))  # fmt: skip
+                             float(view.uniform(0, 6.28)), camera, view, view, False))  # fmt: skip
     return things
 
 
@@ -205,7 +232,7 @@ def _centred(things: list[Thing], x: float, y: float) -> list[Thing]:
     return [_moved(t, to_x, to_y, 0.0, scale) for t in things]
 
 
-def _thing(kind, reading, words, size, at, turn, camera, view, asked) -> Thing:
+def _thing(kind, reading, words, size, at, turn, camera, view, wears, asked) -> Thing:
     body = parts_of(kind, view)
     axes = camera.axes(turn)
     top = (body.centre[:, 1] + 0.9 * np.abs(body.axes * body.radii[:, :, None]).sum(1)[:, 1]).max()
@@ -218,7 +245,7 @@ def _thing(kind, reading, words, size, at, turn, camera, view, asked) -> Thing:
         body.slot,
     )
     pattern, finish = surface(kind, reading)
-    return Thing(kind, parts, palette(kind, words, view), pattern, finish, size, asked)
+    return Thing(kind, parts, palette(kind, words, wears), pattern, finish, size, asked)
 
 
 def _shadows(picture, things, light, camera, horizon, view) -> None:
