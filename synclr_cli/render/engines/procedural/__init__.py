@@ -14,6 +14,7 @@ from synclr_cli.engines import Painting
 from synclr_cli.errors import UsageError
 from synclr_cli.render.engines.procedural import scene
 
+SIDE = 64  # pixels, unless the settings say
 DRAWING = 2  # raise when the same caption and seed would give other pixels
 
 
@@ -27,7 +28,7 @@ class ProceduralEngine:
             raise UsageError(
                 "render.engine.name", got=f"procedural:{target}", expected="procedural:"
             )
-        self.size = config.size
+        self.size = config.filled(size=SIDE).size
         self.revision = f"drawing {DRAWING}"
 
     def paint(
