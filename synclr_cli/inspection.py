@@ -113,10 +113,11 @@ def _run(path: Path) -> Description:
         header = Header.parse(json.dumps(places.read_json(path / "run.json")), path / "run.json")
     checkpoints = sorted(p.name for p in path.glob("checkpoints/step-*"))
     facts["checkpoints"] = checkpoints
-    metrics = path / "metrics.jsonl"
-    if metrics.is_file():
-        lines = metrics.read_text(encoding="utf-8").splitlines()
-        facts["last"] = json.loads(lines[-1]) if lines else {}
+    if lines := places.read_lines(path / "metrics.jsonl"):
+        facts["last"] = lines[-1]
+    for name in ("damaged", "skipped"):  # pictures, steps
+        if found := places.read_lines(path / f"{name}.jsonl"):
+            facts[name] = len(found)
     return Description(path, "run", header, facts)
 
 

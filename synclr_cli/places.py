@@ -58,7 +58,10 @@ def is_local(path: Path) -> bool:
 
 def _elsewhere(path: Any) -> tuple[Any, str]:
     """Return the fsspec file system of a path that is not local, and its name there."""
-    return path.fs, path.path
+    # A path keeps the file system of the process that it was made in. S3's and GCS's refuse to work
+    # in a fork of it, such as a loader process; fsspec makes one for each process, and keeps it.
+    made_here = type(path)(str(path), protocol=path.protocol, **path.storage_options)
+    return made_here.fs, made_here.path
 
 
 @contextmanager
@@ -162,6 +165,25 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
     }
     with disk_errors(path), open(path, "a", encoding="utf-8") as f:
         f.write(json.dumps(clean) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the whole records of a .jsonl log; the last may be one that a killed process began.
+
+    Raises:
+        DataError: it is there and cannot be read.
+    """
+    found: list[dict[str, Any]] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    except (OSError, ValueError) as e:
+        raise DataError(f"cannot read {path} ({e})") from e
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found
 
 
 def _sync_folder(path: Path) -> None:

@@ -45,7 +45,7 @@ def save(
     keep: int = 2,
 ) -> Path:
     """Write `folder/step-N`, then drop all but the newest `keep`."""
-    target = folder / f"step-{step:08d}"
+    target = path(folder, step)
     with places.atomic_folder(target) as partial:
         for name, tensors in groups.items():
             artifacts.write_tensors(partial / f"{name}.safetensors", tensors, header)
@@ -97,26 +97,31 @@ class Writer:
             pending.result()
 
 
+def path(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}"
+
+
 def newest(folder: Path) -> Path | None:
     """Return the newest checkpoint of a run, None if it has none."""
     found = _steps(folder)
     return found[-1] if found else None
 
 
-def load(path: Path) -> Checkpoint:
+def load(saved: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
         DataError: a file is missing or damaged.
     """
-    meta = places.read_json(path / "state.json")
-    Header.parse(json.dumps(meta.get("header")), path / "state.json")
+    meta = places.read_json(saved / "state.json")
+    Header.parse(json.dumps(meta.get("header")), saved / "state.json")
     groups = {
         file.stem: artifacts.read_tensors(file, "checkpoint")[0]
-        for file in sorted(path.glob("*.safetensors"))
+        for file in sorted(saved.glob("*.safetensors"))
     }
     if not isinstance(meta.get("step"), int):
-        raise DataError(f"{path / 'state.json'} names no step")
+        raise DataError(f"{saved / 'state.json'} names no step")
     return Checkpoint(meta["step"], groups, meta.get("state", {}))
 
 

@@ -24,11 +24,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synclr_cli import artifacts, draws, places
+from synclr_cli import artifacts, console, draws, places
 from synclr_cli.config import TrainConfig
 from synclr_cli.errors import DataError, UsageError
 from synclr_cli.learning import loading
@@ -48,6 +49,7 @@ class Corpus:
     row: NDArray[np.int64]  # its first row there
     views: NDArray[np.int32]  # rows it has
     caption_id: NDArray[np.int64]
+    smallest: int | None  # shortest side of any picture, pixels; None: the parts do not tell
 
     def __len__(self) -> int:
         return len(self.caption_id)
@@ -103,11 +105,18 @@ def open_corpus(parts: Sequence[Path]) -> Corpus:
     Raises:
         DataError: a part is damaged.
     """
-    part, row, views, caption_id = [], [], [], []
+    part, row, views, caption_id, smallest = [], [], [], [], []
     for number, path in enumerate(parts):
         file, _ = artifacts.open_parquet(path, "images")
         with file:
-            ids = file.read(["caption_id"], use_threads=False)["caption_id"].to_numpy()  # [rows]
+            try:
+                table = file.read(["caption_id"], use_threads=False)
+            except (pa.ArrowException, OSError) as e:
+                raise DataError(
+                    f"cannot read the caption_id of {path} ({e})", do="render or copy it again"
+                ) from e
+            ids = table["caption_id"].to_numpy()  # [rows]
+            smallest += [_least(file.metadata, side) for side in ("width", "height")]
         first = np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1))  # [captions]
         part.append(np.full(len(first), number, np.int32))
         row.append(first)
@@ -119,7 +128,15 @@ def open_corpus(parts: Sequence[Path]) -> Corpus:
         row=np.concatenate(row),
         views=np.concatenate(views),
         caption_id=np.concatenate(caption_id),
+        smallest=min((s for s in smallest if s is not None), default=None),
     )
+
+
+def _least(meta: pq.FileMetaData, column: str) -> int | None:
+    """Return a column's smallest number as the file's footer tells it, None if it does not."""
+    place = meta.schema.names.index(column)
+    told = [meta.row_group(g).column(place).statistics for g in range(meta.num_row_groups)]
+    return min((t.min for t in told if t is not None and t.has_min_max), default=None)
 
 
 def require(corpus: Corpus, config: TrainConfig, where: Path, world: int) -> None:
@@ -156,6 +173,11 @@ def require(corpus: Corpus, config: TrainConfig, where: Path, world: int) -> Non
             "train.captions_per_batch",
             got=config.captions_per_batch,
             expected=f"a multiple of the {world} ranks",
+        )
+    if corpus.smallest is not None and corpus.smallest < config.image_size:
+        console.warn(
+            f"{where}: pictures of {corpus.smallest} px are enlarged to crops of"
+            f" {config.image_size} px (train.image_size)"
         )
 
 
@@ -215,12 +237,16 @@ class Batches:
 
     def captions(self, step: int) -> NDArray[np.int64]:
         """Return the captions of a step's whole batch, as places in the corpus."""
-        epoch, place = divmod(step, len(self.corpus) // self.config.captions_per_batch)
+        order, start = self._order_at(step)
+        return order[start : start + self.config.captions_per_batch]
+
+    def _order_at(self, step: int) -> tuple[NDArray[np.int64], int]:
+        """Return the order of a step's epoch, and where in it the batch starts."""
+        epoch, batch = divmod(step, len(self.corpus) // self.config.captions_per_batch)
         if epoch != self._epoch:
             generator = np.random.Generator(np.random.PCG64([self.config.seed, epoch]))
             self._epoch, self._order = epoch, generator.permutation(len(self.corpus))
-        start = place * self.config.captions_per_batch
-        return self._order[start : start + self.config.captions_per_batch]
+        return self._order, batch * self.config.captions_per_batch
 
     def pictures(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
         """Return the views of a step's whole batch: which of each caption, and their ids.
@@ -230,7 +256,11 @@ class Batches:
         Returns:
             [captions, V x G] numbers of views, and [captions x V x G] ids.
         """
-        captions = self.captions(step)
+        return self._views(step, self.captions(step))
+
+    def _views(
+        self, step: int, captions: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
         most = int(self.corpus.views[captions].max())
         every = np.arange(most)
         ids = draws.key(
@@ -256,14 +286,14 @@ class Batches:
         own_captions = slice(self.rank * share, (self.rank + 1) * share)
         of_caption = views.shape[1]
         own = slice(own_captions.start * of_caption, own_captions.stop * of_caption)
-        captions, views = self.captions(step)[own_captions], views[own_captions]  # [C], [C, V x G]
-        labels = self._labels(captions, views)  # [C, V x G]
         damaged: list[tuple[int, int, str]] = []
-        pictures = [
-            self._picture(caption, view, damaged)
-            for caption, row in zip(captions, views, strict=True)
-            for view in row
-        ]  # B x [1, 3, H, W]
+        found = [
+            self._whole(step, place, views[place], damaged)
+            for place in range(own_captions.start, own_captions.stop)
+        ]
+        captions = np.array([caption for caption, _, _ in found])  # [C]
+        labels = self._labels(captions, np.stack([row for _, row, _ in found]))  # [C, V x G]
+        pictures = [picture for *_, of_one in found for picture in of_one]  # B x [1, 3, H, W]
         drawn = crops.plan(
             config, step, ids[own], np.array([p.shape[-2:] for p in pictures], np.int64)
         )
@@ -304,22 +334,53 @@ class Batches:
         labels = np.frombuffer(b"".join(hashes), np.int64)  # [C]
         return np.broadcast_to(labels[:, None], views.shape)
 
-    def _picture(self, caption: int, view: int, damaged: list[tuple[int, int, str]]) -> Tensor:
-        """Return a view, [1, 3, H, W] uint8; the caption's next whole view if it is damaged."""
+    def _whole(
+        self,
+        step: int,
+        place: int,
+        views: NDArray[np.int64],
+        damaged: list[tuple[int, int, str]],
+    ) -> tuple[int, NDArray[np.int64], list[Tensor]]:
+        """Return the caption at a place of the batch, its views [V x G] and their pictures.
+
+        If none of its pictures decodes, the caption one batch further on in the epoch takes its
+        place, and so on. Two places never meet, so that ranks need not tell each other, and what
+        was drawn for the place (ids, masks) stays.
+        """
+        order, start = self._order_at(step)
+        for further in range(place, len(order), self.config.captions_per_batch):
+            caption = int(order[(start + further) % len(order)])
+            if further > place:
+                (views,), _ = self._views(step, np.array([caption]))
+            pictures: list[Tensor] = []
+            for view in views.tolist():
+                picture = self._picture(caption, view, damaged)
+                if picture is None:
+                    break
+                pictures.append(picture)
+            else:
+                return caption, views, pictures
+        raise DataError(
+            f"no picture of caption {self.corpus.caption_id[order[start + place]]} decodes, nor of"
+            " any caption that could take its place",
+            do="render the pictures again",
+        )
+
+    def _picture(
+        self, caption: int, view: int, damaged: list[tuple[int, int, str]]
+    ) -> Tensor | None:
+        """Return a view, [1, 3, H, W] uint8; the caption's next whole one if it is damaged."""
         corpus = self.corpus
         views, first = int(corpus.views[caption]), int(corpus.row[caption])
         for i in range(views):
-            other = (int(view) + i) % views
+            other = (view + i) % views
             data = self._shelf.picture(int(corpus.part[caption]), first + other)
             where = f"{corpus.parts[corpus.part[caption]].name} row {first + other}"
             try:
                 return decode(data, where)
             except DataError as e:
                 damaged.append((int(corpus.caption_id[caption]), other, str(e)))
-        raise DataError(
-            f"no picture of caption {corpus.caption_id[caption]} decodes",
-            do="render the pictures again",
-        )
+        return None
 
 
 class Damage:
@@ -329,29 +390,34 @@ class Damage:
         self._pictures, self._where = corpus.pictures, where
         self._read = self._reads_damaged = 0
         self._seen: set[tuple[int, int]] = set()
+        self._last = ""
 
     @cached_property
     def _patience(self) -> int:
         return min(self._pictures, DAMAGED_FROM)
 
     def add(self, batch: Batch) -> list[tuple[int, int, str]]:
-        """Count a batch; return its damaged pictures that were not known yet.
-
-        Raises:
-            DataError: more than one in a hundred pictures read are damaged.
-        """
+        """Count a batch; return its damaged pictures that were not known yet."""
         self._read += len(batch.ids)
         self._reads_damaged += len(batch.damaged)
         new = [d for d in batch.damaged if d[:2] not in self._seen]
         self._seen |= {d[:2] for d in new}
+        self._last = batch.damaged[-1][2] if batch.damaged else self._last
+        return new
+
+    def require_few(self) -> None:
+        """Refuse to go on with too many of them.
+
+        Raises:
+            DataError: more than one in a hundred pictures read are damaged.
+        """
         if self._reads_damaged > DAMAGED_SHARE * max(self._read, self._patience):
             raise DataError(
                 f"{self._where}: pictures that do not decode",
-                got=f"{self._reads_damaged} of {self._read} read ({batch.damaged[-1][2]})",
+                got=f"{self._reads_damaged} of {self._read} read ({self._last})",
                 expected=f"at most {DAMAGED_SHARE:.0%}",
                 do="render them again",
             )
-        return new
 
 
 def load(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,7 @@ from matplotlib.figure import Figure
 
 from synclr_cli import places
 from synclr_cli.errors import DataError
-from synclr_cli.train.folder import METRICS_FILE
-from synclr_cli.train.monitor import collapse
+from synclr_cli.train.verdict import METRICS_FILE, collapse
 
 COLUMNS = 4
 # Panels: title, keys of a line with their names, logarithmic or not. Those without numbers are left
@@ -89,13 +87,11 @@ def verdict(run_folder: Path) -> str:
 
 
 def _read(run_folder: Path) -> list[dict[str, Any]]:
-    log = run_folder / METRICS_FILE
-    try:
-        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as e:
-        raise DataError(f"cannot read {log} ({e})", do="train a few steps first") from e
+    lines = places.read_lines(run_folder / METRICS_FILE)
     if not lines:
-        raise DataError(f"{log} has no lines yet", do="train a few steps first")
+        raise DataError(
+            f"{run_folder / METRICS_FILE} has no lines yet", do="train a few steps first"
+        )
     return lines
 
 

@@ -19,16 +19,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from synclr_cli import artifacts, places
 from synclr_cli.artifacts import Header
+from synclr_cli.errors import DataError
 from synclr_cli.learning import backbone, checkpoint
 from synclr_cli.learning.checkpoint import Checkpoint
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train.learner import Learner
-
-METRICS_FILE = "metrics.jsonl"
+from synclr_cli.train.verdict import METRICS_FILE
 
 
 class Folder:
@@ -38,7 +37,7 @@ class Folder:
         self.path, self.header, self._runtime = path, header, rt
         self._skips, self._writer = 0, checkpoint.Writer()
         self._run, self._metrics = path / "run.json", path / METRICS_FILE
-        self._damaged, self._checkpoints = path / "damaged.jsonl", path / "checkpoints"
+        self.damaged, self._checkpoints = path / "damaged.jsonl", path / "checkpoints"
         self._skipped, self._backbones = path / "skipped.jsonl", path / "backbones"
 
     def is_finished(self, *, overwrite: bool) -> bool:
@@ -59,7 +58,7 @@ class Folder:
         if self._runtime.is_main and (overwrite or not self._run.is_file()):
             weights = self.path / backbone.WEIGHTS_FILE
             with places.disk_errors(self.path):
-                for file in (weights, self._metrics, self._damaged, self._skipped):
+                for file in (weights, self._metrics, self.damaged, self._skipped):
                     file.unlink(missing_ok=True)
             shutil.rmtree(self._checkpoints, ignore_errors=True)
             shutil.rmtree(self._backbones, ignore_errors=True)
@@ -67,21 +66,32 @@ class Folder:
         self._runtime.barrier()
 
     def newest(self) -> Checkpoint | None:
-        """Return the newest checkpoint; lines logged after it are dropped."""
+        """Return the newest checkpoint; lines logged after it are dropped.
+
+        Raises:
+            DataError: it cannot be read.
+        """
         path = checkpoint.newest(self._checkpoints)
-        saved = checkpoint.load(path) if path else None
+        try:
+            saved = checkpoint.load(path) if path else None
+        except DataError as e:
+            raise DataError(
+                f"the newest checkpoint is damaged: {e}",
+                do=f"delete {path}: the same command continues from the one before, if any",
+            ) from e
         if self._runtime.is_main:
             done = saved.step if saved else 0
             _drop_lines(self._metrics, after=done)
             _drop_lines(self._skipped, after=done - 1)  # a line of steps that start at 0
         self._runtime.barrier()
-        self._skips = len(_lines(self._skipped))
+        self._skips = len(places.read_lines(self._skipped))
         return saved
 
     def save(self, step: int, learner: Learner, *, keep: int) -> None:
         """Save the state after `step` updates, in the background; `saving` waits for it."""
         groups = learner.groups()
-        if self._runtime.is_main:
+        # One that is there is this very state: the run went on from it, and is not replaced.
+        if self._runtime.is_main and not checkpoint.path(self._checkpoints, step).is_dir():
             header = replace(self.header, schema="checkpoint")
             self._writer.save(self._checkpoints, step, groups, header, keep=keep)
 
@@ -114,11 +124,11 @@ class Folder:
         """Append pictures that did not decode to damaged.jsonl, each once over all resumes."""
         if not pictures:
             return
-        known = {(line["caption_id"], line["view"]) for line in _lines(self._damaged)}
+        known = {(line["caption_id"], line["view"]) for line in places.read_lines(self.damaged)}
         for caption_id, view, what in pictures:
             if (caption_id, view) not in known:
                 record = {"caption_id": caption_id, "view": view, "what": what}
-                places.append_line(self._damaged, record)
+                places.append_line(self.damaged, record)
 
     def keep_backbone(self, learner: Learner, facts: Mapping[str, object]) -> None:
         """Write the teacher's ViT of now beside the run's own."""
@@ -143,21 +153,9 @@ class Folder:
         self._runtime.barrier()
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a .jsonl; the last may be one that a killed process was writing."""
-    found: list[dict[str, Any]] = []
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                break
-    return found
-
-
 def _drop_lines(file: Path, *, after: int) -> None:
     """Drop the lines of later steps, which are about to be made again."""
     if file.is_file():
-        kept = [line for line in _lines(file) if line["step"] <= after]
+        kept = [line for line in places.read_lines(file) if line["step"] <= after]
         with places.atomic_file(file) as partial:
             partial.write_text("".join(f"{json.dumps(k)}\n" for k in kept), encoding="utf-8")

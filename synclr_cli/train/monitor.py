@@ -1,6 +1,6 @@
 """What a run says about itself: losses and speed since the last line, and its last embeddings.
 
-    updates --Monitor--> a line of flat keys --collapse--> a warning, if it has collapsed
+    updates --Monitor--> a line of flat keys --verdict.collapse--> a warning, if it has collapsed
 
 Some numbers tell a run that learns from one that has collapsed, where the loss alone may not:
 `effective_rank` of the teacher's embeddings (1: all on one line), `similarity_gap` between pictures
@@ -26,9 +26,6 @@ from synclr_cli.train import cost
 from synclr_cli.train.learner import Learner, Update
 from synclr_cli.train.timetable import Now
 
-COLLAPSED_RANK = 1.5  # directions in use; a batch of unrelated embeddings has tens
-COLLAPSED_PROTOTYPES = 1.5  # prototypes in use
-
 
 class Monitor:
     """Adds up what the updates tell, and gives a line of flat keys every `log_steps`."""
@@ -43,6 +40,7 @@ class Monitor:
 
     def _start_line(self) -> None:
         self._sums = torch.zeros(5, device=self._runtime.device)
+        self._damaged = 0
         self._updates = self._skipped = 0
         self._waited_s, self._aside_s, self._start_s = 0.0, 0.0, time.monotonic()
 
@@ -72,6 +70,10 @@ class Monitor:
         """Count a step whose update was skipped."""
         self._skipped += 1
 
+    def replace(self, pictures: int) -> None:
+        """Count pictures of this rank that did not decode."""
+        self._damaged += pictures
+
     def line(self, step: int, now: Now) -> dict[str, float]:
         """Return the means since the last line; `step` updates are done by now.
 
@@ -81,10 +83,12 @@ class Monitor:
         seconds = max(time.monotonic() - self._start_s - self._aside_s, 1e-9)
         teraflops = steps * self._flops / seconds / 1e12  # of this rank
         line: dict[str, float] = {"step": step}
+        damaged = self._sums.new_tensor([self._damaged])
+        *sums, damaged_of_all = self._runtime.sum(torch.cat([self._sums, damaged])).tolist()
         if self._updates:
-            means = self._runtime.sum(self._sums) / self._runtime.world / self._updates
             names = ("loss", "loss_global", "loss_local", "loss_patch", "grad_norm")
-            line |= dict(zip(names, means.tolist(), strict=True))
+            updates = self._runtime.world * self._updates
+            line |= {name: total / updates for name, total in zip(names, sums, strict=True)}
         line |= asdict(now)
         line |= {
             "images_per_s": steps * self._images / seconds,
@@ -96,6 +100,8 @@ class Monitor:
             line["mfu"] = teraflops / self._peak
         if self._skipped:
             line["skipped"] = self._skipped
+        if damaged_of_all:
+            line["damaged"] = damaged_of_all
         line |= self._health()
         self._start_line()
         return line
@@ -160,20 +166,3 @@ def perplexity(weights: Tensor) -> float:
     """Return exp(entropy) of non-negative weights: how many of them are in use."""
     p = weights.double() / weights.double().sum()
     return float(torch.exp(-torch.xlogy(p, p).sum()))
-
-
-def collapse(line: Mapping[str, float]) -> str:
-    """Return what is wrong with a run whose embeddings have collapsed, and "" otherwise."""
-    cure = "Lower train.peak_lr, lengthen train.warmup_steps, or raise train.ema"
-    rank, prototypes = line.get("effective_rank"), line.get("prototype_perplexity")
-    if rank is not None and rank < COLLAPSED_RANK:
-        return (
-            f"step {line['step']}: the embeddings of different pictures lie on"
-            f" {rank:.1f} directions; the run has collapsed. {cure}"
-        )
-    if prototypes is not None and prototypes < COLLAPSED_PROTOTYPES:
-        return (
-            f"step {line['step']}: all masked patches have {prototypes:.1f} prototypes as their"
-            f" first; the patches' side of the run has collapsed. {cure}"
-        )
-    return ""

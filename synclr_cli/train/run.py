@@ -13,12 +13,13 @@ from pathlib import Path
 from synclr_cli import artifacts, console, settings
 from synclr_cli.artifacts import Header
 from synclr_cli.config import TrainConfig
-from synclr_cli.errors import DivergedError
+from synclr_cli.errors import DataError, DivergedError
 from synclr_cli.learning import runtime
 from synclr_cli.train import batches, neighbourhood, starting, timetable, trackers
 from synclr_cli.train.folder import Folder
 from synclr_cli.train.learner import Learner, NotFinite
-from synclr_cli.train.monitor import Monitor, collapse
+from synclr_cli.train.monitor import Monitor
+from synclr_cli.train.verdict import collapse
 
 
 def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False) -> Path:
@@ -28,7 +29,8 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
         `out`; its backbone is there, unless `stop_after_minutes` were up before.
 
     Raises:
-        DataError: the pictures are missing, damaged, too few, or one a caption.
+        DataError: the pictures are missing, damaged, too few, or one a caption; what was trained
+            by then is saved.
         UsageError: `out` holds another run; sizes that the patches do not divide.
         EngineError: a tracker's package is not installed.
         DivergedError: the loss is not finite, more often than `skip_nonfinite` allows.
@@ -75,7 +77,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
         damage = batches.Damage(corpus, images)
         monitor = Monitor(config, rt, learner)
         n = config.captions_per_batch * config.views * config.global_crops
-        collapsed = False
+        collapsed = damaged = False
 
         with (
             runtime.StopFlag(config.stop_after_minutes) as stop,
@@ -84,9 +86,16 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
             console.progress("train", config.steps * n, done=done * n, unit="img") as bar,
         ):
             for step in range(done, config.steps):
-                with monitor.waiting():
-                    batch = next(ahead)
-                folder.list_damaged(damage.add(batch))
+                try:
+                    with monitor.waiting():
+                        batch = next(ahead)
+                    folder.list_damaged(damage.add(batch))
+                    damage.require_few()
+                except DataError:
+                    if rt.world == 1:  # the other ranks, if any, do not know and cannot help
+                        folder.save(step, learner, keep=config.keep_checkpoints)
+                    raise
+                monitor.replace(len(batch.damaged))
                 now = timetable.at(step, config)
                 try:
                     monitor.add(learner.update(batch, now))
@@ -110,6 +119,12 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
                     if collapse(line) and not collapsed:
                         console.warn(collapse(line))
                     collapsed = bool(collapse(line))
+                    if "damaged" in line and not damaged:
+                        console.warn(
+                            f"{line['damaged']:.0f} pictures did not decode and were replaced; see"
+                            f" {folder.damaged}"
+                        )
+                        damaged = True
                 if config.backbone_steps and done % config.backbone_steps == 0:
                     folder.keep_backbone(learner, _facts(config, corpus, done))
                 stopping = rt.any(stop.requested)

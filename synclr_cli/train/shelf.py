@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -21,7 +22,9 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from synclr_cli import places
+from synclr_cli.errors import DataError
 from synclr_cli.learning import images
+from synclr_cli.train import libjpeg
 
 CACHED_BYTES = 256 << 20  # of encoded pictures, per loader process
 OPEN_FILES = 64  # per loader process
@@ -29,7 +32,10 @@ JPEG = b"\xff\xd8\xff"  # how its bytes begin
 
 
 class Shelf:
-    """Encoded pictures and texts by part and row, the row groups read last kept."""
+    """Encoded pictures and texts by part and row, the row groups read last kept.
+
+    What is asked for raises DataError if its row group cannot be read.
+    """
 
     def __init__(self, parts: Sequence[Path], text: str):
         self._parts, self._text = parts, text
@@ -75,9 +81,15 @@ class Shelf:
         return self._files[part]
 
     def _read(self, part: int, group: int) -> tuple[list[bytes], list[str]]:
-        table = self._file(part).read_row_group(
-            group, columns=["image", self._text], use_threads=False
-        )
+        try:
+            table = self._file(part).read_row_group(
+                group, columns=["image", self._text], use_threads=False
+            )
+        except (pa.ArrowException, OSError) as e:  # a broken disk or line, or damaged bytes
+            raise DataError(
+                f"cannot read row group {group} of {self._parts[part]} ({e})",
+                do="if it is whole elsewhere, copy it again; the same command continues",
+            ) from e
         pictures = [r["bytes"] if r else None for r in table["image"].to_pylist()]
         self._groups[part, group] = pictures, table[self._text].to_pylist()
         self._bytes += sum(len(p or b"") for p in pictures)
@@ -91,13 +103,18 @@ def decode(data: bytes | None, where: str) -> Tensor:
     """Return a picture, [1, 3, H, W] uint8, its channels last in memory: so it is resized fastest.
 
     Raises:
-        DataError: the bytes are no picture.
+        DataError: the bytes are no picture, or libjpeg had to guess at a part of it.
     """
     if data and data.startswith(JPEG):
         try:
-            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            return decode_jpeg(encoded, ImageReadMode.RGB)[None]  # a third faster than Pillow
+            with libjpeg.listening() as heard:
+                encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+                picture = decode_jpeg(encoded, ImageReadMode.RGB)  # a third faster than Pillow
         except RuntimeError:  # a kind of JPEG that it cannot read, or a damaged one: Pillow says
             pass
-    picture = np.asarray(images.decode(data, where))
-    return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]  # [1, 3, H, W]
+        else:
+            if heard.complaint:
+                raise DataError(f"{where} does not decode as a picture ({heard.complaint})")
+            return picture[None]
+    pixels = np.asarray(images.decode(data, where))
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]  # [1, 3, H, W]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from synclr_cli import artifacts, places
 from synclr_cli.config import TrainConfig
@@ -132,20 +135,31 @@ def test_a_batch_that_the_ranks_do_not_divide_is_refused(images: Path, small: Ca
         source(images, small(), 0, 3)
 
 
-def damage(*broken: tuple[int, int]) -> Callable:
+def cut_short(data: bytes) -> bytes:
+    return data[:90]
+
+
+def overwritten(data: bytes) -> bytes:
+    """Put other bytes in the middle of a picture: it decodes without an error."""
+    middle = len(data) * 2 // 3
+    return data[:middle] + bytes(64) + data[middle + 64 :]
+
+
+def damage(*broken: tuple[int, int], how: Callable = cut_short) -> Callable:
     def edit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for row in rows:
             if (row["caption_id"], row["view"]) in broken:
-                row["image"] = {"bytes": row["image"]["bytes"][:90], "path": None}
+                row["image"] = {"bytes": how(row["image"]["bytes"]), "path": None}
         return rows
 
     return edit
 
 
+@pytest.mark.parametrize("how", [cut_short, overwritten, lambda _: b"\xff\xd8\xff?", lambda _: b""])
 def test_a_damaged_picture_is_replaced_by_another_view_and_told(
-    tmp_path: Path, make_images: Callable, small: Callable
+    tmp_path: Path, make_images: Callable, small: Callable, how: Callable
 ) -> None:
-    folder = make_images(tmp_path / "images", edit=damage((107, 2)))
+    folder = make_images(tmp_path / "images", edit=damage((107, 2), how=how))
     made = source(folder, small(views=4, captions_per_batch=24))
     batch = made.make(0)
     assert [d[:2] for d in batch.damaged] == [(107, 2)]
@@ -158,16 +172,85 @@ def test_more_damage_than_one_in_a_hundred_stops(
     folder = make_images(tmp_path / "images", captions=32, edit=damage((107, 2), (109, 0)))
     made = source(folder, small(views=4, captions_per_batch=32))
     counted = batches.Damage(made.corpus, folder)
-    with pytest.raises(DataError, match=r"got 2 of 128 read.*expected at most 1%"):
-        counted.add(made.make(0))
+    assert sorted(d[:2] for d in counted.add(made.make(0))) == [(107, 2), (109, 0)]
+    with pytest.raises(DataError, match=r"got 2 of 128 read \(part.*expected at most 1%"):
+        counted.require_few()
 
 
-def test_a_caption_without_any_whole_picture_stops(
+def test_a_caption_without_any_whole_picture_gives_its_place_to_another(
     tmp_path: Path, make_images: Callable, small: Callable
 ) -> None:
     folder = make_images(tmp_path / "images", edit=damage(*((107, v) for v in range(4))))
-    with pytest.raises(DataError, match="no picture of caption 107 decodes"):
+    whole, config = make_images(tmp_path / "whole"), small()
+    made, unharmed = source(folder, config), source(whole, config)
+    step = next(s for s in range(6) if 107 in unharmed.make(s).caption_ids)
+    batch, before = made.make(step), unharmed.make(step)
+    place = before.caption_ids.index(107)
+    (other,) = set(batch.caption_ids) - set(before.caption_ids)
+    assert batch.caption_ids[place] == other and len(set(batch.caption_ids)) == 4
+    assert sorted(d[:2] for d in batch.damaged) == [(107, v) for v in range(4)]
+    # The rest of the batch, and what is drawn for the place, are as they were.
+    assert torch.equal(batch.masks, before.masks) and torch.equal(batch.ids, before.ids)
+    mine, theirs = batch.globals.unflatten(0, (4, 3)), before.globals.unflatten(0, (4, 3))
+    assert [torch.equal(a, b) for a, b in zip(mine, theirs, strict=True)].count(False) == 1
+    assert len(set(batch.labels.tolist())) == 4
+    # However many ranks there are.
+    parts = [source(folder, config, rank, 2).make(step) for rank in range(2)]
+    assert torch.equal(torch.cat([p.globals for p in parts]), batch.globals)
+    assert parts[0].caption_ids + parts[1].caption_ids == batch.caption_ids
+
+
+def test_no_place_is_taken_by_a_caption_of_the_batch(
+    tmp_path: Path, make_images: Callable, small: Callable
+) -> None:
+    folder = make_images(tmp_path / "images", edit=damage(*((107, v) for v in range(4))))
+    with pytest.raises(DataError, match="no picture of caption 107 decodes, nor of any caption"):
         source(folder, small(captions_per_batch=24)).make(0)
+
+
+def test_captions_that_take_places_are_different_ones(
+    tmp_path: Path, make_images: Callable, small: Callable
+) -> None:
+    broken = [(100 + c, v) for c in range(0, 24, 2) for v in range(4)]
+    made = source(make_images(tmp_path / "images", edit=damage(*broken)), small())
+    for step in range(6):
+        batch = made.make(step)
+        assert len(set(batch.caption_ids)) == 4
+        assert all(c % 2 for c in batch.caption_ids)
+
+
+@pytest.mark.parametrize("column", ["image", "caption_id"])
+def test_a_part_that_cannot_be_read_is_one_line(
+    tmp_path: Path, make_images: Callable, small: Callable, column: str
+) -> None:
+    folder = make_images(tmp_path / "images", parts=1)
+    part = folder / "part-00000.parquet"
+    meta = pq.ParquetFile(part).metadata.row_group(1)
+    place = [meta.column(i).path_in_schema.split(".")[0] for i in range(meta.num_columns)]
+    chunk = meta.column(place.index(column))
+    data = bytearray(part.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data[start : start + 40] = bytes(40)
+    part.write_bytes(data)
+    with pytest.raises(DataError, match=r"cannot read .* of .*part-00000.parquet"):
+        for step in range(6):
+            source(folder, small()).make(step)
+
+
+def test_pictures_smaller_than_a_crop_are_enlarged_and_this_is_said(
+    tmp_path: Path, make_images: Callable, small: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    folder = make_images(tmp_path / "images", size=12)
+    batch = source(folder, small()).make(0)
+    assert batch.globals.shape[-2:] == (32, 32) and batch.locals.shape[-2:] == (16, 16)
+    assert "pictures of 12 px are enlarged to crops of 32 px" in capsys.readouterr().err
+
+
+def test_crops_of_the_pictures_size_are_no_reason_to_warn(
+    images: Path, small: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    assert source(images, small(image_size=48)).corpus.smallest == 48
+    assert not capsys.readouterr().err
 
 
 def test_pictures_stream_from_a_uri(images: Path, small: Callable) -> None:
@@ -177,6 +260,34 @@ def test_pictures_stream_from_a_uri(images: Path, small: Callable) -> None:
         (there / file.name).write_bytes(file.read_bytes())
     made = source(there, small()).make(1)
     assert same(made, source(images, small()).make(1))
+
+
+class OfOneProcess(MemoryFileSystem):
+    """Memory that refuses to work in a fork of the process it was made in, as S3's does."""
+
+    protocol = "ofoneprocess"
+    store, pseudo_dirs = MemoryFileSystem.store, MemoryFileSystem.pseudo_dirs
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.made_in = os.getpid()
+
+    def isfile(self, path: str) -> bool:
+        if os.getpid() != self.made_in:
+            raise RuntimeError("This class is not fork-safe")
+        return super().isfile(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*filesystem not explicitly implemented")
+def test_loader_processes_read_from_a_uri_too(images: Path, small: Callable) -> None:
+    fsspec.register_implementation("ofoneprocess", OfOneProcess, clobber=True)
+    there = places.place("ofoneprocess://train-test/images")
+    there.mkdir(parents=True, exist_ok=True)
+    for file in images.iterdir():
+        (there / file.name).write_bytes(file.read_bytes())
+    loaded = list(batches.load(source(there, small()), range(3), workers=2))
+    expected = source(images, small())
+    assert [same(batch, expected.make(batch.step)) for batch in loaded] == [True] * 3
 
 
 def test_the_index_reads_no_text(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from synclr_cli import places
 from synclr_cli.errors import DataError
-from synclr_cli.train import curves, monitor
+from synclr_cli.train import curves, monitor, verdict
 
 
 def test_the_effective_rank_counts_directions() -> None:
@@ -36,7 +36,7 @@ def test_perplexity_counts_what_is_in_use() -> None:
 
 @pytest.mark.parametrize(("rank", "said"), [(1.2, True), (9.0, False)])
 def test_a_collapse_is_said(rank: float, said: bool) -> None:
-    assert ("collapsed" in monitor.collapse({"step": 5, "effective_rank": rank})) == said
+    assert ("collapsed" in verdict.collapse({"step": 5, "effective_rank": rank})) == said
 
 
 def test_curves_are_drawn_from_the_metrics(tmp_path: Path) -> None:

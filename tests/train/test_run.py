@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 import timm
 import torch
 
-from synclr_cli import artifacts
+from synclr_cli import artifacts, inspection
 from synclr_cli.errors import DataError, DivergedError, UsageError
 from synclr_cli.learning import backbone, checkpoint
 from synclr_cli.train import batches
@@ -163,7 +164,7 @@ def test_kill_9_at_any_time_costs_only_the_steps_since_the_checkpoint(
 
 
 def test_a_damaged_picture_is_listed(
-    make_images: Callable, small: Callable, tmp_path: Path
+    make_images: Callable, small: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     def edit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         rows[42]["image"] = {"bytes": b"\xff\xd8 no picture", "path": None}
@@ -171,9 +172,64 @@ def test_a_damaged_picture_is_listed(
 
     folder = make_images(tmp_path / "images", captions=30, edit=edit)
     out = run(small(views=4, captions_per_batch=30, steps=3), folder, tmp_path / "run")
+    assert [line["damaged"] for line in lines(out)] == [1, 1, 1]
+    said = capsys.readouterr().err
+    assert said.count("1 pictures did not decode and were replaced") == 1
+    assert inspection.describe(out).facts["damaged"] == 1
     (listed,) = [json.loads(x) for x in (out / "damaged.jsonl").read_text().splitlines()]
     assert (listed["caption_id"], listed["view"]) == (110, 2)
     assert "part-00000.parquet row 42" in listed["what"]
+
+
+def test_pictures_that_cannot_be_read_end_the_run_after_a_checkpoint(
+    finished: Path,
+    images: Path,
+    small: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, make = tmp_path / "run", batches.Batches.make
+
+    def make_or_fail(self: batches.Batches, step: int) -> batches.Batch:
+        if step == 4:
+            raise DataError("the line to the store is down")
+        return make(self, step)
+
+    monkeypatch.setattr(batches.Batches, "make", make_or_fail)
+    for _ in range(2):  # the second has nothing new to save
+        with pytest.raises(DataError, match="the line to the store is down"):
+            run(small(), images, out)
+        assert checkpoint.newest(out / "checkpoints").name == "step-00000004"
+    monkeypatch.undo()
+    assert_same_run(run(small(), images, out), finished)
+
+
+def test_too_much_damage_is_listed_before_it_ends_the_run(
+    make_images: Callable, small: Callable, tmp_path: Path
+) -> None:
+    def edit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for row in rows[40:44]:
+            row["image"] = {"bytes": b"no picture", "path": None}
+        return rows
+
+    folder, out = make_images(tmp_path / "images", edit=edit), tmp_path / "run"
+    with pytest.raises(DataError, match="expected at most 1%"):
+        run(small(captions_per_batch=12), folder, out)
+    assert len((out / "damaged.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_damaged_checkpoint_is_named_with_the_way_out(
+    finished: Path, images: Path, small: Callable, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "backbone.safetensors").unlink()
+    newest = out / "checkpoints" / "step-00000006"
+    (newest / "teacher.safetensors").write_bytes(b"short")
+    with pytest.raises(DataError, match=r"teacher.*Delete .*step-00000006: the same command"):
+        run(small(), images, out)
+    shutil.rmtree(newest)
+    assert_same_run(run(small(), images, out), finished)
 
 
 def test_a_diverged_run_names_the_captions_and_keeps_a_checkpoint(

@@ -188,7 +188,7 @@ def test_a_run_that_really_collapses_is_recognised(
 
 
 def test_patches_that_share_one_prototype_are_a_collapse() -> None:
-    from synclr_cli.train.monitor import collapse
+    from synclr_cli.train.verdict import collapse
 
     line = {"step": 7, "effective_rank": 20.0, "prototype_perplexity": 1.0}
     assert "prototypes" in collapse(line)
