@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 MAKE = (
     "captions -c in21k -n 4000 --engine template: -o captions.parquet",
-    "render captions.parquet -o images",
+    "render captions.parquet --engine procedural: -o images",
     "train images -o run --set train.steps=3000 --set train.warmup_steps=150"
     " --set train.teacher_temperature_steps=330",
 )
