@@ -1,11 +1,14 @@
-"""Kill a job with SIGKILL again and again, at moments nobody chose, until it comes to its end."""
+"""End a job from outside: with SIGKILL until it comes to its end, or with SIGTERM in its loop."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -39,6 +42,36 @@ def kill_until_done(job: partial[object], seconds: float, *, seed: int, most: in
             return kills
         time.sleep(0.01)
     raise AssertionError(f"not done after {most} kills")
+
+
+@contextmanager
+def sigterm(seconds: float) -> Iterator[None]:
+    """Send this process SIGTERM that long after the block began to handle it, and never else.
+
+    A block that fails before, or ends sooner, is not ended by it, nor is pytest.
+    """
+    before = signal.signal(signal.SIGTERM, _passed_over)
+    over = threading.Event()
+
+    def send() -> None:
+        while signal.getsignal(signal.SIGTERM) is _passed_over:
+            if over.wait(0.01):
+                return
+        if not over.wait(seconds):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        yield
+    finally:
+        over.set()
+        sender.join()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _passed_over(_number: int, _frame: object) -> None:
+    """Handle a signal that came when the block was over."""
 
 
 def _quietly(job: partial[object]) -> None:

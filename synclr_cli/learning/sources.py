@@ -7,6 +7,7 @@ Every source is a numbered row of pictures: `len(s)`, `s.where(i)` (for errors),
 from __future__ import annotations
 
 import io
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ class Source(Protocol):
         ...
 
 
-class Encoded:
+class Encoded(ABC):
     """A source whose pictures and masks are encoded files or cells."""
 
     def image(self, i: int) -> Image.Image:
@@ -75,14 +76,14 @@ class Encoded:
             )
         return ids.astype(np.int64)
 
-    def where(self, i: int) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def where(self, i: int) -> str: ...
 
-    def _picture(self, i: int) -> bytes | None:
-        raise NotImplementedError
+    @abstractmethod
+    def _picture(self, i: int) -> bytes | None: ...
 
-    def _mask(self, i: int) -> bytes | None:
-        raise NotImplementedError
+    @abstractmethod
+    def _mask(self, i: int) -> bytes | None: ...
 
 
 class Files(Encoded):

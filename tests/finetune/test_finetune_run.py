@@ -2,9 +2,6 @@
 
 import functools
 import json
-import os
-import signal
-import threading
 from pathlib import Path
 
 import killing
@@ -82,9 +79,7 @@ def test_the_test_split_has_no_say_in_what_is_trained_and_selected(
 
 def test_sigterm_saves_and_the_same_call_goes_on(settings, stripes, small_vit, tmp_path):
     out = tmp_path / "out"
-    timer = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
+    with killing.sigterm(0.3), pytest.raises(KeyboardInterrupt):
         run(settings(epochs=500), small_vit, stripes, out)
     saved = checkpoint.load(checkpoint.newest(out / "checkpoints"))
     assert saved.step > 0

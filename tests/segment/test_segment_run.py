@@ -2,9 +2,6 @@
 
 import functools
 import json
-import os
-import signal
-import threading
 
 import killing
 import numpy as np
@@ -97,9 +94,7 @@ def test_the_test_split_has_no_say_in_what_is_trained_and_selected(
 
 def test_sigterm_saves_and_the_same_call_goes_on(settings, boxes, small_vit, tmp_path):
     long = {"steps": 5000, "validation_steps": 5000, "checkpoint_steps": 5000}
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
+    with killing.sigterm(0.3), pytest.raises(KeyboardInterrupt):
         run(settings(**long), small_vit, boxes, tmp_path)
     saved = checkpoint.load(checkpoint.newest(tmp_path / "checkpoints"))
     assert saved.step > 0
