@@ -22,6 +22,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 Shape = tuple[int, int]  # crops, tokens of each
+# What the rows of the attention and of the MLP branch are multiplied by, [R, 1]; None: 1
+Kept = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def run(
     weights: Weights,
     x: Tensor,
     shapes: Sequence[Shape],
-    kept: tuple[Tensor | None, Tensor | None] = (None, None),
+    kept: Kept = (None, None),
 ) -> Tensor:
     """Return what the block makes of rows of tokens.
 
@@ -123,7 +125,7 @@ def _forward(
     x: Tensor,
     w: Weights,
     shapes: Sequence[Shape],
-    kept: tuple[Tensor | None, Tensor | None],
+    kept: Kept,
     saved: list[Tensor] | None,
 ) -> Tensor:
     """Return the rows after the block; what the gradient needs is appended to `saved`."""
@@ -157,7 +159,7 @@ def _backward(
     dz: Tensor,
     w: Weights,
     shapes: Sequence[Shape],
-    kept: tuple[Tensor | None, Tensor | None],
+    kept: Kept,
     saved: list[Tensor],
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the gradient of the rows, and of the parameters in the order of `parameters`."""

@@ -10,8 +10,7 @@ Shapes: B crops, N patches, M masked patches, D width, E embedding.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -30,6 +29,10 @@ from synclr_cli.learning import backbone
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import blocks
 from synclr_cli.train.heads import PrototypeHead, contrast_head, linear
+
+# A product of fewer rows is summed in another order by some libraries (MKL: fewer than four a
+# thread), and what a picture gives would then depend on how many are worked on with it.
+FEWEST_ROWS = 16
 
 
 class StochasticDepth(nn.Module):
@@ -50,15 +53,15 @@ class StochasticDepth(nn.Module):
             return branch
         return branch * (self.keep.to(branch.dtype) / (1 - self.rate))[:, None, None]
 
-    def of_rows(self, tokens: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """Return what the rows of all crops' tokens are multiplied by, [R, 1]; None: 1.
+    def of_rows(self, crops: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Return what rows of tokens are multiplied by, [R, 1]; None: 1.
 
         Args:
-            tokens: of each crop, [B].
+            crops: of each row, [R].
         """
         if self.keep is None:
             return None
-        return (self.keep.to(dtype) / (1 - self.rate)).repeat_interleave(tokens)[:, None]
+        return (self.keep.to(dtype) / (1 - self.rate))[crops, None]
 
     @contextmanager
     def only(self, rows: Tensor | slice) -> Iterator[None]:
@@ -79,6 +82,62 @@ class View:
     # [B, N], the patches whose tokens to return: equally many of each picture that has any;
     # on the host
     wanted: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Crops of one view of which equally many tokens are read."""
+
+    view: int
+    crops: Tensor  # [m], of the view; on the host
+    tokens: int  # of each
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which of the R rows of all views' tokens are read, [W]: group by group, crop by crop.
+
+    Worked out on the host, where the masks are: a GPU is not waited for.
+    """
+
+    groups: list[Group]
+    rows: Tensor  # [W], of the R
+    crops: Tensor  # [W], the crop of all views whose row it is
+    cls: list[Tensor]  # of each view, which of the W are its crops' cls tokens, [B]
+    patches: list[Tensor]  # of each view, which of the W are its wanted patches, [M]
+
+    @staticmethod
+    def of(wanted: Sequence[Tensor | None], shapes: Sequence[blocks.Shape]) -> Reading:
+        """Read each crop's cls token and the wanted patches, [B, N] of each view or None.
+
+        Never fewer than `FEWEST_ROWS`: the first row is read again if need be, and no one asks.
+        """
+        groups, rows, crops, cls, patches = [], [], [], [], []
+        first_row = first_crop = read = 0
+        for view, (asked, (n, tokens)) in enumerate(zip(wanted, shapes, strict=True)):
+            has = torch.zeros(n, dtype=torch.bool) if asked is None else asked.any(1)  # [B]
+            cls.append(torch.empty(n, dtype=torch.long))
+            patches.append(torch.empty(0, dtype=torch.long))
+            for own in (has.nonzero()[:, 0], (~has).nonzero()[:, 0]):  # [m]
+                if not len(own):
+                    continue
+                places = torch.zeros(len(own), 1, dtype=torch.long)
+                if asked is not None and has[own[0]]:
+                    of_patches = 1 + asked[own].nonzero()[:, 1].view(len(own), -1)  # [m, k]
+                    places = torch.cat([places, of_patches], dim=1)  # [m, 1 + k]
+                here = torch.arange(read, read + places.numel()).view_as(places)
+                cls[view][own] = here[:, 0]
+                if places.shape[1] > 1:
+                    patches[view] = here[:, 1:].flatten()
+                groups.append(Group(view, own, places.shape[1]))
+                rows.append((first_row + own[:, None] * tokens + places).flatten())
+                crops.append((first_crop + own).repeat_interleave(places.shape[1]))
+                read += places.numel()
+            first_row, first_crop = first_row + n * tokens, first_crop + n
+        if read < FEWEST_ROWS:
+            rows.append(rows[0][:1].expand(FEWEST_ROWS - read))
+            crops.append(crops[0][:1].expand(FEWEST_ROWS - read))
+        return Reading(groups, torch.cat(rows), torch.cat(crops), cls, patches)
 
 
 class Encoder(nn.Module):
@@ -158,88 +217,73 @@ class Encoder(nn.Module):
         The last block is run for these tokens alone; nobody reads what it makes of the others.
         Layers are dropped for the crops of all views in order.
         """
-        counts = np.cumsum([0, *(len(v.images) for v in views)])
-        crops = [slice(start, end) for start, end in itertools.pairwise(counts)]
         every = [self._embed(v.images, v.masks) for v in views]  # [B, 1 + N, D]
-        run = self._run_written_out if self.written_out else self._run_modules
+        shapes = [(x.shape[0], x.shape[1]) for x in every]
+        rows = (self._run_written_out if self.written_out else self._run_modules)(every, shapes)
+        reading = Reading.of([v.wanted for v in views], shapes)
+        read = self._finish(rows, shapes, reading)  # [W, D]
         return [
-            self._wanted(x, v.wanted, own)
-            for x, v, own in zip(run(every, crops), views, crops, strict=True)
+            (read.index_select(0, cls.to(read.device)), read.index_select(0, own.to(read.device)))
+            for cls, own in zip(reading.cls, reading.patches, strict=True)
         ]
 
-    def _run_modules(self, every: list[Tensor], crops: list[slice]) -> list[Tensor]:
-        """Return what all blocks but the last make of each view's tokens."""
+    def _run_modules(self, every: list[Tensor], shapes: list[blocks.Shape]) -> Tensor:
+        """Return what all blocks but the last make of the tokens, [R, D], view by view."""
+        ends = np.cumsum([n for n, _ in shapes])
         done = []
-        for x, own in zip(every, crops, strict=True):
+        for x, (n, _), end in zip(every, shapes, ends, strict=True):
             for block in self.vit.blocks[:-1]:
-                with _only(block, own):
+                with _only(block, slice(end - n, end)):
                     x = block(x)
-            done.append(x)
-        return done
+            done.append(x.flatten(0, 1))
+        return torch.cat(done)
 
-    def _run_written_out(self, every: list[Tensor], crops: list[slice]) -> list[Tensor]:  # noqa: ARG002
-        shapes = [(x.shape[0], x.shape[1]) for x in every]
+    def _run_written_out(self, every: list[Tensor], shapes: list[blocks.Shape]) -> Tensor:
+        """Do as `_run_modules`, with the crops of all views at once."""
         rows = torch.cat([x.flatten(0, 1) for x in every])  # [R, D]
         tokens = torch.tensor([t for n, t in shapes for _ in range(n)])  # [crops]
+        crops = torch.arange(len(tokens)).repeat_interleave(tokens)  # [R]
         for block, weights in zip(self.vit.blocks, self._weights(), strict=False):
-            kept = (
-                layer.of_rows(tokens, weights.dtype) if isinstance(layer, StochasticDepth) else None
-                for layer in (block.drop_path1, block.drop_path2)
-            )
-            rows = blocks.run(block, weights, rows, shapes, (next(kept), next(kept)))
-        parts = rows.split([n * t for n, t in shapes])
-        return [part.view(n, t, -1) for part, (n, t) in zip(parts, shapes, strict=True)]
+            rows = blocks.run(block, weights, rows, shapes, _kept(block, crops, weights.dtype))
+        return rows
 
-    def _wanted(self, x: Tensor, wanted: Tensor | None, own: slice) -> tuple[Tensor, Tensor]:
-        """Return cls and wanted patches' tokens after the last block; x is [B, 1 + N, D]."""
-        last, here = self.vit.blocks[-1], {"device": x.device, "non_blocking": True}
-        every = torch.arange(own.start, own.stop)
-        if wanted is None or not wanted.any():
-            return self._finish(last, x, every.to(**here))[:, 0], x.new_empty(0, x.shape[-1])
-        # Worked out on the host, where the masks are: a GPU is not waited for.
-        has = wanted.any(1)  # [B]
-        rows, others = has.nonzero()[:, 0], (~has).nonzero()[:, 0]  # [m], [B - m]
-        places = 1 + wanted[rows].nonzero()[:, 1].view(len(rows), -1)  # [m, k]
-        order = torch.cat([rows, others]).argsort().to(**here)  # [B]
-        of_rows, of_others = every[rows].to(**here), every[others].to(**here)
-        rows, others = rows.to(**here), others.to(**here)
-        tokens = self._finish(last, x[rows], of_rows, places.to(**here))  # [m, 1 + k, D]
-        cls = torch.cat([tokens[:, 0], self._finish(last, x[others], of_others)[:, 0]])[order]
-        return cls, tokens[:, 1:].flatten(0, 1)  # [B, D], [M, D]
-
-    def _finish(
-        self, block: Block, x: Tensor, rows: Tensor, places: Tensor | None = None
-    ) -> Tensor:
-        """Run the last block and the final norm for the cls token and some others.
+    def _finish(self, rows: Tensor, shapes: list[blocks.Shape], reading: Reading) -> Tensor:
+        """Run the last block and the final norm for the tokens that are read.
 
         Args:
-            x: [b, 1 + N, D].
-            rows: which of the crops of all views these are, [b].
-            places: [b, k], the other tokens wanted.
+            rows: what the other blocks made of the tokens, [R, D].
+            shapes: of the crops they belong to, view by view.
 
         Returns:
-            [b, 1 + k, D].
+            [W, D].
         """
-        first = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
-        places = first if places is None else torch.cat([first, places], dim=1)  # [b, 1 + k]
-        places = places[..., None].expand(-1, -1, x.shape[-1])  # [b, 1 + k, D]
-        attention, normed = block.attn, block.norm1(x)
+        block, device = self.vit.blocks[-1], rows.device
+        at, crops = (t.to(device, non_blocking=True) for t in (reading.rows, reading.crops))
+        attention, normed = block.attn, block.norm1(rows)  # [R, D]
         weight, bias = attention.qkv.weight, attention.qkv.bias
-        width = attention.num_heads * attention.head_dim
-        q = F.linear(normed.gather(1, places), weight[:width], bias[:width])  # [b, 1 + k, D]
-        k, v = F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)  # [b, 1 + N, D]
-        q, k, v = (
-            t.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for t in (q, k, v)
-        )  # [b, heads, tokens, D / heads]
-        if attention.fused_attn:
-            out = F.scaled_dot_product_attention(q, k, v)
-        else:
-            out = (q * attention.scale @ k.transpose(-2, -1)).softmax(-1) @ v
-        out = attention.proj(out.transpose(1, 2).flatten(2))  # [b, 1 + k, D]
-        x = x.gather(1, places)  # [b, 1 + k, D]
-        with _only(block, rows):
-            x = x + block.drop_path1(block.ls1(out))
-            x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+        heads, width = attention.num_heads, attention.num_heads * attention.head_dim
+        q = F.linear(normed.index_select(0, at), weight[:width], bias[:width])  # [W, D]
+        kv = F.linear(normed, weight[width:], bias[width:])  # [R, 2 D]
+        of_views = kv.split([n * t for n, t in shapes])
+        parts, start = [], 0
+        for group in reading.groups:
+            m, k = group.crops.shape[0], group.tokens
+            own = of_views[group.view].view(*shapes[group.view], 2, heads, -1)
+            if m < len(own):
+                own = own.index_select(0, group.crops.to(device, non_blocking=True))
+            keys, values = own.permute(2, 0, 3, 1, 4).contiguous()  # [m, heads, 1 + N, d]
+            asked = q[start : start + m * k].view(m, k, heads, -1).transpose(1, 2).contiguous()
+            if attention.fused_attn:
+                out = F.scaled_dot_product_attention(asked, keys, values)
+            else:
+                out = (asked * attention.scale @ keys.transpose(-2, -1)).softmax(-1) @ values
+            parts.append(out.transpose(1, 2).reshape(m * k, -1))  # [m k, D]
+            start += m * k
+        attended = F.pad(torch.cat(parts), (0, 0, 0, len(at) - start))  # [W, D]
+        kept = _kept(block, crops, attended.dtype)
+        x = rows.index_select(0, at)  # [W, D]
+        x = x + _scaled(block.ls1(attention.proj(attended)), kept[0])
+        x = x + _scaled(block.ls2(block.mlp(block.norm2(x))), kept[1])
         return self.vit.norm(x)
 
     def _embed(self, images: Tensor, masks: Tensor | None) -> Tensor:
@@ -323,6 +367,19 @@ def positions(table: Tensor, side: int) -> Tensor:
     grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic")
     assert grid.shape[-1] == side, (grid.shape, side)
     return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _kept(block: nn.Module, crops: Tensor, dtype: torch.dtype) -> blocks.Kept:
+    """Return what the two branches of rows are multiplied by; `crops` are theirs, [R]."""
+    first, second = (
+        layer.of_rows(crops, dtype) if isinstance(layer, StochasticDepth) else None
+        for layer in (block.drop_path1, block.drop_path2)
+    )
+    return first, second
+
+
+def _scaled(branch: Tensor, kept: Tensor | None) -> Tensor:
+    return branch if kept is None else branch * kept
 
 
 @contextmanager

@@ -178,3 +178,26 @@ def test_micro_batches_give_the_gradient_of_the_whole(
         torch.testing.assert_close(getattr(pieced, term), getattr(whole, term), rtol=1e-10, atol=0)
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-7, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 4])
+def test_a_picture_gives_the_same_bits_in_any_piece(
+    images: Path, small: Callable, micro_batch: int
+) -> None:
+    """In float32 on one thread: else a ReLU may flip, and the gradient differs by far more."""
+    config, found = small(micro_batch=micro_batch), []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for own in (small(), config):
+            learner = Learner(own, ALONE)
+            corpus = batches.open_corpus(artifacts.open_images(images)[0])
+            batch = batches.Batches(corpus, own, patches=learner.patches).make(1)
+            losses = learner.objective.gradient(batch, 0.05)
+            gradient = torch.cat([p.grad.flatten() for p in learner.student.parameters()])
+            found.append((losses.total, gradient))
+    finally:
+        torch.set_num_threads(threads)
+    (loss, whole), (again, pieces) = found
+    assert torch.equal(again, loss)
+    assert (pieces - whole).norm() < 1e-6 * whole.norm()

@@ -54,6 +54,33 @@ def test_features_are_the_wanted_tokens_of_the_encoder(student: Student, way: st
     assert patches.shape == (0, 192)
 
 
+def test_few_pictures_give_the_features_that_many_give(student: Student) -> None:
+    """To the bit, in float32 on a CPU: products of few rows are not summed in another way."""
+    student.set_depth(0, 0, None)
+    x, local = images(6, 32), images(12, 16)
+    masks = torch.zeros(6, 16, dtype=torch.bool)
+    masks[[0, 3, 4], 5:8] = True
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            whole = student.features(View(x, masks, wanted=masks), View(local))
+            ones = [
+                student.features(
+                    View(x[[i]], masks[[i]], wanted=masks[[i]]), View(local[2 * i : 2 * i + 2])
+                )
+                for i in range(6)
+            ]
+            alone = student.features(View(x[:1]))[0][0]
+            again = student.features(View(x))[0][0]
+    finally:
+        torch.set_num_threads(threads)
+    for view in range(2):
+        for part in range(2):
+            assert torch.equal(torch.cat([one[view][part] for one in ones]), whole[view][part])
+    assert torch.equal(alone, again[:1])
+
+
 def test_a_masked_patch_does_not_show_its_pixels(student: Student) -> None:
     masks = torch.zeros(2, 16, dtype=torch.bool)
     masks[:, 5] = True  # row 1, column 1 of 4 x 4 patches of 8 px
