@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from synclr_cli import draws
+from synclr_cli import console, draws
 from synclr_cli.errors import EngineError
 
 
@@ -175,6 +175,11 @@ def started(precision: str) -> Iterator[Runtime]:
         torch.backends.cudnn.allow_tf32 = True
     else:
         keep_freed_memory()
+    if precision == "bfloat16" and not has_fast_bfloat16(device):
+        console.warn(
+            "precision bfloat16: got a device that only emulates it, often a hundred times slower "
+            "than float32; expected one that multiplies it in hardware; set precision to auto"
+        )
     with joined():
         yield Runtime(device, amp_dtype(precision, device), rank, world)
 

@@ -31,6 +31,23 @@ def test_autocast_follows_the_precision() -> None:
             assert (a @ a).dtype == dtype
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_bfloat16_is_taken_where_it_is_fast_and_a_wish_for_it_elsewhere_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fast: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    found = {}
+    for precision in ("auto", "float32", "bfloat16"):
+        with runtime.started(precision) as rt:
+            found[precision] = rt.amp_dtype, "only emulates it" in capsys.readouterr().err
+    assert found == {
+        "auto": (torch.bfloat16 if fast else None, False),
+        "float32": (None, False),
+        "bfloat16": (torch.bfloat16, not fast),
+    }
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_first_signal_asks_and_a_second_interrupts(number: int) -> None:
     before = signal.getsignal(number)
