@@ -1,10 +1,12 @@
 """What micro-batches save and cost: peak memory, time and gradient, beside the whole batch at once.
 
     OMP_NUM_THREADS=2 python benchmarks/train_memory.py [--captions 64] [--micro-batch 16]
+        [--precision auto | float32 | bfloat16] [--compare 4] [--compare-micro-batch 4]
 
 Each variant is a process of its own that does one update of random pictures; its peak is what the
-system says of it, libraries included. The gradients are compared in float32 on `--compare` captions
-of 4 pictures: one batch, whole and by pieces.
+system says of it, libraries included; seconds are of the wall clock and of the CPU, the second for
+machines shared with others. The gradients are compared in float32 on `--compare` captions of 4
+pictures: one batch, whole and by pieces. `--compare 0` and `--updates 0` leave out their part.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from multiprocessing.connection import Connection
 import torch
 from train_step import random_batch
 
-from synclr_cli.config import TrainConfig
+from synclr_cli.config import PRECISIONS, TrainConfig
 from synclr_cli.learning import runtime
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import timetable
@@ -42,25 +44,33 @@ def update(given: argparse.Namespace, micro_batch: int, pipe: Connection) -> Non
     """Do some updates after a small one, and say what they took."""
     runtime.keep_freed_memory()
     config = config_of(given, given.captions, micro_batch)
-    learner = Learner(config, Runtime(torch.device("cpu"), torch.bfloat16))
+    cpu = torch.device("cpu")
+    learner = Learner(config, Runtime(cpu, runtime.amp_dtype(given.precision, cpu)))
     now = timetable.at(1000, config)
     learner.update(random_batch(config_of(given, 2, micro_batch), learner.patches), now)
     batch = random_batch(config, learner.patches)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    taken = []
+    taken, taken_cpu = [], []
     for _ in range(given.updates):
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         loss = learner.update(batch, now).losses.total.item()
         taken.append(time.perf_counter() - start)
-    seconds = statistics.median(taken)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    pipe.send({"peak_gib": peak, "before_gib": before, "seconds": seconds, "loss": loss})
+        taken_cpu.append(time.process_time() - start_cpu)
+    pipe.send(
+        {
+            "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            "before_gib": before,
+            "seconds": statistics.median(taken),
+            "cpu_seconds": statistics.median(taken_cpu),
+            "loss": loss,
+        }
+    )
 
 
 def gradients(given: argparse.Namespace) -> float:
     """Return the relative difference of the gradient, whole and by pieces."""
     found = []
-    for micro_batch in (0, 4):
+    for micro_batch in (0, given.compare_micro_batch):
         config = config_of(given, given.compare, micro_batch)
         learner = Learner(config, Runtime(torch.device("cpu"), None))
         learner.objective.gradient(random_batch(config, learner.patches), 0.05)
@@ -77,9 +87,12 @@ def main() -> None:
     parser.add_argument("--prototypes", type=int, default=8192)
     parser.add_argument("--updates", type=int, default=1)
     parser.add_argument("--compare", type=int, default=4)
+    parser.add_argument("--compare-micro-batch", type=int, default=4)
+    parser.add_argument("--precision", default="auto", choices=PRECISIONS)
     given = parser.parse_args()
     context, taken = multiprocessing.get_context("spawn"), {}
-    for name, micro_batch in (("by pieces", given.micro_batch), ("whole", 0)):
+    variants = {"by pieces": given.micro_batch, "whole": 0} if given.updates else {}
+    for name, micro_batch in variants.items():
         ours, theirs = context.Pipe()
         process = context.Process(target=update, args=(given, micro_batch, theirs))
         process.start()
@@ -89,11 +102,12 @@ def main() -> None:
         process.join()
         shown = {k: round(v, 3) for k, v in (taken[name] or {}).items()}
         print(json.dumps({"update": name, "pictures": 4 * given.captions, **shown}), flush=True)
-    pieces, whole = taken["by pieces"], taken["whole"]
-    summary = {"gradients_differ_by": gradients(given)}
-    if whole:
+    pieces, whole = taken.get("by pieces"), taken.get("whole")
+    summary = {"gradients_differ_by": gradients(given)} if given.compare else {}
+    if pieces and whole:
         summary["whole_needs_times"] = round(whole["peak_gib"] / pieces["peak_gib"], 2)
         summary["pieces_take_times"] = round(pieces["seconds"] / whole["seconds"], 2)
+        summary["pieces_take_times_of_cpu"] = round(pieces["cpu_seconds"] / whole["cpu_seconds"], 2)
     print(json.dumps(summary))
 
 
