@@ -148,9 +148,14 @@ def require_same(stage: str, found: Header, wanted: Header, where: Path) -> None
     """Refuse to continue work that another config or another input began.
 
     Raises:
-        UsageError: names the keys that differ, or the input.
+        UsageError: names the keys that differ, a few with their values, or the input.
     """
     differing = settings.differing_keys(stage, found.config, wanted.config)
+    keys = [key.removeprefix(f"{stage}.") for key in differing]
+    here, there = (
+        ", ".join(json.dumps(config.get(key)) for key in keys) if len(keys) < 4 else ""
+        for config in (wanted.config, found.config)
+    )
     if found.engine != wanted.engine and f"{stage}.engine.name" not in differing:
         differing.append("engine")
     if [p["digest"] for p in found.parents] != [p["digest"] for p in wanted.parents]:
@@ -158,6 +163,8 @@ def require_same(stage: str, found: Header, wanted: Header, where: Path) -> None
     if differing:
         raise UsageError(
             f"{where} was made with other settings ({', '.join(differing)} differ)",
+            got=here or None,
+            expected=there or None,
             do="add --overwrite to make it anew, or --out for another place",
         )
 

@@ -67,6 +67,13 @@ def _out(meaning: str) -> Any:
     return typer.Option("--out", "-o", metavar="PATH", parser=places.place, help=meaning)
 
 
+def _folder(meaning: str, otherwise: str | bool = True) -> Any:
+    """Return the option of a folder that can only be on this machine, and its name if not given."""
+    return typer.Option(
+        "--out", "-o", metavar="PATH", parser=places.here, help=meaning, show_default=otherwise
+    )
+
+
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make it anew if it is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
 Seed = Annotated[int | None, typer.Option(metavar="INT", help="Seed of all randomness.")]
@@ -81,10 +88,7 @@ BackboneArguments = Annotated[
         " Several give one table.",
     ),
 ]
-JudgeOut = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="Folder to make. [default: runs/COMMAND/BACKBONE-on-DATA]"),
-]
+JudgeOut = Annotated[Path | None, _folder("Folder to make.", "runs/COMMAND/BACKBONE-on-DATA")]
 DataFlag = typer.Option(
     "--data",
     "-d",
@@ -270,9 +274,7 @@ def train(
         ),
     ] = None,
     seed: Seed = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Run folder. [default: runs/PRESET]")
-    ] = None,
+    out: Annotated[Path | None, _folder("Run folder.", "runs/PRESET")] = None,
     preset: Preset = "tiny",
     sets: Sets = None,
     print_config: PrintConfig = False,
@@ -425,7 +427,8 @@ def inspect(
         str, typer.Argument(metavar="ARTIFACT", help="Any file or folder synclr made, or -.")
     ],
     png: Annotated[
-        Path | None, typer.Option("--png", help="Picture to draw. [default: beside the artifact]")
+        Path | None,
+        typer.Option("--png", help="Picture to draw.", show_default="beside the artifact"),
     ] = None,
     html: Annotated[
         Path | None, typer.Option("--html", help="With images: a page of them in one file.")
@@ -490,9 +493,7 @@ def export(
         str,
         typer.Option("--to", metavar="timm|transformers|onnx|diffusers", help="Library."),
     ],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder. [default: exports/BACKBONE-TO]")
-    ] = None,
+    out: Annotated[Path | None, _folder("Folder.", "exports/BACKBONE-TO")] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -519,9 +520,7 @@ def show(
     pictures: Annotated[
         Path, typer.Option("--pictures", metavar="DIR", help="Folder of pictures, or Parquet.")
     ],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to make. [default: runs/show/DIR]")
-    ] = None,
+    out: Annotated[Path | None, _folder("Folder to make.", "runs/show/DIR")] = None,
     seed: Annotated[int, typer.Option(metavar="INT", help="Seed of random weights.")] = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -537,9 +536,7 @@ def show(
 
 @app.command()
 def quickstart(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to work in.")] = Path(
-        "quickstart"
-    ),
+    out: Annotated[Path, _folder("Folder to work in.")] = Path("quickstart"),
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, metavar="INT", help="Judge with this many seeds.")
     ] = 1,

@@ -51,6 +51,19 @@ def place(name: str | Path) -> Path:
     return path  # type: ignore[return-value]
 
 
+def here(name: str | Path) -> Path:
+    """Return a path of this machine.
+
+    Raises:
+        UsageError: it is a URI.
+    """
+    if "://" in str(name):
+        raise UsageError(
+            f"--out {name}", expected="a folder of this machine", do="copy it there afterwards"
+        )
+    return Path(name)
+
+
 def is_local(path: Path) -> bool:
     """Return whether a path is on this machine's file system."""
     return isinstance(path, Path)

@@ -22,12 +22,19 @@ from pathlib import Path
 
 from synclr_cli import artifacts, places
 from synclr_cli.artifacts import Header
-from synclr_cli.errors import DataError
+from synclr_cli.errors import DataError, UsageError
 from synclr_cli.learning import backbone, checkpoint
 from synclr_cli.learning.checkpoint import Checkpoint
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train.learner import Learner
 from synclr_cli.train.verdict import METRICS_FILE
+
+# What else synclr makes a folder of, known by a file that a run has not; not even overwritten.
+OTHERS = {
+    "manifest.json": "pictures",
+    "report.json": "a judge's report",
+    "export.json": "an exported backbone",
+}
 
 
 class Folder:
@@ -44,8 +51,12 @@ class Folder:
         """Return whether this very run ended here already; nothing is changed.
 
         Raises:
-            UsageError: the folder belongs to a run of another config or other pictures.
+            UsageError: the folder belongs to a run of another config or other pictures, or to
+                something else.
         """
+        for name, what in OTHERS.items():
+            if (self.path / name).is_file():
+                raise UsageError(f"{self.path} holds {what}", do="choose another --out")
         if overwrite or not self._run.is_file():
             return False
         found = Header.parse(json.dumps(places.read_json(self._run)), self._run)

@@ -80,7 +80,7 @@ def test_another_config_is_refused_unless_overwritten(
     finished: Path, images: Path, small: Callable, tmp_path: Path
 ) -> None:
     out = run(small(steps=3), images, tmp_path / "run")
-    with pytest.raises(UsageError, match=r"train\.steps, train\.depth|train\.depth, train\.steps"):
+    with pytest.raises(UsageError, match=r"depth, train\.steps differ\): got 3, 6, exp.* 2, 3"):
         run(small(depth=3), images, out)
     assert len(lines(out)) == 3
     run(small(), images, out, overwrite=True)
@@ -92,6 +92,16 @@ def test_another_folder_of_pictures_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match="the input other differ"):
         run(small(), make_images(tmp_path / "other", captions=25), finished)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_something_else_is_left_alone(
+    images: Path, small: Callable, overwrite: bool
+) -> None:
+    before = sorted(images.iterdir())
+    with pytest.raises(UsageError, match=r"holds pictures. Choose another --out"):
+        run(small(), images, images, overwrite=overwrite)
+    assert sorted(images.iterdir()) == before
 
 
 def test_minutes_that_are_up_save_and_return(
