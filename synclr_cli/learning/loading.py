@@ -8,6 +8,7 @@ What one key gives depends on the key alone, so the number of workers changes no
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from synclr_cli import draws
-from synclr_cli.errors import SynclrError
+from synclr_cli.errors import EngineError, SynclrError
 
 
 def load(
@@ -35,16 +36,31 @@ def load(
 
     Raises:
         SynclrError: whatever `make` raised, as it raised it.
+        EngineError: a loader process was killed, as a rule for want of memory.
     """
-    loader = DataLoader(
-        _Items(make),
-        batch_sampler=batches,  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=_Collate(collate),
-        pin_memory=pin,
-        worker_init_fn=_start_worker if workers else None,
-    )
-    for batch in loader:
+    with warnings.catch_warnings():  # of fewer cores than processes, twice; they wait for disks too
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader = DataLoader(
+            _Items(make),
+            batch_sampler=batches,  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=_Collate(collate),
+            pin_memory=pin,
+            worker_init_fn=_start_worker if workers else None,
+        )
+        ahead = iter(loader)
+    while True:
+        try:
+            batch = next(ahead)
+        except StopIteration:
+            return
+        except RuntimeError as e:
+            if not str(e).startswith("DataLoader worker"):
+                raise
+            raise EngineError(
+                f"a loader process ended ({e})",
+                do="look for want of memory, try fewer workers; the same command continues",
+            ) from e
         if isinstance(batch, SynclrError):
             raise batch
         yield batch

@@ -67,6 +67,8 @@ def plot(run_folder: Path, png: Path) -> Path:
         axis.grid(alpha=0.3)
         if logarithmic:
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")  # 20, not 2 x 10^1
+            axis.yaxis.set_minor_formatter("{x:g}")
         if len(keys) > 1:
             axis.legend(fontsize=8)
         if fallen is not None:

@@ -163,6 +163,8 @@ def similarity_gap(embeddings: Tensor, labels: Tensor) -> float:
 
 
 def perplexity(weights: Tensor) -> float:
-    """Return exp(entropy) of non-negative weights: how many of them are in use."""
+    """Return exp(entropy) of non-negative weights: how many of them are in use; 0 if none is."""
+    if not weights.any():
+        return 0.0
     p = weights.double() / weights.double().sum()
     return float(torch.exp(-torch.xlogy(p, p).sum()))

@@ -1,9 +1,18 @@
 """The order of an epoch, and what loader processes hand over."""
 
+import os
+import signal
+
 import pytest
 
-from synclr_cli.errors import DataError
+from synclr_cli.errors import DataError, EngineError
 from synclr_cli.learning import loading
+
+
+def die_of_five(key):
+    if key == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return key
 
 
 def order(start=0, steps=9, rank=0, world=1, seed=0, n=14, batch=4):
@@ -63,3 +72,15 @@ def test_a_loader_process_hands_our_errors_over_as_they_were(workers):
     with pytest.raises(DataError) as caught:
         next(batches)
     assert str(caught.value) == "photo 5 does not decode"
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_loader_process_that_is_killed_is_one_line():
+    batches = loading.load(die_of_five, [[1, 2], [4, 5]], workers=1)
+    with pytest.raises(EngineError, match=r"a loader process ended.*want of memory"):
+        list(batches)
+
+
+@pytest.mark.filterwarnings("error")
+def test_more_loader_processes_than_cores_are_no_reason_to_warn():
+    assert len(list(loading.load(square, [[1], [2]], workers=3))) == 2

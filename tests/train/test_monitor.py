@@ -20,6 +20,11 @@ def test_the_effective_rank_counts_directions() -> None:
     assert monitor.effective_rank(two) == pytest.approx(2)
 
 
+def test_embeddings_of_nothing_are_a_collapse() -> None:
+    rank = monitor.effective_rank(torch.zeros(8, 4))
+    assert rank == 0 and verdict.collapse({"step": 5, "effective_rank": rank})
+
+
 def test_the_similarity_gap_is_that_of_the_pairs() -> None:
     x = torch.randn(9, 5, dtype=torch.float64)
     labels = torch.tensor([7, 7, 7, 2, 2, 2, 2, 5, 5])
