@@ -1,11 +1,12 @@
 """The whole road in a few minutes, on the embedded engines: every command shown, then run.
 
-    in21k --captions--> captions.parquet --render--> images/ --train--> run/ --three judges--> table
+    words --captions--> captions.parquet --render--> images/ --train--> run/ --three judges--> table
 
-Each judge looks at the trained backbone and at the same architecture with random weights. The data
-they judge on was never trained on: scikit-learn's handwritten digits (real scans), and pictures
-rendered from other captions, other words and another seed. Stop it any time; the same command goes
-on where it stopped.
+SmolLM2 writes about the ten things that `pocket:` was taught, and `pocket:` paints them. Each judge
+looks at the trained backbone and at the same architecture with random weights. The data they judge
+on was never trained on: scikit-learn's handwritten digits (real scans), and pictures drawn by
+`procedural:`, which come with masks, from other words. Stop it any time; the same command goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -67,10 +68,13 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
         return synclr([*line, *again])
 
     # Words -> captions -> pictures -> backbone.
-    engine = "smollm2:" if _model_package() else "template:"
+    if _model_package():
+        concepts, writer, painter = "cifar10-words", "smollm2:", "pocket:"
+    else:
+        concepts, writer, painter = "in21k", "template:", "procedural:"
     captions, images, trained = out / "captions.parquet", out / "images", out / "run"
-    step("captions", "--concepts", "in21k", "-n", CAPTIONS, "--engine", engine, "-o", captions)
-    step("render", captions, "-o", images)
+    step("captions", "-c", concepts, "-n", CAPTIONS, "--engine", writer, "-o", captions)
+    step("render", captions, "--engine", painter, "-o", images)
     step("train", images, "-o", trained)
 
     # Pictures nobody trained on: other captions, other words, another seed. Ten kinds of thing to
@@ -88,7 +92,8 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
         source = folder.with_name(f"{folder.name}-{split}.parquet")
         rule = ("--engine", "template:", "--seed", seed)  # at once, and nobody trained on its style
         step("captions", "-c", concepts, "-n", count, *rule, "-o", source)
-        step("render", source, "--views", views, "--seed", seed, "-o", folder / split)
+        drawn = ("--engine", "procedural:", "--views", views, "--seed", seed)
+        step("render", source, *drawn, "-o", folder / split)
 
     # Three judges, each on the trained backbone and on random weights.
     judgements = (
@@ -162,6 +167,7 @@ def _model_package() -> bool:
         return True
     console.warn(
         f"{MODEL_PACKAGE} could not be installed ({' '.join(failure) or 'no reason given'}):"
-        " captions come from the rule-based template: engine instead"
+        " captions come from the rule-based template: engine instead, and since pocket: cannot"
+        " read without it, procedural: draws the pictures"
     )
     return False

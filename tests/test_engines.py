@@ -55,7 +55,7 @@ def test_overwriting_with_an_engine_that_is_not_there_loses_nothing(synclr, tmp_
     (tmp_path / "words.txt").write_text("acorn\nkettle\n")
     captions = ("captions", "-c", "words.txt", "-n", "4", "--engine", "template:")
     assert synclr(*captions, cwd=tmp_path).code == 0
-    assert synclr("render", "--views", "2", cwd=tmp_path).code == 0
+    assert synclr("render", "--engine", "procedural:", "--views", "2", cwd=tmp_path).code == 0
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     again = ("captions", "-c", "words.txt", "--engine", "transformers:./none", "--overwrite")
     assert synclr(*again, cwd=tmp_path).code == 4

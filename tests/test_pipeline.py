@@ -42,13 +42,14 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Com
     sets = " ".join(f"--set {s}" for s in QUICK)
     made = shell(
         "synclr captions -c words.txt -n 24 --engine template: -o heldout.parquet && "
-        "synclr render heldout.parquet --views 2 --seed 9 -o heldout",
+        "synclr render heldout.parquet --engine procedural: --views 2 --seed 9 -o heldout",
         folder,
     )
     assert made.returncode == 0, made.stderr
     done = shell(
-        "synclr captions -c words.txt -n 16 --seed 3 --engine template: | synclr render - "
-        f"| synclr train - --preset tiny {sets} | synclr linear-probe - --data heldout",
+        "synclr captions -c words.txt -n 16 --seed 3 --engine template: "
+        f"| synclr render - --engine procedural: | synclr train - --preset tiny {sets} "
+        "| synclr linear-probe - --data heldout",
         folder,
     )
     return folder, done

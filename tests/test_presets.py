@@ -14,7 +14,7 @@ SHIPPED = presets.names()
 
 
 def test_the_shipped_presets_are_the_promised_ones():
-    assert {"tiny", "vits", "vitb", "vitl", "vitb-ablation"} <= set(SHIPPED)
+    assert {"tiny", "cifar", "vits", "vitb", "vitl", "vitb-ablation"} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize("stage", configs.STAGES)

@@ -23,7 +23,13 @@ from synclr_cli.render import painting
 from synclr_cli.render.run import run
 from synclr_cli.render.sheet import contact_sheet
 
-SMALL = {"engine.size": 32, "stored_size": 32, "captions_per_part": 4, "views": 3}
+SMALL = {
+    "engine.name": "procedural:",
+    "engine.size": 32,
+    "stored_size": 32,
+    "captions_per_part": 4,
+    "views": 3,
+}
 
 
 def render_config(**values):
@@ -229,7 +235,7 @@ def test_an_interrupted_rendering_says_so_and_exits_130(captions_file, tmp_path)
     out = tmp_path / "images"
     process = subprocess.Popen(
         [sys.executable, "-m", "synclr_cli", "render", str(captions_file(4000)), "--out", str(out),
-         "--set", "render.captions_per_part=8"],
+         "--engine", "procedural:", "--set", "render.captions_per_part=8"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60

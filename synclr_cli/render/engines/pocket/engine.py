@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from torch import Tensor
@@ -47,6 +48,7 @@ class PocketEngine:
         _require_fitting(config)
         path = Path(target).expanduser() if target else weights.SHIPPED
         self._known = Known(path)
+        diffusers.utils.logging.set_verbosity_error()  # the terminal is ours to write to
         self._pipe = weights.load(path)
         self._pipe.scheduler = SCHEDULERS[config.scheduler]()
         self._pipe.set_progress_bar_config(disable=True)

@@ -48,7 +48,7 @@ def make_unet(width: int = 48, text: int = 128) -> UNet2DConditionModel:
         class_embed_type="projection",
         projection_class_embeddings_input_dim=text,
         resnet_time_scale_shift="scale_shift",
-        attention_head_dim=48,
+        attention_head_dim=width,
         norm_num_groups=16,
     )
 
