@@ -4,7 +4,9 @@
 
 First with one random batch again and again, then, with `--images`, with batches of a folder
 through the loader, crops cut and painted on the device; `input` is that work of the device alone.
-Runs on a CPU too, where it only shows that it runs (`--arch vit_tiny_patch16_224 --captions 2`).
+Runs on a CPU too, in float32 where bfloat16 is only emulated; it then only shows that it runs:
+
+    --arch vit_tiny_patch16_224 --captions 2 --micro-batch 4 --prototypes 64 --steps 1 --workers 1
 """
 
 from __future__ import annotations
@@ -97,7 +99,9 @@ def main() -> None:
         workers=given.workers,
         compile=given.compile,
     )
-    with runtime.started("bfloat16") as rt:
+    with runtime.started("auto") as rt:
+        precision = str(rt.amp_dtype or torch.float32).removeprefix("torch.")
+        print(json.dumps({"device": rt.device.type, "precision": precision}))
         learner = Learner(config, rt)
         batch = random_batch(config, learner.patches).to(rt.device)
         print(json.dumps({"batch": "random", **speed(learner, again(batch), given.steps)}))
