@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+SOURCE = {".py", ".toml", ".txt", ".json", ".md", ".typed"}
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +66,25 @@ def test_word_banks_are_in_the_wheel_and_write_captions_from_the_root_folder(ins
     assert done.stdout.strip() == str(tmp_path / "captions.parquet")
 
 
+def test_the_weights_of_pocket_are_in_the_wheel_with_their_words(installed):
+    shipped = Path("synclr_cli", "render", "engines", "pocket")
+    if not (ROOT / shipped / "pocket.safetensors").is_file():
+        pytest.skip("the weights are not in this checkout")
+    for name in ("pocket.safetensors", "words.txt"):
+        assert (installed / shipped / name).read_bytes() == (ROOT / shipped / name).read_bytes()
+    assert (installed / shipped / "pocket.safetensors").stat().st_size <= 25 * 2**20
+
+
+def test_the_sdist_carries_what_trained_them(installed):
+    (source,) = (p for p in installed.parent.glob("synclr-*") if p.is_dir())
+    tools = {p.name for p in (ROOT / "tools" / "pocket").glob("*.py")}
+    assert tools == {p.name for p in (source / "tools" / "pocket").glob("*.py")} != set()
+
+
 def test_nothing_but_source_is_in_the_wheel(installed):
     strange = [
         str(p.relative_to(installed))
         for p in (installed / "synclr_cli").rglob("*")
-        if p.is_file() and p.suffix not in {".py", ".toml", ".txt", ".json", ".md", ".typed"}
+        if p.is_file() and p.suffix not in SOURCE and p.name != "pocket.safetensors"
     ]
     assert strange == []

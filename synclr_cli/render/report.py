@@ -19,6 +19,7 @@ from PIL import Image
 
 from synclr_cli import artifacts, places
 from synclr_cli.render import quality
+from synclr_cli.render.engines.pocket.known import WORDS, Known
 from synclr_cli.render.manifest import MANIFEST, REJECTED
 from synclr_cli.render.sheet import spread
 
@@ -33,7 +34,8 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
     ("WxH" -> pictures), `bytes` (all parts), `bytes_per_picture` (median), `masks`, `rejected`
     (reason -> views), `set_aside` (captions), `scores` (quantile -> score, if there are any),
     `same_bytes` and `alike` (pictures that repeat an earlier one byte for byte, or in their
-    perceptual hash), `looked_at`.
+    perceptual hash), `looked_at`; of `pocket:` also `unknown_captions`, which name nothing that it
+    was taught.
 
     Raises:
         DataError: no finished images/1 folder.
@@ -45,12 +47,17 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
     concepts: set[str] = set()
     lengths: list[int] = []
     scores: list[np.ndarray] = []
+    known = _known(header.engine)
+    unknown = 0
     exact: set[bytes] = set()
     alike: set[int] = set()
     same_bytes = same_print = masks = 0
     for path in parts:
         file = places.parquet(path)
         light = file.read(columns=["caption_id", "concept", "width", "height", *_score(file)])
+        if known:
+            rows = file.read(columns=["caption_id", "caption"]).to_pylist()
+            unknown += known.count_unknown({r["caption_id"]: r["caption"] for r in rows}.values())
         if "score" in light.column_names:
             scores.append(light["score"].drop_null().to_numpy())
         views.update(Counter(light["caption_id"].to_pylist()).values())
@@ -90,7 +97,15 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
         "same_bytes": same_bytes,
         "alike": same_print,
         "looked_at": len(lengths),
+        **({"unknown_captions": unknown} if known else {}),
     }
+
+
+def _known(engine: str) -> Known | None:
+    """Return what a `pocket:` was taught, if there is a list of it."""
+    scheme, _, target = engine.partition(":")
+    known = Known(Path(target).with_name(WORDS.name) if target else WORDS)
+    return known if scheme == "pocket" and known.things else None
 
 
 def _score(file: pq.ParquetFile) -> list[str]:

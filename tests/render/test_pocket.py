@@ -29,6 +29,7 @@ from synclr_cli.render.engines.pocket.pipeline import (
     unfold,
 )
 from synclr_cli.render.engines.pocket.text import Whitening, mean_states
+from synclr_cli.render.report import report
 from synclr_cli.render.run import run
 
 CAPTIONS = ["A cat.", "A cat.", "One red fire engine on the grass, seen from the side.", "A ship."]
@@ -182,7 +183,7 @@ def test_a_captions_vector_is_the_mean_before_the_last_norm_and_knows_no_neighbo
 
 
 def test_a_caption_names_what_it_knows(tmp_path):
-    shipped = known.Known(weights.SHIPPED)
+    shipped = known.Known(known.WORDS)
     assert shipped.things == (
         "airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
     )  # fmt: skip
@@ -191,13 +192,13 @@ def test_a_caption_names_what_it_knows(tmp_path):
     for caption in ("A teapot.", "The category of carpets.", "scarce dogma", ""):
         assert not shipped.names_one(caption), caption
     assert shipped.count_unknown(["a cat", "a teapot", "a kettle"]) == 2
-    assert known.Known(tmp_path / "no-list.safetensors").names_one("a teapot")
+    assert known.Known(tmp_path / "no-list.txt").names_one("a teapot")
 
 
 def test_the_concepts_written_for_it_are_known_to_it():
     from synclr_cli.captions import concepts  # a test may look at two stages
 
-    shipped = known.Known(weights.SHIPPED)
+    shipped = known.Known(known.WORDS)
     names = concepts.read("cifar10-words").names
     assert len(names) > 300 and shipped.count_unknown(names) == 0
 
@@ -263,6 +264,7 @@ def test_captions_it_cannot_mean_are_told_once(file, captions_file, tmp_path, ca
         run(config, captions_file(rows), tmp_path / "images")
         told = capsys.readouterr().err
         assert told.count("pocket: knows 2 things (car, cat); 2 of 4 captions name none") == 1
+        assert report(tmp_path / "images")["unknown_captions"] == 2
 
         engine = engine_for(file)  # and at once, where most are strange to it
         many = [f"a teapot of size {i}" for i in range(64)]

@@ -24,7 +24,7 @@ from synclr_cli.engines import Painting
 from synclr_cli.errors import UsageError
 from synclr_cli.learning import runtime, smollm2
 from synclr_cli.render.engines.pocket import weights
-from synclr_cli.render.engines.pocket.known import Known
+from synclr_cli.render.engines.pocket.known import WORDS, Known
 from synclr_cli.render.engines.pocket.pipeline import SHAPE, SIDE, unfold
 
 STEPS = 10
@@ -47,7 +47,7 @@ class PocketEngine:
         self._config = config = config.filled(size=SIDE, steps=STEPS, scheduler="own")
         _require_fitting(config)
         path = Path(target).expanduser() if target else weights.SHIPPED
-        self._known = Known(path)
+        self._known = Known(path.with_name(WORDS.name))
         diffusers.utils.logging.set_verbosity_error()  # the terminal is ours to write to
         self._pipe = weights.load(path)
         self._pipe.scheduler = SCHEDULERS[config.scheduler]()

@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+WORDS = Path(__file__).with_name("words.txt")
+
 
 class Known:
     """The things of one list; none, if there is no list."""
 
-    def __init__(self, weights: Path):
-        path = weights.with_name("words.txt")
+    def __init__(self, path: Path):
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         taught = [line.partition(":") for line in lines if ":" in line]
         self.things = tuple(thing.strip() for thing, _, _ in taught)
