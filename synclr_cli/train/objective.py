@@ -8,9 +8,9 @@ sides are trained; a cross entropy of classes (supervised) takes the place of th
 
 With `micro_batch` the ViTs see that many pictures at a time, the heads and losses always the whole
 batch: the student's features are computed without a graph, the losses' gradient at them is kept,
-and then each piece but the last is computed again and given its part of that gradient. The result
-is the gradient of the whole batch, batch norms and Sinkhorn included; what a picture gives does not
-depend on the pieces, not even its rounding (a ReLU that flips would be more than rounding).
+and then each piece is computed again and given its part of that gradient. The result is the
+gradient of the whole batch, batch norms and Sinkhorn included; what a picture gives does not depend
+on the pieces, with MKL not even in its last bit (a ReLU that flips is more than rounding).
 
 Shapes: B pictures of this rank, L local crops of each, M masked patches, D width, E embedding.
 """
@@ -107,26 +107,23 @@ class Objective:
     ) -> Losses:
         """Do as `gradient` with the graph of one piece in memory at a time.
 
-        The last piece keeps its graph from the start and goes first; the order is then that in
-        which autograd goes through the whole batch, and sums are rounded alike.
+        The last piece goes first, as autograd goes through a whole batch: sums are rounded alike.
         """
         with torch.no_grad():
-            of_pieces = [self._learnt(batch, piece) for piece in pieces[:-1]]
-        of_pieces.append(self._learnt(batch, pieces[-1]))
-        joined = Features.join(of_pieces).tensors()
-        learnt = Features(*(t.detach().requires_grad_() for t in joined))
+            joined = Features.join([self._learnt(batch, piece) for piece in pieces]).tensors()
+        learnt = Features(*(t.requires_grad_() for t in joined))
         losses = self.losses(batch, learnt, taught, teacher_temperature)
         losses.total.backward()
         ends = [len(t) for t in joined]
         for piece in reversed(pieces):
-            seen = of_pieces.pop()
-            again = seen if piece is pieces[-1] else self._learnt(batch, piece)
             given = []
-            for i, (whole, part) in enumerate(zip(learnt.tensors(), again.tensors(), strict=True)):
-                start, end = ends[i] - len(part), ends[i]
+            for i, (whole, again) in enumerate(
+                zip(joined, self._learnt(batch, piece).tensors(), strict=True)
+            ):
+                start, end = ends[i] - len(again), ends[i]
                 ends[i] = start
-                if whole.grad is not None and part.requires_grad:
-                    given.append((part, whole.grad[start:end]))
+                if whole.grad is not None and again.requires_grad:
+                    given.append((again, whole.grad[start:end]))
             torch.autograd.backward([t for t, _ in given], [g for _, g in given])
         return losses
 

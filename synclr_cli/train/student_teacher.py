@@ -222,10 +222,9 @@ class Encoder(nn.Module):
         rows = (self._run_written_out if self.written_out else self._run_modules)(every, shapes)
         reading = Reading.of([v.wanted for v in views], shapes)
         read = self._finish(rows, shapes, reading)  # [W, D]
-        return [
-            (read.index_select(0, cls.to(read.device)), read.index_select(0, own.to(read.device)))
-            for cls, own in zip(reading.cls, reading.patches, strict=True)
-        ]
+        pairs = zip(reading.cls, reading.patches, strict=True)
+        here = {"device": read.device, "non_blocking": True}
+        return [tuple(read.index_select(0, at.to(**here)) for at in pair) for pair in pairs]
 
     def _run_modules(self, every: list[Tensor], shapes: list[blocks.Shape]) -> Tensor:
         """Return what all blocks but the last make of the tokens, [R, D], view by view."""
