@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,18 @@ def test_curves_are_drawn_from_the_metrics(tmp_path: Path) -> None:
 def test_a_run_without_metrics_has_no_curves(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Train a few steps first"):
         curves.plot(tmp_path, tmp_path / "curves.png")
+
+
+def test_a_line_that_a_killed_process_began_is_passed_over(tmp_path: Path) -> None:
+    for step in (1, 2):
+        places.append_line(tmp_path / "metrics.jsonl", {"step": step, "loss_global": 1.0})
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as f:
+        f.write('{"step": 3, "loss_gl')
+    assert [line["step"] for line in places.read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert curves.plot(tmp_path, tmp_path / "curves.png").is_file()
+    assert places.read_lines(tmp_path / "nothing.jsonl") == []
+
+
+def test_curves_need_no_torch() -> None:
+    program = "import sys; from synclr_cli.train import curves; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
