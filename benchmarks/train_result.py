@@ -1,22 +1,24 @@
-"""Does it learn? SynCLR beside SimCLR and random weights, on the same drawn pictures.
+"""Does it learn? The objectives of Table 5 and random weights, on the same drawn pictures.
 
     python benchmarks/train_result.py --out FOLDER [--cifar FOLDER] [--minutes 25] [--png FILE]
 
-Captions by SmolLM2 and by rule, four `procedural:` pictures of each, then for either set the preset
-`tiny` twice: as it is, and as SimCLR's contrast (every image a class of its own, two crops of it;
-otherwise the same recipe, as many crops a step, as many steps). Backbones kept on the way are
-graded by k-NN and by a linear probe on scikit-learn's digits, on drawn things of ten other words,
-and, where a folder of its Parquet files is given, on CIFAR-10. Nothing is made twice: after
-`--minutes` it stops, and the same command goes on. Writes FOLDER/result.json and a PNG.
+Captions by SmolLM2 (or by rule, `--engines template`), four `procedural:` pictures of each, then
+the preset `tiny` under each objective of ROWS, with as many crops a step and as many steps.
+Backbones kept on the way are graded by k-NN and by a linear probe on scikit-learn's digits, on
+drawn things of ten other words, and, where a folder of its Parquet files is given, on CIFAR-10.
+Nothing is made twice: after `--minutes` it stops, and the same command goes on. Writes
+FOLDER/result.json and a PNG, after each run anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,11 +30,21 @@ from synclr_cli import presets
 from synclr_cli.linear_probe.run import run as linear_probe
 from synclr_cli.quickstart import HELD_OUT_WORDS
 
-TINY = (
-    ("SynCLR", ()),
-    # As many crops a step: two pictures of each caption, two crops of each picture.
-    ("SimCLR", ("train.positives=image", "train.views=2", "train.global_crops=2")),
-)
+# The family's switches (docs/train.md): neither teacher nor masked patches nor local crops.
+PLAIN = ("train.teacher=false", "train.patch_weight=0", "train.local_crops=0")
+# As many crops a step: two pictures of each caption, two crops of each picture.
+IMAGES = ("train.positives=image", "train.views=2", "train.global_crops=2")
+ROWS = {
+    "SynCLR": (),
+    "SimCLR": (*PLAIN, *IMAGES),  # Table 5's
+    "caption as class": PLAIN,  # StableRep, Table 4's first row
+    "every image a class, else SynCLR": IMAGES,
+}
+COLOURS = ("#1668b8", "#d1701c", "#4c9a4c", "#8a5fb0")
+# 64 px drawings, whatever the preset paints with.
+DRAWN = ("render.engine.name=procedural:", "render.engine.size=64", "render.stored_size=64")
+# For a curve: a few penalties, features made alike, which the solver likes.
+QUICK = ("standardise=true", "penalties=7", "highest_penalty=1.0", "iterations=200")
 PROTOCOLS = {"k-NN": "knn", "linear probe": "lbfgs"}
 
 
@@ -62,6 +74,11 @@ class Road:
         subprocess.run(command, check=True)
 
 
+def with_sets(settings: Sequence[str]) -> list[str]:
+    """Return settings as arguments of a command."""
+    return [argument for setting in settings for argument in ("--set", setting)]
+
+
 def small_cifar(folder: Path, out: Path, train: int, test: int) -> Path:
     """Write some rows of each split of CIFAR-10, drawn with a fixed seed."""
     for split, count in (("train", train), ("test", test)):
@@ -80,48 +97,76 @@ def drawn_things(road: Road, out: Path) -> Path:
         captions = out / f"things-{split}.parquet"
         road("captions", "-c", words, "-n", count, "--engine", "template:", "--seed", seed,
              "-o", captions)  # fmt: skip
-        road("render", captions, "--seed", seed, "-o", out / "things" / split)
+        road("render", captions, "--seed", seed, *with_sets(DRAWN), "-o", out / "things" / split)
     return out / "things"
 
 
-def grades(backbone: str, out: Path, data: dict[str, str], seeds: range) -> dict[str, float]:
-    """Return a backbone's top-1 by data and protocol, the mean over seeds of the judge."""
+def grades(
+    backbone: str, out: Path, data: dict[str, str], seeds: Sequence[int]
+) -> dict[str, float]:
+    """Return a backbone's top-1 by data and protocol, in %, the mean over seeds of the judge.
+
+    A seed also draws random weights; trained ones have one grade on CIFAR-10, whose split is given.
+    """
     found = {}
     for data_name, spec in data.items():
         for protocol_name, protocol in PROTOCOLS.items():
             scores = []
             for seed in seeds[:1] if data_name == "CIFAR-10" else seeds:
                 sets = [f"linear-probe.protocol={protocol}", f"linear-probe.seed={seed}"]
-                # For a curve: fewer penalties, features made alike, which the solver likes.
-                sets += ["linear-probe.penalties=12", "linear-probe.standardise=true"]
+                sets += [f"linear-probe.{s}" for s in QUICK]
                 config = presets.resolve("linear-probe", preset="tiny", sets=sets).config
                 folder = out / f"{data_name}-{protocol}-seed{seed}"
+                for features in out.glob(f"{data_name}-*-seed{seed}/features-*.safetensors"):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    if not (folder / features.name).exists():
+                        os.link(features, folder / features.name)  # the same for both protocols
                 scores.append(linear_probe(config, backbone, spec, folder)["top1"])
             found[f"{data_name}, {protocol_name}"] = sum(scores) / len(scores)
     return found
 
 
+def means(runs: list[list[dict[str, Any]]]) -> list[dict[str, float]]:
+    """Return the points of a curve, each the mean over training seeds."""
+    return [
+        {key: sum(p[key] for p in points) / len(points) for key in points[0]}
+        for points in zip(*runs, strict=True)
+    ]
+
+
 def draw(result: dict[str, Any], png: Path) -> None:
-    """Draw one panel for each captions set and grade."""
-    grades_of = list(next(iter(result["random"].values()))[0])
+    """Draw one panel for each captions set and grade: means over seeds, seeds as dots."""
     sets = list(result["curves"])
-    figure = Figure(figsize=(3.4 * len(grades_of), 3.1 * len(sets)), dpi=110, layout="constrained")
+    grades_of = list(result["random"][sets[0]][0])
+    figure = Figure(figsize=(3.4 * len(grades_of), 3.4 * len(sets)), dpi=110, layout="constrained")
     panels = figure.subplots(len(sets), len(grades_of), squeeze=False)
     for row, captions in zip(panels, sets, strict=True):
+        floor = means([[r] for r in result["random"][captions]])[0]
         for panel, grade in zip(row, grades_of, strict=True):
-            for (run, points), colour in zip(
-                result["curves"][captions].items(), ("#1668b8", "#d1701c"), strict=True
-            ):
+            for name, runs in result["curves"][captions].items():
+                colour = COLOURS[list(ROWS).index(name)]
+                points = [{"step": 0, **floor}, *means(runs)]
                 steps = [p["step"] for p in points]
-                panel.plot(steps, [p[grade] for p in points], "o-", color=colour, label=run)
-            floor = [r[grade] for r in result["random"][captions]]
-            panel.axhspan(min(floor), max(floor), color="0.75", label="random weights")
+                panel.plot(steps, [p[grade] for p in points], "o-", color=colour, label=name)
+                for p in (p for run in runs for p in run):
+                    panel.plot(p["step"], p[grade], ".", color=colour, alpha=0.5, markersize=4)
+            panel.axhline(floor[grade], color="0.5", linestyle="--", label="random weights")
             panel.set_title(f"{grade} ({captions} captions)", fontsize=9)
             panel.set_xlabel("step", fontsize=8)
             panel.set_ylabel("top-1, %", fontsize=8)
             panel.grid(alpha=0.3)
-    panels[0, 0].legend(fontsize=8)
+    panels[0, 0].legend(fontsize=7)
     figure.savefig(png)
+
+
+def cost(run: Path) -> dict[str, float]:
+    """Return what a run took: TFLOP of matrix products, and its losses at the end."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last, config = lines[-1], json.loads((run / "run.json").read_text())["config"]
+    crops = config["captions_per_batch"] * config["views"] * config["global_crops"]
+    a_picture = last["model_tflop_per_s"] / last["images_per_s"]
+    kept = ("loss_global", "loss_local", "loss_patch", "effective_rank", "similarity_gap")
+    return {"tflop": a_picture * crops * last["step"], **{k: last[k] for k in kept}}
 
 
 def main() -> None:
@@ -130,11 +175,13 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--points", type=int, default=3, help="backbones graded on the way")
-    parser.add_argument("--engines", default="smollm2,template")
+    parser.add_argument("--engines", default="smollm2")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each objective")
+    parser.add_argument("--splits", type=int, default=3, help="of digits and drawn things")
     parser.add_argument("--cifar", type=Path, help="folder with train.parquet and test.parquet")
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--png", type=Path)
-    parser.add_argument("--set", action="append", default=[], help="for both runs")
+    parser.add_argument("--set", action="append", default=[], help="for all runs")
     given = parser.parse_args()
     out: Path = given.out
     road = Road(given.minutes)
@@ -142,37 +189,44 @@ def main() -> None:
     data = {"digits": "digits:", "drawn things": str(drawn_things(road, out))}
     if given.cifar:
         data["CIFAR-10"] = str(small_cifar(given.cifar, out, 5000, 2000))
-    result: dict[str, Any] = {"command": sys.argv[1:], "curves": {}, "random": {}, "last": {}}
+    every = given.steps // given.points
+    result: dict[str, Any] = {"command": sys.argv[1:], "curves": {}, "random": {}, "runs": {}}
     for engine in given.engines.split(","):
         captions, images = out / f"{engine}.parquet", out / engine
         road("captions", "-c", "in21k", "-n", given.captions, "--engine", f"{engine}:",
              "-o", captions)  # fmt: skip
-        road("render", captions, "-o", images)
-        curves: dict[str, list[dict[str, Any]]] = {}
-        for name, switches in TINY:
-            run = out / "runs" / f"{engine}-{name}"
-            every = given.steps // given.points
-            settings = [f"train.steps={given.steps}", f"train.backbone_steps={every}"]
-            sets = [a for s in (*settings, *given.set, *switches) for a in ("--set", s)]
-            road("train", images, "-o", run, *sets)
-            if not (run / "backbone.safetensors").is_file():
-                road.end()
-            curves[name] = []
-            for step in range(every, given.steps + 1, every):
-                road.still()
-                kept = run / "backbones" / f"step-{step:08d}"
-                graded = grades(str(kept), out / "grades" / run.name / kept.name, data, range(3))
-                curves[name].append({"step": step, **graded})
-            lines = (run / "metrics.jsonl").read_text().splitlines()
-            result["last"][f"{engine}, {name}"] = json.loads(lines[-1])
-        result["curves"][engine] = curves
-        result["random"][engine] = [
-            grades(f"random:{run}", out / "grades" / f"random-{seed}", data, range(seed, seed + 1))
-            for seed in range(3)
-        ]
-        (out / "result.json").write_text(json.dumps(result, indent=1))
-    draw(result, given.png or out / "result.png")
-    print(json.dumps({k: result[k] for k in ("curves", "random")}, indent=1))
+        road("render", captions, *with_sets(DRAWN), "-o", images)
+        curves = result["curves"][engine] = {}
+        # Seed after seed, so that what is finished when the time is up is one row of each.
+        for seed in range(given.seeds):
+            for name, switches in ROWS.items():
+                run = out / "runs" / f"{engine}-{name.replace(' ', '-')}-seed{seed}"
+                settings = [f"train.steps={given.steps}", f"train.backbone_steps={every}"]
+                settings += [f"train.seed={seed}", *given.set, *switches]
+                road("train", images, "-o", run, *with_sets(settings))
+                if not (run / "backbone.safetensors").is_file():
+                    road.end()
+                points = []
+                for step in range(every, given.steps + 1, every):
+                    road.still()
+                    kept = run / "backbones" / f"step-{step:08d}"
+                    graded = grades(
+                        str(kept), out / "grades" / run.name / kept.name, data, range(given.splits)
+                    )
+                    points.append({"step": step, **graded})
+                curves.setdefault(name, []).append(points)
+                result["runs"][run.name] = cost(run)
+                if engine not in result["random"]:
+                    result["random"][engine] = [
+                        grades(f"random:{run}", out / "grades" / f"random-{i}", data, [i])
+                        for i in range(3)
+                    ]
+                (out / "result.json").write_text(json.dumps(result, indent=1))
+                draw(result, given.png or out / "result.png")
+    for engine, curves in result["curves"].items():
+        last = {name: means(runs)[-1] for name, runs in curves.items()}
+        last["random weights"] = means([[r] for r in result["random"][engine]])[0]
+        print(json.dumps({engine: last}, indent=1))
 
 
 if __name__ == "__main__":
