@@ -177,8 +177,8 @@ def started(precision: str) -> Iterator[Runtime]:
         keep_freed_memory()
     if precision == "bfloat16" and not has_fast_bfloat16(device):
         console.warn(
-            "precision bfloat16: got a device that only emulates it, often a hundred times slower "
-            "than float32; expected one that multiplies it in hardware; set precision to auto"
+            "precision bfloat16: got a device that only emulates it, many times slower than "
+            "float32; expected one that multiplies it in hardware; set precision to auto"
         )
     with joined():
         yield Runtime(device, amp_dtype(precision, device), rank, world)
