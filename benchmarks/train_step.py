@@ -39,8 +39,15 @@ from synclr_cli.train.student_teacher import positions
 class Plain:
     """The step without any care for speed, on copies of a learner's modules."""
 
-    def __init__(self, learner: Learner, amp: torch.dtype | None, *, fused: bool):
-        self.config = learner.config
+    def __init__(
+        self,
+        learner: Learner,
+        amp: torch.dtype | None,
+        *,
+        fused: bool,
+        teacher_temperature: float,
+    ):
+        self.config, self.teacher_temperature = learner.config, teacher_temperature
         self.student, self.teacher = copy.deepcopy((learner.student, learner.teacher))
         for model in (self.student, self.teacher):
             for block in model.vit.blocks:
@@ -61,7 +68,7 @@ class Plain:
                 candidates = F.normalize(teacher.projector(taught[:, 0]).float(), dim=1)
                 hidden = teacher.prototypes(taught[:, 1:][masked])
                 q = F.linear(hidden, teacher.prototypes.prototypes()).float()
-                q = torch.exp(q / config.teacher_temperature)
+                q = torch.exp(q / self.teacher_temperature)
                 q /= q.sum()
                 for _ in range(config.sinkhorn_iterations):
                     q /= q.sum(0, keepdim=True) * q.shape[1]
@@ -171,7 +178,8 @@ def work(name: str, config: TrainConfig, pipe: Connection) -> None:
             return learner.update(batch, now).losses.total.item()
 
     else:
-        plain = Plain(learner, amp, fused=fused)
+        temperature = now.teacher_temperature
+        plain = Plain(learner, amp, fused=fused, teacher_temperature=temperature)
         del learner
 
         def step() -> float:
@@ -239,7 +247,7 @@ def main() -> None:
                     "cpu_ms_per_image": round(1000 * median_cpu / images, 1),
                     "ours_is_cheaper_by": round(median_cpu / ours_cpu, 2),
                     "matrix_products": round(share[name], 2),
-                    "first_loss": round(losses[name], 3),
+                    "first_loss": round(losses[name], 5),
                     "threads": torch.get_num_threads(),
                 }
             ),
