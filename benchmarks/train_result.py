@@ -135,14 +135,16 @@ def means(runs: list[list[dict[str, Any]]]) -> list[dict[str, float]]:
 
 
 def draw(result: dict[str, Any], png: Path) -> None:
-    """Draw one panel for each captions set and grade: means over seeds, seeds as dots."""
-    sets = list(result["curves"])
-    grades_of = list(result["random"][sets[0]][0])
-    figure = Figure(figsize=(3.4 * len(grades_of), 3.4 * len(sets)), dpi=110, layout="constrained")
-    panels = figure.subplots(len(sets), len(grades_of), squeeze=False)
-    for row, captions in zip(panels, sets, strict=True):
+    """Draw a row of panels for each captions set and protocol: means over seeds, seeds as dots."""
+    rows = [(captions, protocol) for captions in result["curves"] for protocol in PROTOCOLS]
+    data = list(dict.fromkeys(grade.split(", ")[0] for grade in result["random"][rows[0][0]][0]))
+    size = (3.6 * len(data), 2.9 * len(rows))
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    panels = figure.subplots(len(rows), len(data), squeeze=False)
+    for row, (captions, protocol) in zip(panels, rows, strict=True):
         floor = means([[r] for r in result["random"][captions]])[0]
-        for panel, grade in zip(row, grades_of, strict=True):
+        for panel, data_name in zip(row, data, strict=True):
+            grade = f"{data_name}, {protocol}"
             for name, runs in result["curves"][captions].items():
                 colour = COLOURS[list(ROWS).index(name)]
                 points = [{"step": 0, **floor}, *means(runs)]
