@@ -43,6 +43,7 @@ ROWS = {
 COLOURS = ("#1668b8", "#d1701c", "#4c9a4c", "#8a5fb0")
 # 64 px drawings, whatever the preset paints with.
 DRAWN = ("render.engine.name=procedural:", "render.engine.size=64", "render.stored_size=64")
+SHAPE = ("train.image_size=64", "train.local_size=32", "train.patch_size=16")
 # For a curve: a few penalties, features made alike, which the solver likes.
 QUICK = ("standardise=true", "penalties=7", "highest_penalty=1.0", "iterations=200")
 PROTOCOLS = {"k-NN": "knn", "linear probe": "lbfgs"}
@@ -204,7 +205,7 @@ def main() -> None:
             for name, switches in ROWS.items():
                 run = out / "runs" / f"{engine}-{name.replace(' ', '-')}-seed{seed}"
                 settings = [f"train.steps={given.steps}", f"train.backbone_steps={every}"]
-                settings += [f"train.seed={seed}", *given.set, *switches]
+                settings += [*SHAPE, f"train.seed={seed}", *given.set, *switches]
                 road("train", images, "-o", run, *with_sets(settings))
                 if not (run / "backbone.safetensors").is_file():
                     road.end()
