@@ -114,7 +114,9 @@ class RenderEngineConfig:
 
     def filled(self, **own: int | str) -> RenderEngineConfig:
         """Return these settings with an engine's own for those that are left to it."""
-        left = {key: value for key, value in own.items() if getattr(self, key) in (0, "auto")}
+        left: dict[str, Any] = {
+            key: value for key, value in own.items() if getattr(self, key) in (0, "auto")
+        }
         return replace(self, **left)
 
 

@@ -69,11 +69,11 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
 
     # Words -> captions -> pictures -> backbone.
     if _model_package():
-        concepts, writer, painter = "cifar10-words", "smollm2:", "pocket:"
+        taught, writer, painter = "cifar10-words", "smollm2:", "pocket:"
     else:
-        concepts, writer, painter = "in21k", "template:", "procedural:"
+        taught, writer, painter = "in21k", "template:", "procedural:"
     captions, images, trained = out / "captions.parquet", out / "images", out / "run"
-    step("captions", "-c", concepts, "-n", CAPTIONS, "--engine", writer, "-o", captions)
+    step("captions", "-c", taught, "-n", CAPTIONS, "--engine", writer, "-o", captions)
     step("render", captions, "--engine", painter, "-o", images)
     step("train", images, "-o", trained)
 
