@@ -96,7 +96,7 @@ def main() -> None:
         for seed in range(3):
             torch.manual_seed(seed)
             learner = make_cnn()
-            fit(learner, pictures, kinds, epochs=60, batch=50)
+            fit(learner, pictures, kinds, epochs=30, batch=50)
             grades.append(accuracy(learner, real_test, test_labels))
         report[name] = {"mean": statistics.mean(grades), "sd": statistics.stdev(grades)}
         print(name, report[name], flush=True)
