@@ -504,7 +504,7 @@ def export(
     scheme, colon, target = name.partition(":")
     if (scheme, colon) == ("pocket", ":"):
         if to != "diffusers":
-            raise UsageError("--to for pocket:", got=to, expected="diffusers")
+            raise UsageError("pocket: --to", got=to, expected="diffusers")
         from synclr_cli.render.engines.pocket import exporting
 
         console.result(str(exporting.run(target, folder, overwrite=overwrite)))

@@ -286,8 +286,8 @@ def test_without_smollm2_it_says_how_to_get_it(file, monkeypatch):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"size": 64}, r"size for pocket:: got 64, expected 32"),
-        ({"scheduler": "ddim"}, r"scheduler for pocket:, a flow: got ddim, expected own \| euler"),
+        ({"size": 64}, r"pocket: render.engine.size: got 64, expected 32"),
+        ({"scheduler": "ddim"}, r"scheduler, of a flow: got ddim, expected own \| euler"),
         ({"scheduler": "heun", "steps": 1}, r"steps for heun: got 1, expected at least 2"),
         ({"vae_tiling": True}, r"render\.engine\.vae_tiling means nothing to pocket:"),
         ({"variant": "fp16"}, r"render\.engine\.variant means nothing"),
@@ -394,7 +394,7 @@ def test_export_writes_a_folder_that_diffusers_opens(synclr, file, tmp_path):
     assert synclr("export", f"pocket:{file}", "--to", "diffusers", "-o", "out").code == 0
     assert (out / "export.json").stat().st_mtime_ns == before
     for arguments, says in (
-        (("--to", "timm"), "--to for pocket:: got timm, expected diffusers"),
+        (("--to", "timm"), "pocket: --to: got timm, expected diffusers"),
         (("--to", "diffusers", "-o", "."), "is there, and is no export"),
     ):
         refused = synclr("export", f"pocket:{file}", *arguments)

@@ -138,10 +138,10 @@ def _require_fitting(config: RenderEngineConfig) -> None:
         UsageError: names the setting.
     """
     if config.size != SIDE:
-        raise UsageError("render.engine.size for pocket:", got=config.size, expected=SIDE)
+        raise UsageError("pocket: render.engine.size", got=config.size, expected=SIDE)
     if config.scheduler not in SCHEDULERS:
         raise UsageError(
-            "render.engine.scheduler for pocket:, a flow",
+            "pocket: render.engine.scheduler, of a flow",
             got=config.scheduler,
             expected=" | ".join(SCHEDULERS),
         )
