@@ -1,6 +1,6 @@
 """`pocket:`: the flow's arithmetic, text and seeds, errors in one line, and the diffusers folder.
 
-The weights are random and small, but for one look at the shipped ones: docs/pocket.md measures them.
+The weights are random and small, but for one look at the shipped ones (docs/pocket.md measures them).
 """
 
 from __future__ import annotations
@@ -335,7 +335,7 @@ def test_the_shipped_weights_paint_the_colour_that_is_asked_for():
         pixels = np.stack([p.pixels for p in painted]).astype(float)  # [12, 32, 32, 3]
         return pixels[..., 0].mean() - pixels[..., 2].mean()
 
-    # 88 levels apart when they were made; chance is 0 give or take some ten.
+    # They were 88 levels apart when the weights were made.
     assert red_less_blue("A photo of a red car.") > red_less_blue("A photo of a blue car.") + 40
 
 
