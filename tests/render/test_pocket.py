@@ -1,6 +1,7 @@
 """`pocket:`: the flow's arithmetic, text and seeds, errors in one line, and the diffusers folder.
 
-The weights are random and small, but for one look at the shipped ones (docs/pocket.md measures them).
+The weights are random and small, but for one look at the shipped ones; docs/pocket.md has their
+measurements.
 """
 
 from __future__ import annotations
