@@ -144,6 +144,28 @@ def parent(path: Path, header: Header | None, digest: str) -> dict[str, Any]:
     }
 
 
+EXPORT_FILE = "export.json"  # of an export's folder: what it was made from
+
+
+def is_exported(out: Path, record: dict[str, Any], *, overwrite: bool) -> bool:
+    """Return whether folder `out` holds the export that `record` names; if not, it is free.
+
+    Raises:
+        UsageError: it holds another export, or something else.
+    """
+    done = out / EXPORT_FILE
+    if done.is_file():
+        if overwrite:
+            return False
+        found = places.read_json(done)
+        if {key: found.get(key) for key in record} != record:
+            raise UsageError(f"{out} holds another export", do="add --overwrite, or choose --out")
+        return True
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"{out} is there, and is no export", do="choose another --out")
+    return False
+
+
 def require_same(stage: str, found: Header, wanted: Header, where: Path) -> None:
     """Refuse to continue work that another config or another input began.
 

@@ -218,6 +218,11 @@ def digest(path: Path) -> str:
         return f"sha256:{hashlib.file_digest(f, 'sha256').hexdigest()}"
 
 
+def short_digest(file: Path) -> str:
+    """Return `sha256:` and the first 16 digits of a file's digest, for people to read."""
+    return digest(file)[: len("sha256:") + 16]
+
+
 def _hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 

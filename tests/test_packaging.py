@@ -68,8 +68,6 @@ def test_word_banks_are_in_the_wheel_and_write_captions_from_the_root_folder(ins
 
 def test_the_weights_of_pocket_are_in_the_wheel_with_their_words(installed):
     shipped = Path("synclr_cli", "render", "engines", "pocket")
-    if not (ROOT / shipped / "pocket.safetensors").is_file():
-        pytest.skip("the weights are not in this checkout")
     for name in ("pocket.safetensors", "words.txt"):
         assert (installed / shipped / name).read_bytes() == (ROOT / shipped / name).read_bytes()
     assert (installed / shipped / "pocket.safetensors").stat().st_size <= 25 * 2**20

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from synclr_cli import console, places
+from synclr_cli import artifacts, console, places
 from synclr_cli.errors import EngineError, UsageError
 from synclr_cli.export import onnx, timm, transformers
 from synclr_cli.learning import backbone as backbones
@@ -41,13 +41,8 @@ def run(backbone: str, to: str, out: Path, *, overwrite: bool = False) -> Path:
         _require(package, to)
     opened = backbones.open_backbone(backbone)
     record = {"to": to, "backbone": opened.digest}
-    done = out / "export.json"
-    if done.is_file() and not overwrite:
-        if {k: places.read_json(done).get(k) for k in record} != record:
-            raise UsageError(f"{out} holds another export", do="add --overwrite, or choose --out")
+    if artifacts.is_exported(out, record, overwrite=overwrite):
         return out
-    if out.exists() and not done.is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"{out} is there, and is no export", do="choose another --out")
     opened.model.eval()
     images = _pictures(opened)
     with places.atomic_folder(out) as partial:
@@ -60,7 +55,7 @@ def run(backbone: str, to: str, out: Path, *, overwrite: bool = False) -> Path:
                 got=f"{apart:.2g}",
                 do=f"report it with the versions of torch and {to}",
             )
-        places.write_json(partial / "export.json", record | {"features_apart": apart})
+        places.write_json(partial / artifacts.EXPORT_FILE, record | {"features_apart": apart})
     console.note(f"{to} gives the same features to {apart:.1e} of the largest")
     return out
 

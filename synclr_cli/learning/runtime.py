@@ -231,6 +231,13 @@ def amp_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return None
 
 
+def dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the type of weights that a dtype setting names; auto: the fastest to multiply."""
+    if name != "auto":
+        return getattr(torch, name)  # type: ignore[no-any-return]
+    return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+
+
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Return whether the device multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":

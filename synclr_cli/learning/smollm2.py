@@ -10,7 +10,6 @@ with it, and `render`'s `pocket:` reads with it.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from pathlib import Path
 
@@ -39,12 +38,6 @@ def weights_file() -> Path:
     if not found:
         raise EngineError("SmolLM2 needs its model package", do=f"run {INSTALL}")
     return found[0]
-
-
-def digest(path: Path) -> str:
-    """Return the first 16 hexadecimal digits of a file's SHA-256."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()[:16]
 
 
 def read_gguf(

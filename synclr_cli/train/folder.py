@@ -33,7 +33,7 @@ from synclr_cli.train.verdict import METRICS_FILE
 OTHERS = {
     "manifest.json": "pictures",
     "report.json": "a judge's report",
-    "export.json": "an exported backbone",
+    artifacts.EXPORT_FILE: "an exported backbone",
 }
 
 

@@ -9,9 +9,9 @@ No model is asked, so the words are tied to the pixels by a rule anybody can che
 from __future__ import annotations
 
 import numpy as np
+import words
 
-COLOURS = ("red", "orange", "yellow", "green", "blue", "brown", "black", "white", "grey")
-GROUNDS = ("green", "blue", "white", "black", "brown", "grey")
+COLOURS, GROUNDS = tuple(words.COLOURS), tuple(words.GROUNDS)  # their places are their numbers
 GROUND_SHARE = 0.5  # of the rim, for a ground to be named
 THING_LEAD = 0.15  # share in the middle less share at the rim, for a colour to be named
 THING_SHARE = 0.25  # share in the middle, likewise

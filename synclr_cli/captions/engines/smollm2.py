@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from synclr_cli import places
 from synclr_cli.captions.attention import Attention
 from synclr_cli.captions.decoding import Decoder, computing
 from synclr_cli.config import CaptionEngineConfig
@@ -21,4 +22,4 @@ class SmolLM2Engine(Decoder):
         model, tokenizer = smollm2.read_gguf(path, attention.name, dtype)
         super().__init__(model.to(device), tokenizer, attention, config)
         precision = str(dtype).removeprefix("torch.")
-        self.revision = f"{path.name} sha256:{smollm2.digest(path)} {precision}"
+        self.revision = f"{path.name} {places.short_digest(path)} {precision}"

@@ -57,7 +57,7 @@ def load(engine: str, target: str, config: RenderEngineConfig) -> Loaded:
     _quiet_libraries()
     folder = _folder(engine, target, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = _dtype(config.dtype, device)
+    dtype = runtime.dtype(config.dtype, device)
     pipe = _read(engine, folder, dtype, config)
     _set_scheduler(engine, pipe, config.scheduler)
     _require_steps(pipe.scheduler, config.steps)
@@ -94,12 +94,6 @@ def _quiet_libraries() -> None:
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name != "auto":
-        return getattr(torch, name)
-    return torch.bfloat16 if runtime.has_fast_bfloat16(device) else torch.float32
 
 
 def _folder(engine: str, target: str, config: RenderEngineConfig) -> Path:

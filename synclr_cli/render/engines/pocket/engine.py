@@ -18,7 +18,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from torch import Tensor
 
-from synclr_cli import console
+from synclr_cli import console, places
 from synclr_cli.config import RenderEngineConfig
 from synclr_cli.engines import Painting
 from synclr_cli.errors import UsageError
@@ -53,15 +53,14 @@ class PocketEngine:
         self._pipe.scheduler = SCHEDULERS[config.scheduler]()
         self._pipe.set_progress_bar_config(disable=True)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        fast = torch.bfloat16 if runtime.has_fast_bfloat16(device) else torch.float32
-        dtype = fast if config.dtype == "auto" else getattr(torch, config.dtype)
+        dtype = runtime.dtype(config.dtype, device)
         self._pipe.to(device)
         self._pipe.unet.to(dtype)  # the text stays float32
         if config.compile:
             self._pipe.unet.compile()
         self.revision = (
-            f"{path.name} sha256:{smollm2.digest(path)}, "
-            f"text sha256:{smollm2.digest(smollm2.weights_file())}, "
+            f"{path.name} {places.short_digest(path)}, "
+            f"text {places.short_digest(smollm2.weights_file())}, "
             f"{str(dtype).removeprefix('torch.')}"
         )
         self._vectors: OrderedDict[str, Tensor] = OrderedDict()  # caption -> [128], newest last

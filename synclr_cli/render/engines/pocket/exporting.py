@@ -15,9 +15,8 @@ from pathlib import Path
 import diffusers
 import torch
 
-from synclr_cli import console, places
-from synclr_cli.errors import EngineError, UsageError
-from synclr_cli.learning import smollm2
+from synclr_cli import artifacts, console, places
+from synclr_cli.errors import EngineError
 from synclr_cli.render.engines.pocket import weights
 from synclr_cli.render.engines.pocket.pipeline import SHAPE, PocketPipeline
 
@@ -35,14 +34,9 @@ def run(target: str, out: Path, *, overwrite: bool = False) -> Path:
     """
     path = Path(target).expanduser() if target else weights.SHIPPED
     pipe = weights.load(path)
-    record = {"to": "diffusers", "weights": smollm2.digest(path)}
-    done = out / "export.json"
-    if done.is_file() and not overwrite:
-        if places.read_json(done) != record:
-            raise UsageError(f"{out} holds another export", do="add --overwrite, or choose --out")
+    record = {"to": "diffusers", "weights": places.digest(path)}
+    if artifacts.is_exported(out, record, overwrite=overwrite):
         return out
-    if out.exists() and not done.is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"{out} is there, and is no export", do="choose another --out")
     with places.atomic_folder(out) as partial:
         diffusers.utils.logging.disable_progress_bar()
         diffusers.utils.logging.set_verbosity_error()
@@ -55,7 +49,7 @@ def run(target: str, out: Path, *, overwrite: bool = False) -> Path:
                 f"{path} in diffusers: its pictures differ",
                 do="report it with the versions of torch and diffusers",
             )
-        places.write_json(partial / done.name, record)
+        places.write_json(partial / artifacts.EXPORT_FILE, record)
     console.note("diffusers paints the same pictures")
     return out
 
