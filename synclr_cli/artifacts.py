@@ -350,7 +350,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], header: Header) -> Non
 
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     with places.atomic_file(path) as partial:
-        save_file(contiguous, partial, metadata={"format": "pt", _HEADER_KEY: header.json()})
+        # One entry, since safetensors writes several in any order and the bytes would differ.
+        save_file(contiguous, partial, metadata={_HEADER_KEY: header.json()})
 
 
 def read_tensors(path: Path, schema: str) -> tuple[dict[str, Any], Header]:

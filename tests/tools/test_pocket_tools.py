@@ -69,7 +69,7 @@ def test_sentences_say_what_they_were_asked_to_and_are_read_back(tools):
                         assert said[:2] == (kind, colour), text
                         astray += bool(ground) and said[2] not in (ground, "")
     assert understood > 0.5 * total
-    assert astray < 0.05 * understood  # "under a grey sky" is read as the sky's
+    assert astray < 0.02 * understood
 
 
 def test_held_out_nouns_are_never_taught(tools):
@@ -90,6 +90,7 @@ def test_held_out_nouns_are_never_taught(tools):
         ("A dog and a cat on the grass", None),  # two classes
         ("A dog with a red collar", None),  # the colour is another thing's
         ("A teapot in the snow", None),
+        ("A grey cat under a grey sky", ("cat", "grey", "grey")),  # not the blue of a sky
     ],
 )
 def test_a_free_sentence_is_read_or_refused(tools, text, said):

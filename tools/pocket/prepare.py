@@ -83,7 +83,7 @@ def sentences(written: Path | None) -> tuple[list[str], list[tuple[int, int, int
     for kind in words.CLASSES:
         for colour in colours:
             for ground in ("", *looks.GROUNDS):
-                few = 24 if not colour or not ground else 4
+                few = 48 if not colour or not ground else 8
                 for text in words.captions(kind, colour, ground, few):
                     add(text, kind, colour, ground)
     if written:

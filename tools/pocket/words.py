@@ -7,6 +7,7 @@ Written by us. Nouns of `UNSEEN` are never trained on: they tell whether a new w
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 
@@ -192,5 +193,13 @@ def read(text: str) -> tuple[str, str, str] | None:
     if {_COLOUR_OF[w] for w in words if w in _COLOUR_OF} != close or len(close) > 1:
         return None
     colour = next(iter(close), "")
-    grounds = [_GROUND_OF[w] for w in words if w in _GROUND_OF]
+    around = re.findall(r"[a-z]+", _NOUN.sub("-", lowered))  # a pond frog is no pond
+    grounds = [
+        _ground(*pair) for pair in itertools.pairwise(["", *around]) if pair[1] in _GROUND_OF
+    ]
     return kind, colour, grounds[0] if grounds else ""
+
+
+def _ground(before: str, word: str) -> str:
+    colour = _COLOUR_OF.get(before, "")  # "under a grey sky"
+    return colour if colour in GROUNDS else _GROUND_OF[word]

@@ -1,6 +1,6 @@
 """The file that ships: UNet and whitening as half-precision safetensors, with what they are.
 
-pocket.safetensors: "unet.*", "whitening.*"; metadata "unet", "whitening": their settings (JSON)
+pocket.safetensors: "unet.*", "whitening.*"; metadata "pocket": the settings of both (JSON)
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ def save(path: Path, unet: UNet2DConditionModel, whitening: Mapping[str, Tensor]
     tensors = {f"unet.{k}": v for k, v in unet.state_dict().items()}
     tensors |= {f"whitening.{k}": v for k, v in whitening.items()}
     hidden, width = whitening["projection"].shape
-    settings = {k: v for k, v in unet.config.items() if not k.startswith("_")}
-    save_file(
-        {k: v.to(torch.float16).contiguous() for k, v in tensors.items()},
-        path,
-        {"unet": json.dumps(settings), "whitening": json.dumps({"hidden": hidden, "width": width})},
-    )
+    settings = {
+        "unet": {k: v for k, v in unet.config.items() if not k.startswith("_")},
+        "whitening": {"hidden": hidden, "width": width},
+    }
+    # One entry, since safetensors writes several in any order and the bytes would differ.
+    metadata = {"pocket": json.dumps(settings)}
+    save_file({k: v.to(torch.float16).contiguous() for k, v in tensors.items()}, path, metadata)
 
 
 def load(path: Path = SHIPPED) -> PocketPipeline:
@@ -48,7 +49,7 @@ def load(path: Path = SHIPPED) -> PocketPipeline:
         )
     try:
         with safe_open(path, "pt") as file:
-            settings = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+            settings = json.loads((file.metadata() or {})["pocket"])
             tensors = {k: file.get_tensor(k).float() for k in file.keys()}  # noqa: SIM118 - no dict
         unet = UNet2DConditionModel(**settings["unet"])
         unet.load_state_dict(_under("unet.", tensors))
