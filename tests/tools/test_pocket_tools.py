@@ -23,7 +23,7 @@ from synclr_cli.render.engines.pocket import weights
 
 TOOLS = Path(__file__).parents[2] / "tools" / "pocket"
 pytestmark = pytest.mark.skipif(not TOOLS.is_dir(), reason="a checkout's tools")
-MODULES = ("words", "looks", "prepare", "train")
+MODULES = ("words", "looks", "prepare", "train", "judge")
 
 RGB = {
     "red": (200, 20, 20), "orange": (250, 140, 20), "yellow": (240, 220, 40),
@@ -208,3 +208,32 @@ def test_a_training_that_was_stopped_ends_with_the_same_bytes(
     assert set(pipe.unet.state_dict()) == set(fresh.state_dict())
     kept = load_file(prepared / "texts.safetensors")["whitening.projection"]
     assert torch.equal(pipe.whitening.projection, kept.half().float())
+
+
+# ----------------------------------------------------------------------------------- the judge
+
+
+def test_the_frechet_distance_is_that_of_two_normal_distributions(tools):
+    frechet = tools["judge"].frechet
+    a = np.random.default_rng(0).normal(0, 1, (500, 4))
+    spread, shift = np.diag([1.0, 2.0, 3.0, 0.5]), np.array([1.0, 0.0, -2.0, 0.0])
+    assert abs(frechet(a, a)) < 1e-8
+    covariance = np.cov(a.T)
+    values, vectors = np.linalg.eigh(covariance)
+    root = vectors * np.sqrt(values) @ vectors.T
+    middle = np.linalg.eigvalsh(root @ spread @ covariance @ spread @ root)
+    means = a.mean(0) - (a @ spread + shift).mean(0)
+    known = means @ means + np.trace(covariance) + np.trace(spread @ covariance @ spread)
+    assert frechet(a, a @ spread + shift) == pytest.approx(known - 2 * np.sqrt(middle).sum())
+
+
+def test_rendered_pictures_are_read_with_the_class_of_their_concept(tools, tmp_path):
+    rows = []
+    for concept in ("red tree frog", "Persian cat"):
+        data = io.BytesIO()
+        Image.fromarray(picture("red", "white").repeat(2, 0).repeat(2, 1)).save(data, "PNG")
+        rows.append({"image": {"bytes": data.getvalue(), "path": None}, "concept": concept})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "part-00000.parquet")
+    pictures, kinds = tools["judge"].read_rendered(tmp_path)
+    assert [tools["words"].CLASSES[k] for k in kinds] == ["frog", "cat"]
+    assert np.array_equal(pictures[0], picture("red", "white"))  # 64 px are 2 x 2 averages

@@ -1,15 +1,19 @@
 """Judge `pocket:`: does it paint what it is told, is that of use, did it learn pictures by heart?
 
-    python tools/pocket/judge.py pocket.safetensors --train TRAIN --test TEST --out FOLDER
+    synclr captions -p cifar -n 2560 -o captions.parquet && synclr render -p cifar -o painted
+    python tools/pocket/judge.py pocket.safetensors --train TRAIN --test TEST --painted painted
+        --out FOLDER [--drawn FOLDER]
 
 - **classes**: a CNN trained on the real pictures says what the painted ones show, for captions as
   trained on and for nouns never trained on; its own accuracy on real test pictures is the ceiling.
 - **colours, grounds**: `looks.describe` says what the pixels have, as far as it says anything.
-- **use**: the same CNN trained on painted pictures alone, graded on real test pictures, beside one
-  trained on as many real ones.
-- **memory**: each painted picture's nearest training picture over the whole training set and its
-  mirror, by pixels, as a share of the mean distance to the 50 nearest; beside that of real test
-  pictures. Copies would lie far below what real pictures show.
+- **steps, guidance**: the same CNN's eye, and the Frechet distance between painted and real test
+  pictures in its last 128 features.
+- **use**: the same CNN trained on the pictures of `--painted` alone (and of `--drawn`, made by
+  `procedural:`), graded on real test pictures, beside one trained on as many real ones.
+- **memory**: each picture of `--painted` with its nearest training picture over the whole training
+  set and its mirror, by pixels, as a share of the mean distance to the 50 nearest; beside that of
+  real test pictures. Copies would lie far below what real pictures show.
 
 Writes FOLDER/report.json, FOLDER/sheet.png (rows: classes; guidance rising by column groups) and
 FOLDER/nearest.png (the twelve most suspicious pictures, each beside its nearest).
@@ -18,6 +22,7 @@ FOLDER/nearest.png (the twelve most suspicious pictures, each beside its nearest
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import random
 import statistics
@@ -26,18 +31,23 @@ from pathlib import Path
 
 import looks
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 import words
+from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from prepare import read_pictures
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from synclr_cli.learning import runtime
 from synclr_cli.render.engines.pocket import weights
 from synclr_cli.render.engines.pocket.text import read_language_model
 
 COLOURS_SAID = ("red", "yellow", "green", "blue", "brown", "black", "white")
 STEPS = 10
+CPU = torch.device("cpu")
 
 
 def main() -> None:
@@ -45,66 +55,94 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)
+    parser.add_argument("--painted", type=Path, required=True, help="a folder of synclr render")
+    parser.add_argument("--drawn", type=Path, help="the same, by procedural:")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.5, 4.0])
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20])
     parser.add_argument("--per-class", type=int, default=60)
-    parser.add_argument("--epochs", type=int, default=4, help="of the CNN on real pictures")
+    parser.add_argument("--epochs", type=int, default=14, help="of the CNN on real pictures")
+    parser.add_argument("--epochs-of-use", type=int, default=24, help="of the CNNs on fewer")
+    parser.add_argument("--seeds", type=int, default=2, help="of these")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    report: dict[str, object] = {"weights": given.weights.name, "steps": STEPS}
+    report: dict[str, object] = {"weights": given.weights.name}
+
+    def note(name: str, found: object) -> None:
+        report[name] = found
+        text = json.dumps(report, indent=2)
+        (given.out / "report.json").write_text(text + "\n", encoding="utf-8")
+        print(name, json.dumps(found), flush=True)
 
     real, labels = read_pictures(given.train)
     real_test, test_labels = read_pictures(given.test)
-    known = given.out / "cnn.pt"
+    known = given.out / "cnn.safetensors"
     judge = make_cnn()
     if known.exists():
-        judge.load_state_dict(torch.load(known, weights_only=True))
+        judge.load_state_dict(load_file(known))
     else:
         fit(judge, real, labels, given.epochs)
-        torch.save(judge.state_dict(), known)
-    report["cnn_on_real_test"] = accuracy(judge, real_test, test_labels)
+        save_file(judge.state_dict(), known)
+    note("cnn_on_real_test", accuracy(judge, real_test, test_labels))
 
     painter = Painter(given.weights)
     sheet: list[np.ndarray] = []
-    kept: dict[float, tuple[np.ndarray, np.ndarray]] = {}
+    captions, asked = trained_captions(given.per_class)
+    unseen, asked_unseen = unseen_captions(given.per_class // 3)
+    of_test = features(judge, real_test)
     for guidance in given.guidance:
-        captions, asked = trained_captions(given.per_class)
-        started = time.monotonic()
-        painted = painter(captions, guidance)
-        speed = len(painted) / (time.monotonic() - started)
-        kept[guidance] = (painted, asked)
-        sheet.append(painted)
-        row: dict[str, float] = {
-            "classes": accuracy(judge, painted, asked),
-            "images_per_s": round(speed, 2),
-        }
-        captions, asked = unseen_captions(given.per_class // 3)
-        row["classes_unseen_nouns"] = accuracy(judge, painter(captions, guidance), asked)
+        row: dict[str, object] = {}
+        for steps in given.steps:
+            started = time.monotonic()
+            painted = painter(captions, guidance, steps)
+            row[f"steps_{steps}"] = {
+                "classes": accuracy(judge, painted, asked),
+                "frechet": frechet(features(judge, painted), of_test),
+                "images_per_s": round(len(painted) / (time.monotonic() - started), 2),
+            }
+            if steps == STEPS:
+                sheet.append(painted)
+                row["by_class"] = by_class(judge, painted, asked)
+        row["classes_unseen_nouns"] = accuracy(judge, painter(unseen, guidance), asked_unseen)
         row |= colours(painter, guidance)
-        report[f"guidance_{guidance:g}"] = row
-        print(guidance, row, flush=True)
-    painted, asked = kept[given.guidance[len(given.guidance) // 2]]
-    report["by_class_middle_guidance"] = by_class(judge, painted, asked)
+        note(f"guidance_{guidance:g}", row)
+    contact_sheet(sheet, given.per_class, given.out / "sheet.png")
 
-    chosen = np.random.default_rng(0).permutation(len(real))
-    some = np.concatenate([chosen[labels[chosen] == k][: given.per_class] for k in range(10)])
-    for name, pictures, kinds in (
-        ("cnn_trained_on_painted", painted, asked),
-        ("cnn_trained_on_as_many_real", real[some], labels[some]),
-    ):
+    painted, kinds = read_rendered(given.painted)
+    chosen = np.random.default_rng(0).permutation(len(real))[: len(painted)]
+    sets = {"real": (real[chosen], labels[chosen]), "painted": (painted, kinds)}
+    if given.drawn:
+        sets["drawn"] = read_rendered(given.drawn)
+    for name, (pictures, shown) in sets.items():
+        note(
+            f"pictures_{name}",
+            {
+                "count": len(pictures),
+                "classes": accuracy(judge, pictures, shown),
+                "frechet": frechet(features(judge, pictures), of_test),
+            },
+        )
+    note("memory", memory(painted, real, real_test, given.out / "nearest.png"))
+    for name, (pictures, shown) in sets.items():
         grades = []
-        for seed in range(3):
+        for seed in range(given.seeds):
             torch.manual_seed(seed)
             learner = make_cnn()
-            fit(learner, pictures, kinds, epochs=30, batch=50)
+            fit(learner, pictures, shown, given.epochs_of_use, batch=50)
             grades.append(accuracy(learner, real_test, test_labels))
-        report[name] = {"mean": statistics.mean(grades), "sd": statistics.stdev(grades)}
-        print(name, report[name], flush=True)
+        note(f"cnn_trained_on_{name}", {"mean": statistics.mean(grades), "each": grades})
 
-    report["memory"] = memory(painted, real, real_test, given.out / "nearest.png")
-    contact_sheet(sheet, given.per_class, given.out / "sheet.png")
-    (given.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(report, indent=2))
+
+def read_rendered(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return pictures [N, 32, 32, 3] uint8 that `synclr render` made of our nouns, and classes."""
+    pictures, kinds = [], []
+    for part in sorted(folder.glob("part-*.parquet")):
+        for row in pq.read_table(part, columns=["image", "concept"]).to_pylist():
+            image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
+            pictures.append(np.asarray(image.resize((32, 32), Image.Resampling.BOX)))
+            kind, _, _ = words.read(row["concept"])
+            kinds.append(words.CLASSES.index(kind))
+    return np.stack(pictures), np.array(kinds)
 
 
 class Painter:
@@ -115,15 +153,16 @@ class Painter:
         self._pipe.set_progress_bar_config(disable=True)
         model, tokenizer = read_language_model()
         self._pipe.register_modules(language_model=model, tokenizer=tokenizer)
+        self._pipe.unet.to(runtime.dtype("auto", CPU)).set_attn_processor(AttnProcessor())
 
-    def __call__(self, captions: list[str], guidance: float) -> np.ndarray:
+    def __call__(self, captions: list[str], guidance: float, steps: int = STEPS) -> np.ndarray:
         """Return one picture per caption."""
         made = []
         for start in range(0, len(captions), 64):
             rows = captions[start : start + 64]
             pictures = self._pipe(
                 rows,
-                num_inference_steps=STEPS,
+                num_inference_steps=steps,
                 guidance_scale=guidance,
                 generator=[torch.Generator().manual_seed(start + i) for i in range(len(rows))],
                 output_type="np",
@@ -193,8 +232,8 @@ def make_cnn() -> nn.Module:
         )  # fmt: skip
 
     return nn.Sequential(
-        block(3, 16), block(16, 32), block(32, 64), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(64, 10),
+        block(3, 32), block(32, 64), block(64, 128), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(128, 10),
     )  # fmt: skip
 
 
@@ -214,11 +253,33 @@ def fit(model: nn.Module, pictures: np.ndarray, labels: np.ndarray, epochs: int,
                 x = x.flip(-1)
             up, left = torch.randint(0, 9, (2,)).tolist()
             x = F.pad(x, (4, 4, 4, 4), mode="reflect")[..., up : up + 32, left : left + 32]
-            loss = F.cross_entropy(model(x), targets[rows], label_smoothing=0.05)
+            with narrow():
+                scores = model(x)
+            loss = F.cross_entropy(scores.float(), targets[rows], label_smoothing=0.05)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
+
+
+def narrow() -> torch.autocast:
+    """Multiply in bfloat16 inside, where that is faster."""
+    return torch.autocast("cpu", torch.bfloat16, runtime.has_fast_bfloat16(CPU))
+
+
+@torch.inference_mode()
+def features(model: nn.Module, pictures: np.ndarray) -> np.ndarray:
+    """Return what the last layer of a CNN is given, [N, 128]."""
+    model.eval()
+    return torch.cat([model[:-1](x) for x in _inputs(pictures).split(500)]).double().numpy()
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the squared Frechet distance of two normal distributions fitted to features."""
+    means = a.mean(0) - b.mean(0)
+    first, second = np.cov(a.T), np.cov(b.T)
+    shared = np.sqrt(np.linalg.eigvals(first @ second).real.clip(0)).sum()
+    return float(means @ means + np.trace(first) + np.trace(second) - 2 * shared)
 
 
 @torch.inference_mode()

@@ -16,6 +16,7 @@ from pathlib import Path
 import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
 from synclr_cli import console, places
@@ -56,6 +57,8 @@ class PocketEngine:
         dtype = runtime.dtype(config.dtype, device)
         self._pipe.to(device)
         self._pipe.unet.to(dtype)  # the text stays float32
+        if device.type == "cpu":
+            self._pipe.unet.set_attn_processor(AttnProcessor())  # a tenth faster than the fused one
         if config.compile:
             self._pipe.unet.compile()
         self.revision = (
