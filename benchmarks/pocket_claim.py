@@ -2,7 +2,7 @@
 
     synclr captions -p cifar -n 2560 -o captions.parquet && synclr render -p cifar -o painted
     python benchmarks/pocket_claim.py --painted painted --cifar FOLDER --out FOLDER
-        [--steps 450] [--seeds 3] [--minutes 40] [--rows 1,2]
+        [--steps 900] [--seeds 3] [--minutes 40] [--rows 1,2]
 
 The ViT and batch of the preset `tiny`, as many crops a step and as many steps in each row, judged
 on real CIFAR-10 by k-NN and linear probe. The real pictures are as many of its training
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--painted", type=Path, required=True)
     parser.add_argument("--cifar", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--rows", default="", help="numbers of the rows to run; all")

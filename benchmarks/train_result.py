@@ -45,7 +45,7 @@ COLOURS = ("#1668b8", "#d1701c", "#4c9a4c", "#8a5fb0")
 DRAWN = ("render.engine.name=procedural:", "render.engine.size=64", "render.stored_size=64")
 SHAPE = ("train.image_size=64", "train.local_size=32", "train.patch_size=16")
 # For a curve: a few penalties, features made alike, which the solver likes.
-QUICK = ("standardise=true", "penalties=7", "highest_penalty=1.0", "iterations=200")
+QUICK = ("standardise=true", "penalties=9", "highest_penalty=100.0", "iterations=200")
 PROTOCOLS = {"k-NN": "knn", "linear probe": "lbfgs"}
 
 

@@ -77,12 +77,23 @@ def _elsewhere(path: Any) -> tuple[Any, str]:
     return made_here.fs, made_here.path
 
 
+# Whose errors are a store's that refuses or is not there; few of them are an OSError.
+_STORE_LIBRARIES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "huggingface_hub"}
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses into one line."""
+    """Turn what the disk or a store at a URI refuses into one line."""
     try:
         yield
-    except OSError as e:
+    except Exception as e:
+        if type(e).__module__.partition(".")[0] in _STORE_LIBRARIES:
+            raise EngineError(
+                f"the store cannot be used ({type(e).__name__}: {e})",
+                do="check its address and your credentials, then run the same command again",
+            ) from e
+        if not isinstance(e, OSError):
+            raise
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise EngineError(
                 f"no space left to write {path}",

@@ -103,6 +103,16 @@ def test_a_full_disk_is_one_line_with_exit_code_4(tmp_path):
         raise OSError(errno.EDQUOT, "quota")
 
 
+def test_a_store_that_cannot_be_reached_is_one_line_and_our_own_faults_are_not(tmp_path):
+    unreachable = type("EndpointConnectionError", (Exception,), {"__module__": "botocore.errors"})
+    refused = pytest.raises(EngineError, match="EndpointConnectionError: no route")
+    with refused as e, places.disk_errors(tmp_path):
+        raise unreachable("no route")
+    assert e.value.exit_code == 4 and "credentials" in str(e.value)
+    with pytest.raises(KeyError), places.disk_errors(tmp_path):
+        raise KeyError("ours")
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
