@@ -15,7 +15,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -36,6 +35,7 @@ from synclr_cli.captions.attention import (
 )
 from synclr_cli.config import CaptionEngineConfig
 from synclr_cli.engines import Prompt
+from synclr_cli.learning import runtime
 
 _SHARED_BY = 4  # rows from which on a common prefix is worth a pass of its own
 _READ_TOGETHER = 32  # rows whose last lines go through the model in one pass
@@ -267,17 +267,9 @@ def computing(dtype: str) -> tuple[torch.device, torch.dtype]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if dtype != "auto":
         return device, getattr(torch, dtype)
-    if device.type == "cuda":
-        return device, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return device, torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:  # no Linux: nothing known, so the format that is never slow
-        return False
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
+    if runtime.has_fast_bfloat16(device):
+        return device, torch.bfloat16
+    return device, torch.float16 if device.type == "cuda" else torch.float32
 
 
 def _groups(texts: Sequence[str], prompts: list[list[int]]) -> list[Group]:

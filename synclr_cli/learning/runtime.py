@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -244,7 +245,12 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # AVX-512 without the BF16 instructions only emulates it, slower than float32.
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+    if any(getattr(torch.cpu, name, lambda: False)() for name in checks):
+        return True
+    try:  # Arm's, which torch has no question for
+        return "bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:  # no Linux: nothing known, so the format that is never slow
+        return False
 
 
 def seed_everything(seed: int) -> None:
