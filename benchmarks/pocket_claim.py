@@ -28,11 +28,11 @@ from train_result import IMAGES, PLAIN, Road, cost, grades, small_cifar, with_se
 
 ROWS = {  # pictures, switches
     "SynCLR, painted": ("painted", ()),
+    "SynCLR without masked patches, painted": ("painted", ("train.patch_weight=0",)),
     "SimCLR, painted": ("painted", (*PLAIN, *IMAGES)),
     "caption as class, painted": ("painted", PLAIN),  # StableRep
     "SimCLR, real": ("real", (*PLAIN, *IMAGES)),
     "class as caption, real": ("real", PLAIN),
-    "SynCLR, real": ("real", ()),
 }
 VIEWS = 4
 
