@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +83,12 @@ def main() -> None:
             kind, switches = ROWS[name]
             run = out / "runs" / f"{name.replace(', ', '-').replace(' ', '-')}-seed{seed}"
             settings = [f"train.steps={given.steps}", f"train.seed={seed}", *switches]
-            started = time.monotonic()
             road("train", pictures[kind], "-p", "tiny", "-o", run, *with_sets(settings))
             if not (run / "backbone.safetensors").is_file():
                 road.end()
             found = grades(str(run), out / "grades" / run.name, data, [0])
             result["grades"].setdefault(name, []).append(found)
-            result["runs"][run.name] = cost(run) | {"seconds": time.monotonic() - started}
+            result["runs"][run.name] = cost(run)
             if "random weights" not in result["grades"]:
                 result["grades"]["random weights"] = [
                     grades(f"random:{run}", out / "grades" / f"random-{i}", data, [i])
