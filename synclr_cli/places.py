@@ -78,7 +78,8 @@ def _elsewhere(path: Any) -> tuple[Any, str]:
 
 
 # Whose errors are a store's that refuses or is not there; few of them are an OSError.
-_STORE_LIBRARIES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "huggingface_hub"}
+_STORE_LIBRARIES = ("aiobotocore.", "aiohttp.", "botocore.", "gcsfs.", "google.api_core.",
+                    "google.auth.", "google.cloud.", "huggingface_hub.")  # fmt: skip
 
 
 @contextmanager
@@ -87,7 +88,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        if type(e).__module__.partition(".")[0] in _STORE_LIBRARIES:
+        if type(e).__module__.startswith(_STORE_LIBRARIES):
             raise EngineError(
                 f"the store cannot be used ({type(e).__name__}: {e})",
                 do="check its address and your credentials, then run the same command again",

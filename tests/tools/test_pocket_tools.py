@@ -234,6 +234,6 @@ def test_rendered_pictures_are_read_with_the_class_of_their_concept(tools, tmp_p
         Image.fromarray(picture("red", "white").repeat(2, 0).repeat(2, 1)).save(data, "PNG")
         rows.append({"image": {"bytes": data.getvalue(), "path": None}, "concept": concept})
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "part-00000.parquet")
-    pictures, kinds = tools["judge"].read_rendered(tmp_path)
+    pictures, kinds = tools["judge"].read_rendered([tmp_path / "part-00000.parquet"])
     assert [tools["words"].CLASSES[k] for k in kinds] == ["frog", "cat"]
     assert np.array_equal(pictures[0], picture("red", "white"))  # 64 px are 2 x 2 averages

@@ -27,6 +27,7 @@ import json
 import random
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import looks
@@ -34,15 +35,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import words
-from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from prepare import read_pictures
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from synclr_cli import artifacts
 from synclr_cli.learning import runtime
 from synclr_cli.render.engines.pocket import weights
+from synclr_cli.render.engines.pocket.pipeline import suit
 from synclr_cli.render.engines.pocket.text import read_language_model
 
 COLOURS_SAID = ("red", "yellow", "green", "blue", "brown", "black", "white")
@@ -108,11 +110,11 @@ def main() -> None:
         note(f"guidance_{guidance:g}", row)
     contact_sheet(sheet, given.per_class, given.out / "sheet.png")
 
-    painted, kinds = read_rendered(given.painted)
+    painted, kinds = read_rendered(artifacts.open_images(given.painted)[0])
     chosen = np.random.default_rng(0).permutation(len(real))[: len(painted)]
     sets = {"real": (real[chosen], labels[chosen]), "painted": (painted, kinds)}
     if given.drawn:
-        sets["drawn"] = read_rendered(given.drawn)
+        sets["drawn"] = read_rendered(artifacts.open_images(given.drawn)[0])
     for name, (pictures, shown) in sets.items():
         note(
             f"pictures_{name}",
@@ -133,10 +135,10 @@ def main() -> None:
         note(f"cnn_trained_on_{name}", {"mean": statistics.mean(grades), "each": grades})
 
 
-def read_rendered(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_rendered(parts: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     """Return pictures [N, 32, 32, 3] uint8 that `synclr render` made of our nouns, and classes."""
     pictures, kinds = [], []
-    for part in sorted(folder.glob("part-*.parquet")):
+    for part in parts:
         for row in pq.read_table(part, columns=["image", "concept"]).to_pylist():
             image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
             pictures.append(np.asarray(image.resize((32, 32), Image.Resampling.BOX)))
@@ -153,7 +155,7 @@ class Painter:
         self._pipe.set_progress_bar_config(disable=True)
         model, tokenizer = read_language_model()
         self._pipe.register_modules(language_model=model, tokenizer=tokenizer)
-        self._pipe.unet.to(runtime.dtype("auto", CPU)).set_attn_processor(AttnProcessor())
+        suit(self._pipe.unet.to(runtime.dtype("auto", CPU)), CPU)
 
     def __call__(self, captions: list[str], guidance: float, steps: int = STEPS) -> np.ndarray:
         """Return one picture per caption."""

@@ -21,13 +21,12 @@ import time
 from pathlib import Path
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from synclr_cli.learning import runtime
-from synclr_cli.render.engines.pocket.pipeline import fold, make_unet
+from synclr_cli.render.engines.pocket.pipeline import fold, make_unet, suit
 from synclr_cli.render.engines.pocket.weights import save
 
 EMA = 0.9995
@@ -52,8 +51,7 @@ def main() -> None:
     unet = make_unet(given.width, batches.vectors.shape[1]).to(device)
     averaged = make_unet(given.width, batches.vectors.shape[1]).to(device)
     averaged.load_state_dict(unet.state_dict())
-    if device.type == "cpu":
-        unet.set_attn_processor(AttnProcessor())  # the fused one's gradient is an eighth of a step
+    suit(unet, device)
     optimizer = torch.optim.AdamW(unet.parameters(), given.lr, betas=(0.9, 0.99), weight_decay=0.0)
     checkpoint = given.folder / "checkpoint.safetensors"
     step = resume(checkpoint, unet, averaged, optimizer) if checkpoint.exists() else 0

@@ -22,6 +22,7 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
     UNet2DConditionModel,
 )
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 from torch.nn import functional as F
@@ -51,6 +52,16 @@ def make_unet(width: int = 48, text: int = 128) -> UNet2DConditionModel:
         attention_head_dim=width,
         norm_num_groups=16,
     )
+
+
+def suit(unet: UNet2DConditionModel, device: torch.device) -> None:
+    """Let the UNet attend in the way that is fastest on a device.
+
+    On a CPU torch's fused attention is a tenth slower to paint with than one written out, and its
+    gradient is an eighth of a training step.
+    """
+    if device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())
 
 
 def fold(pictures: Tensor) -> Tensor:
