@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from synclr_cli.render.engines.pocket import weights
 
 TOOLS = Path(__file__).parents[2] / "tools" / "pocket"
 pytestmark = pytest.mark.skipif(not TOOLS.is_dir(), reason="a checkout's tools")
-MODULES = ("words", "looks", "prepare", "train", "judge")
+MODULES = ("words", "looks", "prepare", "judge", "eyes", "train")
 
 RGB = {
     "red": (200, 20, 20), "orange": (250, 140, 20), "yellow": (240, 220, 40),
@@ -165,8 +165,9 @@ def test_every_picture_has_sentences_that_are_true_of_it(tools, prepared):
                 assert (kind, colour, around) in said
 
 
-def train(tools, folder: Path, monkeypatch, steps: int = 4) -> None:
-    arguments = ["train.py", str(folder), "--steps", str(steps), "--batch", "4", "--width", "16"]
+def train(tools, folder: Path, monkeypatch, eyes: float = 0.0) -> None:
+    arguments = ["train.py", str(folder), "--steps", "4", "--batch", "4", "--width", "16"]
+    arguments += ["--eyes", str(eyes)]
     monkeypatch.setattr(sys, "argv", arguments)
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -175,8 +176,14 @@ def train(tools, folder: Path, monkeypatch, steps: int = 4) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
+def some_eyes(tools) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return tools["eyes"].Eyes().eval()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1])
 def test_a_training_that_was_stopped_ends_with_the_same_bytes(
-    tools, prepared, tmp_path, monkeypatch
+    tools, prepared, tmp_path, monkeypatch, weight
 ):
     module = tools["train"]
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
@@ -184,7 +191,8 @@ def test_a_training_that_was_stopped_ends_with_the_same_bytes(
         folder.mkdir()
         for name in ("pictures.safetensors", "texts.safetensors"):
             (folder / name).write_bytes((prepared / name).read_bytes())
-    train(tools, straight, monkeypatch)
+        save_file(some_eyes(tools).state_dict(), folder / "eyes.safetensors")
+    train(tools, straight, monkeypatch, weight)
 
     draw, drawn = module.Batches.draw, []
 
@@ -195,10 +203,10 @@ def test_a_training_that_was_stopped_ends_with_the_same_bytes(
         return draw(self, step)
 
     monkeypatch.setattr(module.Batches, "draw", draw_and_stop)
-    train(tools, stopped, monkeypatch)
+    train(tools, stopped, monkeypatch, weight)
     assert drawn == [0, 1] and not (stopped / "pocket.safetensors").exists()
     monkeypatch.setattr(module.Batches, "draw", draw)
-    train(tools, stopped, monkeypatch)
+    train(tools, stopped, monkeypatch, weight)
     file = "pocket.safetensors"
     assert (stopped / file).read_bytes() == (straight / file).read_bytes()
 
@@ -208,6 +216,49 @@ def test_a_training_that_was_stopped_ends_with_the_same_bytes(
     assert set(pipe.unet.state_dict()) == set(fresh.state_dict())
     kept = load_file(prepared / "texts.safetensors")["whitening.projection"]
     assert torch.equal(pipe.whitening.projection, kept.half().float())
+
+
+# ------------------------------------------------------------------------------------ the eyes
+
+
+def test_how_far_apart_two_pictures_look(tools):
+    far = tools["eyes"].far
+    seen = [torch.rand(2, c, s, s) for c, s in ((8, 4), (16, 2))]
+    assert far(seen, [3 * x for x in seen]).tolist() == pytest.approx([0, 0], abs=1e-6)
+    assert far(seen, [-x for x in seen]).tolist() == pytest.approx([4, 4], rel=1e-5)
+
+
+def test_eyes_look_at_the_guesses_with_the_least_noise(tools):
+    train_module, eyes = tools["train"], some_eyes(tools)
+    pictures = torch.rand(8, 12, 16, 16) * 2 - 1
+    guessed = (pictures + torch.randn(8, 12, 16, 16)).requires_grad_()
+    level = torch.tensor([0.9, 0.1, 0.8, 0.2, 0.3, 0.4, 0.5, 0.6]).view(8, 1, 1, 1)
+    wide = torch.autocast("cpu", enabled=False)
+    train_module.look(eyes, pictures, guessed, level, wide).backward()
+    touched = guessed.grad.flatten(1).norm(dim=1) > 0
+    assert touched.tolist() == [False, True, False, True, True, True, True, True]
+    assert train_module.look(eyes, pictures, pictures, level, wide) < 1e-6
+
+
+def test_eyes_that_were_trained_are_those_a_training_reads(tools, tmp_path, monkeypatch):
+    rows = []
+    for i in range(100):
+        sink = io.BytesIO()
+        Image.fromarray(picture(list(RGB)[i % 9], "white")).save(sink, "PNG")
+        rows.append({"image": {"bytes": sink.getvalue(), "path": None}, "label": i % 10})
+    data = tmp_path / "pictures.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), data)
+    arguments = ["eyes.py", str(data), str(tmp_path), "--test", str(data), "--epochs", "5"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    tools["eyes"].main()
+    path = tmp_path / "eyes.safetensors"
+    eyes = tools["train"].read_eyes(path, torch.device("cpu"))
+    assert not any(p.requires_grad for p in eyes.parameters()) and not eyes.training
+    pictures = tools["prepare"].read_pictures(data)[0][:4]
+    as_judged = tools["judge"]._inputs(pictures)
+    folded = tools["train"].fold(torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1)
+    assert torch.allclose(tools["train"].standardised(folded), as_judged, atol=1e-5)
+    assert eyes(as_judged).shape == (4, 10)
 
 
 # ----------------------------------------------------------------------------------- the judge

@@ -50,6 +50,7 @@ from synclr_cli.render.engines.pocket.text import read_language_model
 COLOURS_SAID = ("red", "yellow", "green", "blue", "brown", "black", "white")
 STEPS = 10
 CPU = torch.device("cpu")
+MEAN, SPREAD = 0.47, 0.25  # of CIFAR-10's values, 0 to 1: what the CNNs are given is standardised
 
 
 def main() -> None:
@@ -303,7 +304,7 @@ def by_class(model: nn.Module, pictures: np.ndarray, labels: np.ndarray) -> dict
 
 
 def _inputs(pictures: np.ndarray) -> Tensor:
-    return (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255 - 0.47) / 0.25
+    return (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255 - MEAN) / SPREAD
 
 
 def memory(

@@ -6,10 +6,11 @@
 
 Rectified flow with logit-normal levels (Esser et al. 2024), AdamW, a constant rate that falls
 linearly over the second half, an average of the weights (EMA), one sentence in ten left out for
-classifier-free guidance; bfloat16 where the machine multiplies it, a GPU if there is one. A batch
-is a function of (seed, step). Writes FOLDER/log.jsonl, FOLDER/checkpoint.safetensors every 200
-steps and at SIGTERM, and at the end FOLDER/pocket.safetensors. Until the second half begins,
-`--steps` may be changed between runs.
+classifier-free guidance; bfloat16 where the machine multiplies it, a GPU if there is one. With
+`--eyes W` the picture that the UNet takes a mixture for must also look like the real one to the
+CNN that `eyes.py` left in FOLDER. A batch is a function of (seed, step). Writes FOLDER/log.jsonl,
+FOLDER/checkpoint.safetensors every 200 steps and at SIGTERM, and at the end
+FOLDER/pocket.safetensors. Until the second half begins, `--steps` may be changed between runs.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ import time
 from pathlib import Path
 
 import torch
+from eyes import Eyes, far
+from judge import MEAN, SPREAD
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from synclr_cli.learning import runtime
-from synclr_cli.render.engines.pocket.pipeline import fold, make_unet, suit
+from synclr_cli.render.engines.pocket.pipeline import fold, make_unet, suit, unfold
 from synclr_cli.render.engines.pocket.weights import save
 
 EMA = 0.9995
@@ -42,12 +45,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=9e-4)
     parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--eyes", type=float, default=0.0, help="weight of what eyes.py sees")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batches = Batches(given.folder, given.batch, given.seed)
     torch.manual_seed(given.seed)
+    eyes = read_eyes(given.folder / "eyes.safetensors", device) if given.eyes else None
     unet = make_unet(given.width, batches.vectors.shape[1]).to(device)
     averaged = make_unet(given.width, batches.vectors.shape[1]).to(device)
     averaged.load_state_dict(unet.state_dict())
@@ -59,7 +64,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
 
     narrow = torch.autocast(device.type, torch.bfloat16, runtime.has_fast_bfloat16(device))
-    started, total, since = time.monotonic(), 0.0, 0
+    started, total, far_off, since = time.monotonic(), 0.0, 0.0, 0
     with open(given.folder / "log.jsonl", "a", encoding="utf-8") as log:
         while step < given.steps and not stopping:
             for group in optimizer.param_groups:
@@ -70,24 +75,56 @@ def main() -> None:
             with narrow:
                 flow = unet(mixed, times, None, class_labels=text, return_dict=False)[0]
             loss = (flow.float() - (noise - pictures)).square().mean()
-            loss.backward()
+            apart = loss.new_zeros(())
+            if eyes is not None:
+                guessed = mixed - level * flow.float()
+                apart = look(eyes, pictures, guessed, level, narrow)
+            (loss + given.eyes * apart).backward()
             nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             step += 1
             average(averaged, unet, min(EMA, (1 + step) / (10 + step)))
-            total, since = total + loss.item(), since + 1
+            total, far_off, since = total + loss.item(), far_off + apart.item(), since + 1
             if step % 50 == 0:
                 speed = since * given.batch / (time.monotonic() - started)
-                line = {"step": step, "loss": total / since, "images_per_s": round(speed, 1)}
+                line = {"step": step, "loss": total / since, "eyes": far_off / since}
+                line["images_per_s"] = round(speed, 1)
                 log.write(json.dumps(line) + "\n")
                 log.flush()
-                started, total, since = time.monotonic(), 0.0, 0
+                started, total, far_off, since = time.monotonic(), 0.0, 0.0, 0
             if step % 200 == 0:
                 keep(checkpoint, unet, averaged, optimizer, step)
     keep(checkpoint, unet, averaged, optimizer, step)
     if step >= given.steps:
         save(given.folder / "pocket.safetensors", averaged, batches.whitening)
+
+
+def read_eyes(path: Path, device: torch.device) -> Eyes:
+    """Return what `eyes.py` trained, for looking only."""
+    eyes = Eyes()
+    eyes.load_state_dict(load_file(path))
+    return eyes.to(device).eval().requires_grad_(False)
+
+
+def look(
+    eyes: Eyes, pictures: Tensor, guessed: Tensor, level: Tensor, narrow: torch.autocast
+) -> Tensor:
+    """Return how far the pictures and the UNet's guesses at them, both [B, 12, 16, 16], look apart.
+
+    Only the three quarters of the batch with the least noise are looked at: under much noise the
+    best guess is no picture, but the mean of many.
+    """
+    clear = level.flatten().argsort()[: len(level) * 3 // 4]
+    with narrow:
+        with torch.no_grad():
+            wanted = eyes.see(standardised(pictures[clear]))
+        return far(eyes.see(standardised(guessed[clear])), wanted).mean()
+
+
+def standardised(samples: Tensor) -> Tensor:
+    """Return samples [B, 12, 16, 16] in -1..1 as the pictures [B, 3, 32, 32] that eyes.py sees."""
+    return (unfold(samples) / 2 + 0.5 - MEAN) / SPREAD
 
 
 def keep(
