@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--painted", type=Path, required=True, help="a folder of synclr render")
     parser.add_argument("--drawn", type=Path, help="the same, by procedural:")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.5, 4.0])
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 1.5, 2.5, 4.0])
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20])
     parser.add_argument("--per-class", type=int, default=60)
     parser.add_argument("--epochs", type=int, default=14, help="of the CNN on real pictures")
@@ -93,6 +93,7 @@ def main() -> None:
     captions, asked = trained_captions(given.per_class)
     unseen, asked_unseen = unseen_captions(given.per_class // 3)
     of_test = features(judge, real_test)
+    shown_steps = min(given.steps, key=lambda steps: abs(steps - STEPS))
     for guidance in given.guidance:
         row: dict[str, object] = {}
         for steps in given.steps:
@@ -103,7 +104,7 @@ def main() -> None:
                 "frechet": frechet(features(judge, painted), of_test),
                 "images_per_s": round(len(painted) / (time.monotonic() - started), 2),
             }
-            if steps == STEPS:
+            if steps == shown_steps:
                 sheet.append(painted)
                 row["by_class"] = by_class(judge, painted, asked)
         row["classes_unseen_nouns"] = accuracy(judge, painter(unseen, guidance), asked_unseen)
