@@ -137,7 +137,7 @@ class PocketPipeline(DiffusionPipeline):
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
         num_inference_steps: int = 10,
-        guidance_scale: float = 2.5,
+        guidance_scale: float = 1.5,
         height: int = SIDE,
         width: int = SIDE,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
