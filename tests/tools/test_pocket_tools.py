@@ -278,6 +278,19 @@ def test_the_frechet_distance_is_that_of_two_normal_distributions(tools):
     assert frechet(a, a @ spread + shift) == pytest.approx(known - 2 * np.sqrt(middle).sum())
 
 
+def test_as_many_sentences_of_each_class_are_painted(tools, prepared, tmp_path):
+    texts = load_file(prepared / "texts.safetensors")
+    kept = torch.cat([(texts["looks"][:, 0] == kind).nonzero().flatten()[:3] for kind in range(10)])
+    few = {key: texts[key][kept].contiguous() for key in ("vectors", "looks")}
+    save_file(few, tmp_path / "few.safetensors")
+    vectors, kinds = tools["judge"].taught_sentences(tmp_path / "few.safetensors", 5)
+    assert vectors.shape == (50, 128) and kinds.tolist() == sorted([*range(10)] * 5)
+    for i, (vector, kind) in enumerate(zip(vectors, kinds, strict=True)):
+        found = (few["vectors"] == vector).all(1).nonzero().item()
+        assert few["looks"][found, 0] == kind
+        assert i % 5 < 3 or torch.equal(vector, vectors[i - 3])  # over again
+
+
 def test_rendered_pictures_are_read_with_the_class_of_their_concept(tools, tmp_path):
     rows = []
     for concept in ("red tree frog", "Persian cat"):

@@ -10,7 +10,8 @@
 - **steps, guidance**: the same CNN's eye, and the Frechet distance between painted and real test
   pictures in its last 128 features.
 - **use**: the same CNN trained on the pictures of `--painted` alone (and of `--drawn`, made by
-  `procedural:`), graded on real test pictures, beside one trained on as many real ones.
+  `procedural:`, and of 10,000 of the sentences in `--texts`), graded on real test pictures, beside
+  one trained on as many real ones as painted.
 - **memory**: each picture of `--painted` with its nearest training picture over the whole training
   set and its mirror, by pixels, as a share of the mean distance to the 50 nearest; beside that of
   real test pictures. Copies would lie far below what real pictures show.
@@ -49,6 +50,7 @@ from synclr_cli.render.engines.pocket.text import read_language_model
 
 COLOURS_SAID = ("red", "yellow", "green", "blue", "brown", "black", "white")
 STEPS = 10
+CHOSEN = 1.5  # guidance
 CPU = torch.device("cpu")
 MEAN, SPREAD = 0.47, 0.25  # of CIFAR-10's values, 0 to 1: what the CNNs are given is standardised
 
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--painted", type=Path, required=True, help="a folder of synclr render")
     parser.add_argument("--drawn", type=Path, help="the same, by procedural:")
+    parser.add_argument("--texts", type=Path, help="texts.safetensors of prepare.py")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 1.5, 2.5, 4.0])
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20])
@@ -117,6 +120,9 @@ def main() -> None:
     sets = {"real": (real[chosen], labels[chosen]), "painted": (painted, kinds)}
     if given.drawn:
         sets["drawn"] = read_rendered(artifacts.open_images(given.drawn)[0])
+    if given.texts:
+        vectors, said = taught_sentences(given.texts, 1000)
+        sets["taught"] = (painter(vectors, CHOSEN), said)
     for name, (pictures, shown) in sets.items():
         note(
             f"pictures_{name}",
@@ -159,13 +165,16 @@ class Painter:
         self._pipe.register_modules(language_model=model, tokenizer=tokenizer)
         suit(self._pipe.unet.to(runtime.dtype("auto", CPU)), CPU)
 
-    def __call__(self, captions: list[str], guidance: float, steps: int = STEPS) -> np.ndarray:
-        """Return one picture per caption."""
+    def __call__(
+        self, captions: list[str] | Tensor, guidance: float, steps: int = STEPS
+    ) -> np.ndarray:
+        """Return one picture per caption, or per vector of one [N, 128]."""
+        given = "prompt_embeds" if isinstance(captions, Tensor) else "prompt"
         made = []
         for start in range(0, len(captions), 64):
             rows = captions[start : start + 64]
             pictures = self._pipe(
-                rows,
+                **{given: rows},
                 num_inference_steps=steps,
                 guidance_scale=guidance,
                 generator=[torch.Generator().manual_seed(start + i) for i in range(len(rows))],
@@ -185,6 +194,22 @@ def trained_captions(per_class: int) -> tuple[list[str], np.ndarray]:
             captions += words.captions(kind, "", ground, 1, seed=1000 + i)
             asked.append(number)
     return captions, np.array(asked)
+
+
+def taught_sentences(path: Path, per_class: int) -> tuple[Tensor, np.ndarray]:
+    """Return vectors [10 x per_class, 128] of sentences that `train.py` was given, and classes.
+
+    Each class in an order of chance, its sentences over again where they are too few.
+    """
+    texts = load_file(path)
+    draw = torch.Generator().manual_seed(0)
+    chosen = []
+    for kind in range(len(words.CLASSES)):
+        own = (texts["looks"][:, 0] == kind).nonzero().flatten()
+        own = own[torch.randperm(len(own), generator=draw)]
+        chosen.append(own[torch.arange(per_class) % len(own)])
+    rows = torch.cat(chosen)
+    return texts["vectors"][rows], texts["looks"][rows, 0].numpy()
 
 
 def unseen_captions(per_class: int) -> tuple[list[str], np.ndarray]:
