@@ -10,7 +10,8 @@ classifier-free guidance; bfloat16 where the machine multiplies it, a GPU if the
 `--eyes W` the picture that the UNet takes a mixture for must also look like the real one to the
 CNN that `eyes.py` left in FOLDER. A batch is a function of (seed, step). Writes FOLDER/log.jsonl,
 FOLDER/checkpoint.safetensors every 200 steps and at SIGTERM, and at the end
-FOLDER/pocket.safetensors. Until the second half begins, `--steps` may be changed between runs.
+FOLDER/pocket.safetensors. `--steps` may be changed between runs: before the second half begins it
+leaves no mark, later the rate goes on from where it would be; one that has ended is taken up anew.
 """
 
 from __future__ import annotations
@@ -88,8 +89,12 @@ def main() -> None:
             total, far_off, since = total + loss.item(), far_off + apart.item(), since + 1
             if step % 50 == 0:
                 speed = since * given.batch / (time.monotonic() - started)
-                line = {"step": step, "loss": total / since, "eyes": far_off / since}
-                line["images_per_s"] = round(speed, 1)
+                line = {
+                    "step": step,
+                    "loss": total / since,
+                    "eyes": far_off / since,
+                    "images_per_s": round(speed, 1),
+                }
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 started, total, far_off, since = time.monotonic(), 0.0, 0.0, 0
