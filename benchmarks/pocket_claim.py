@@ -2,9 +2,9 @@
 
     synclr captions -p cifar -n 2560 -o captions.parquet && synclr render -p cifar -o painted
     python benchmarks/pocket_claim.py --painted painted --cifar FOLDER --out FOLDER
-        [--steps 900] [--seeds 3] [--minutes 40] [--rows 1,2]
+        [--preset tiny] [--steps 900] [--seeds 3] [--minutes 40] [--rows 1,2] [--set train.x=y]
 
-The ViT and batch of the preset `tiny`, as many crops a step and as many steps in each row, judged
+The ViT and batch of a preset, as many crops a step and as many steps in each row, judged
 on real CIFAR-10 by k-NN and linear probe. The real pictures are as many of its training
 pictures, four of a class under one caption, so that every recipe can be run on them too. **In the
 generator's domain by construction**: `pocket:` was trained on CIFAR-10's training pictures, so
@@ -61,8 +61,10 @@ def main() -> None:
     parser.add_argument("--painted", type=Path, required=True)
     parser.add_argument("--cifar", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--preset", default="tiny")
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], help="for all runs")
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--rows", default="", help="numbers of the rows to run; all")
     given = parser.parse_args()
@@ -83,8 +85,8 @@ def main() -> None:
         for name in names:
             kind, switches = ROWS[name]
             run = out / "runs" / f"{name.replace(', ', '-').replace(' ', '-')}-seed{seed}"
-            settings = [f"train.steps={given.steps}", f"train.seed={seed}", *switches]
-            road("train", pictures[kind], "-p", "tiny", "-o", run, *with_sets(settings))
+            settings = [f"train.steps={given.steps}", f"train.seed={seed}", *given.set, *switches]
+            road("train", pictures[kind], "-p", given.preset, "-o", run, *with_sets(settings))
             if not (run / "backbone.safetensors").is_file():
                 road.end()
             found = grades(str(run), out / "grades" / run.name, data, [0], STRENGTHS)

@@ -202,6 +202,10 @@ def test_the_concepts_written_for_it_are_known_to_it():
     shipped = known.Known(known.WORDS)
     names = concepts.read("cifar10-words").names
     assert len(names) > 300 and shipped.count_unknown(names) == 0
+    # As many for each thing, so that a backbone sees each as often.
+    lines = [line.partition(": ")[2].split(", ") for line in known.WORDS.read_text().splitlines()]
+    counts = [sum(name.endswith(tuple(nouns)) for name in names) for nouns in lines]
+    assert counts == [42] * 10
 
 
 # ---------------------------------------------------------------------------------- the engine
