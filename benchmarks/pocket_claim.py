@@ -2,14 +2,16 @@
 
     synclr captions -p cifar -n 2560 -o captions.parquet && synclr render -p cifar -o painted
     python benchmarks/pocket_claim.py --painted painted --cifar FOLDER --out FOLDER
-        [--preset tiny] [--steps 900] [--seeds 3] [--minutes 40] [--rows 1,2] [--set train.x=y]
+        [--preset tiny] [--steps 900] [--points 1] [--seeds 3] [--minutes 40] [--rows 1,2]
+        [--set train.x=y]
 
 The ViT and batch of a preset, as many crops a step and as many steps in each row, judged
 on real CIFAR-10 by k-NN and linear probe. The real pictures are as many of its training
 pictures, four of a class under one caption, so that every recipe can be run on them too. **In the
 generator's domain by construction**: `pocket:` was trained on CIFAR-10's training pictures, so
 nothing here says that painting beats photographing. Nothing is made twice; after `--minutes` it
-stops, and the same command goes on. Writes FOLDER/result.json after each run anew.
+stops, and the same command goes on. With `--points` backbones are kept and graded on the way.
+Writes FOLDER/result.json and FOLDER/result.png after each run anew.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from train_result import IMAGES, PLAIN, Road, cost, grades, small_cifar, with_sets
+from train_result import IMAGES, PLAIN, Road, cost, draw, grades, small_cifar, with_sets
 
 from synclr_cli import artifacts
 
@@ -63,6 +65,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--points", type=int, default=1, help="backbones graded of a run")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], help="for all runs")
     parser.add_argument("--minutes", type=float, default=1e9)
@@ -79,30 +82,46 @@ def main() -> None:
     data = {"CIFAR-10": str(small_cifar(given.cifar, out, 10_000, 10_000))}
     asked = [int(n) for n in given.rows.split(",")] if given.rows else range(1, len(ROWS) + 1)
     names = [list(ROWS)[n - 1] for n in asked]
-    result: dict[str, Any] = {"pictures": count, "steps": given.steps, "grades": {}, "runs": {}}
+    every = given.steps // given.points
+    kept = f"train.backbone_steps={every if given.points > 1 else 0}"
+    result: dict[str, Any] = {"pictures": count, "steps": given.steps, "runs": {}}
+    curves: dict[str, list[list[dict[str, float]]]] = {}
+    floors: dict[str, list[dict[str, float]]] = {}
     # Seed after seed, so that what is finished when the time is up is one row of each.
     for seed in range(given.seeds):
         for name in names:
             kind, switches = ROWS[name]
             run = out / "runs" / f"{name.replace(', ', '-').replace(' ', '-')}-seed{seed}"
-            settings = [f"train.steps={given.steps}", f"train.seed={seed}", *given.set, *switches]
+            settings = [f"train.steps={given.steps}", f"train.seed={seed}", kept]
+            settings += [*given.set, *switches]
             road("train", pictures[kind], "-p", given.preset, "-o", run, *with_sets(settings))
             if not (run / "backbone.safetensors").is_file():
                 road.end()
-            found = grades(str(run), out / "grades" / run.name, data, [0], STRENGTHS)
-            result["grades"].setdefault(name, []).append(found)
+            points = []
+            for step in range(every, given.steps + 1, every):
+                last = step + every > given.steps
+                backbone = run if last else run / "backbones" / f"step-{step:08d}"
+                folder = out / "grades" / run.name / ("" if last else backbone.name)
+                points.append({"step": step, **grades(str(backbone), folder, data, [0], STRENGTHS)})
+            curves.setdefault(name, []).append(points)
             result["runs"][run.name] = cost(run)
-            if "random weights" not in result["grades"]:
-                result["grades"]["random weights"] = [
+            if not floors:
+                floors["random weights"] = [
                     grades(f"random:{run}", out / "grades" / f"random-{i}", data, [i], STRENGTHS)
                     for i in range(given.seeds)
                 ]
                 floor = grades("pixels:32", out / "grades" / "pixels", data, [0], STRENGTHS)
-                result["grades"]["raw pixels"] = [floor]
+                floors["raw pixels"] = [floor]
+            result |= {
+                "curves": {"painted": curves},
+                "random": {"painted": floors["random weights"]},
+            }
+            result["grades"] = floors | {n: [r[-1] for r in runs] for n, runs in curves.items()}
             (out / "result.json").write_text(json.dumps(result, indent=1))
-            print(name, seed, found, flush=True)
+            draw(result, out / "result.png")
+            print(name, seed, points[-1], flush=True)
     for name, runs in result["grades"].items():
-        for grade in runs[0]:
+        for grade in (key for key in runs[0] if key != "step"):
             values = [r[grade] for r in runs]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             print(f"{name}: {grade} {statistics.mean(values):.1f} +- {spread:.1f} ({len(values)})")

@@ -40,7 +40,7 @@ ROWS = {
     "caption as class": PLAIN,  # StableRep, Table 4's first row
     "every image a class, else SynCLR": IMAGES,
 }
-COLOURS = ("#1668b8", "#d1701c", "#4c9a4c", "#8a5fb0")
+COLOURS = ("#1668b8", "#d1701c", "#4c9a4c", "#8a5fb0", "#a03050", "#607080")  # of a panel's rows
 # 64 px drawings, whatever the preset paints with.
 DRAWN = ("render.engine.name=procedural:", "render.engine.size=64", "render.stored_size=64")
 SHAPE = ("train.image_size=64", "train.local_size=32", "train.patch_size=16")
@@ -150,15 +150,16 @@ def draw(result: dict[str, Any], png: Path) -> None:
         floor = means([[r] for r in result["random"][captions]])[0]
         for panel, data_name in zip(row, data, strict=True):
             grade = f"{data_name}, {protocol}"
-            for name, runs in result["curves"][captions].items():
-                colour = COLOURS[list(ROWS).index(name)]
+            for colour, (name, runs) in zip(
+                COLOURS, result["curves"][captions].items(), strict=False
+            ):
                 points = [{"step": 0, **floor}, *means(runs)]
                 steps = [p["step"] for p in points]
                 panel.plot(steps, [p[grade] for p in points], "o-", color=colour, label=name)
                 for p in (p for run in runs for p in run):
                     panel.plot(p["step"], p[grade], ".", color=colour, alpha=0.5, markersize=4)
             panel.axhline(floor[grade], color="0.5", linestyle="--", label="random weights")
-            panel.set_title(f"{grade} ({captions} captions)", fontsize=9)
+            panel.set_title(f"{grade} ({captions})", fontsize=9)
             panel.set_xlabel("step", fontsize=8)
             panel.set_ylabel("top-1, %", fontsize=8)
             panel.grid(alpha=0.3)
