@@ -25,7 +25,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from train_result import IMAGES, PLAIN, Road, cost, draw, grades, small_cifar, with_sets
+from train_result import (
+    IMAGES,
+    PLAIN,
+    Road,
+    cost,
+    draw,
+    graded_points,
+    grades,
+    small_cifar,
+    with_sets,
+)
 
 from synclr_cli import artifacts
 
@@ -65,7 +75,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--points", type=int, default=1, help="backbones graded of a run")
+    parser.add_argument(
+        "--points", type=int, default=1, help="backbones graded of a run; divides --steps"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], help="for all runs")
     parser.add_argument("--minutes", type=float, default=1e9)
@@ -83,7 +95,6 @@ def main() -> None:
     asked = [int(n) for n in given.rows.split(",")] if given.rows else range(1, len(ROWS) + 1)
     names = [list(ROWS)[n - 1] for n in asked]
     every = given.steps // given.points
-    kept = f"train.backbone_steps={every if given.points > 1 else 0}"
     result: dict[str, Any] = {"pictures": count, "steps": given.steps, "runs": {}}
     curves: dict[str, list[list[dict[str, float]]]] = {}
     floors: dict[str, list[dict[str, float]]] = {}
@@ -92,17 +103,14 @@ def main() -> None:
         for name in names:
             kind, switches = ROWS[name]
             run = out / "runs" / f"{name.replace(', ', '-').replace(' ', '-')}-seed{seed}"
-            settings = [f"train.steps={given.steps}", f"train.seed={seed}", kept]
-            settings += [*given.set, *switches]
+            settings = [f"train.steps={given.steps}", f"train.seed={seed}"]
+            settings += [f"train.backbone_steps={every}", *given.set, *switches]
             road("train", pictures[kind], "-p", given.preset, "-o", run, *with_sets(settings))
             if not (run / "backbone.safetensors").is_file():
                 road.end()
-            points = []
-            for step in range(every, given.steps + 1, every):
-                last = step + every > given.steps
-                backbone = run if last else run / "backbones" / f"step-{step:08d}"
-                folder = out / "grades" / run.name / ("" if last else backbone.name)
-                points.append({"step": step, **grades(str(backbone), folder, data, [0], STRENGTHS)})
+            steps = range(every, given.steps + 1, every)
+            folder = out / "grades" / run.name
+            points = graded_points(road, run, steps, folder, data, [0], STRENGTHS)
             curves.setdefault(name, []).append(points)
             result["runs"][run.name] = cost(run)
             if not floors:

@@ -131,6 +131,24 @@ def grades(
     return found
 
 
+def graded_points(
+    road: Road,
+    run: Path,
+    steps: Sequence[int],
+    out: Path,
+    data: dict[str, str],
+    seeds: Sequence[int],
+    quick: Sequence[str] = QUICK,
+) -> list[dict[str, Any]]:
+    """Return the grades of the backbones that a run kept at these steps."""
+    points = []
+    for step in steps:
+        road.still()
+        kept = run / "backbones" / f"step-{step:08d}"
+        points.append({"step": step, **grades(str(kept), out / kept.name, data, seeds, quick)})
+    return points
+
+
 def means(runs: list[list[dict[str, Any]]]) -> list[dict[str, float]]:
     """Return the points of a curve, each the mean over training seeds."""
     return [
@@ -214,14 +232,9 @@ def main() -> None:
                 road("train", images, "-o", run, *with_sets(settings))
                 if not (run / "backbone.safetensors").is_file():
                     road.end()
-                points = []
-                for step in range(every, given.steps + 1, every):
-                    road.still()
-                    kept = run / "backbones" / f"step-{step:08d}"
-                    graded = grades(
-                        str(kept), out / "grades" / run.name / kept.name, data, range(given.splits)
-                    )
-                    points.append({"step": step, **graded})
+                steps = range(every, given.steps + 1, every)
+                folder = out / "grades" / run.name
+                points = graded_points(road, run, steps, folder, data, range(given.splits))
                 curves.setdefault(name, []).append(points)
                 result["runs"][run.name] = cost(run)
                 if engine not in result["random"]:
