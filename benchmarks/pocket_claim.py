@@ -29,6 +29,7 @@ from train_result import (
     IMAGES,
     PLAIN,
     Road,
+    asked_rows,
     cost,
     draw,
     graded_points,
@@ -92,16 +93,13 @@ def main() -> None:
     pictures = {"painted": given.painted, "real": out / "real"}
     road("import", real_pictures(given.cifar, count, out), "-o", pictures["real"])
     data = {"CIFAR-10": str(small_cifar(given.cifar, out, 10_000, 10_000))}
-    asked = [int(n) for n in given.rows.split(",")] if given.rows else range(1, len(ROWS) + 1)
-    names = [list(ROWS)[n - 1] for n in asked]
     every = given.steps // given.points
     result: dict[str, Any] = {"pictures": count, "steps": given.steps, "runs": {}}
     curves: dict[str, list[list[dict[str, float]]]] = {}
     floors: dict[str, list[dict[str, float]]] = {}
     # Seed after seed, so that what is finished when the time is up is one row of each.
     for seed in range(given.seeds):
-        for name in names:
-            kind, switches = ROWS[name]
+        for name, (kind, switches) in asked_rows(ROWS, given.rows).items():
             run = out / "runs" / f"{name.replace(', ', '-').replace(' ', '-')}-seed{seed}"
             settings = [f"train.steps={given.steps}", f"train.seed={seed}"]
             settings += [f"train.backbone_steps={every}", *given.set, *switches]

@@ -1,6 +1,7 @@
 """Does it learn? The objectives of Table 5 and random weights, on the same drawn pictures.
 
     python benchmarks/train_result.py --out FOLDER [--cifar FOLDER] [--minutes 25] [--png FILE]
+        [--captions 1024] [--steps 900] [--points 3] [--seeds 3] [--rows 1,2] [--set train.x=y]
 
 Captions by SmolLM2 (or by rule, `--engines template`), four `procedural:` pictures of each, then
 the preset `tiny` under each objective of ROWS, with as many crops a step and as many steps.
@@ -78,6 +79,12 @@ class Road:
 def with_sets(settings: Sequence[str]) -> list[str]:
     """Return settings as arguments of a command."""
     return [argument for setting in settings for argument in ("--set", setting)]
+
+
+def asked_rows(rows: dict[str, Any], asked: str) -> dict[str, Any]:
+    """Return the rows of these numbers, from 1 on; none asked for: all."""
+    names = list(rows)
+    return {names[int(n) - 1]: rows[names[int(n) - 1]] for n in asked.split(",")} if asked else rows
 
 
 def small_cifar(folder: Path, out: Path, train: int, test: int) -> Path:
@@ -206,6 +213,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=3, help="of digits and drawn things")
     parser.add_argument("--cifar", type=Path, help="folder with train.parquet and test.parquet")
     parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--rows", default="", help="numbers of the rows to run; all")
     parser.add_argument("--png", type=Path)
     parser.add_argument("--set", action="append", default=[], help="for all runs")
     given = parser.parse_args()
@@ -225,7 +233,7 @@ def main() -> None:
         curves = result["curves"][engine] = {}
         # Seed after seed, so that what is finished when the time is up is one row of each.
         for seed in range(given.seeds):
-            for name, switches in ROWS.items():
+            for name, switches in asked_rows(ROWS, given.rows).items():
                 run = out / "runs" / f"{engine}-{name.replace(' ', '-')}-seed{seed}"
                 settings = [f"train.steps={given.steps}", f"train.backbone_steps={every}"]
                 settings += [*SHAPE, f"train.seed={seed}", *given.set, *switches]
