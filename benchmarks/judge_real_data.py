@@ -1,13 +1,15 @@
-"""Judge our tiny backbone, random weights and raw pixels on real pictures: CIFAR-10 and CamVid.
+"""Judge our small backbones, random weights and raw pixels on real data: CIFAR-10 and CamVid.
 
     python benchmarks/judge_real_data.py run   --data DATA --work WORK [--only cifar10-probe]
     python benchmarks/judge_real_data.py table --work WORK
 
 DATA holds cifar10/{train,test}.parquet (32 x 32 JPEG, column label) and
 camvid/{train,val,test}.parquet (480 x 360 JPEG, column mask, id 11 unlabelled), in the Hugging Face
-layout. `run` first makes the backbone (captions by rule, drawn pictures, 3,000 updates of
-`--preset tiny`), then each cell of the table by one `synclr` command. What is finished is passed
-over and what was interrupted goes on, so the work may come in pieces: `--only` names the cells.
+layout. `run` first makes the backbones, one of `procedural:` drawings and one of `pocket:`'s
+pictures, each of 2,560 captions by SmolLM2 and 8,000 updates of `--preset tiny`; then each cell of
+the table by one `synclr` command. What is finished is passed over and what was interrupted goes on,
+so the work may come in pieces: `--only` names the rows, `--backbones` the columns, `--seeds` how
+many of each. `pocket:` was taught with CIFAR-10's training pictures: there its backbone is at home.
 `table` prints what is there as Markdown, with the commands.
 """
 
@@ -24,14 +26,24 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-MAKE = (
-    "captions -c in21k -n 4000 --engine template: -o captions.parquet",
-    "render captions.parquet --engine procedural: -o images",
-    "train images -o run --set train.steps=3000 --set train.warmup_steps=150"
-    " --set train.teacher_temperature_steps=330",
+LONG = "--set train.steps=8000 --set train.warmup_steps=400"
+SIXTY_FOUR = (
+    "--set train.image_size=64 --set train.local_size=32 --set train.patch_size=16"  # 4 x 4 patches
 )
+DRAWN, PAINTED, RANDOM = "drawn", "painted", "random:drawn"
+MAKE = {
+    DRAWN: (
+        "captions -c in21k -n 2560 -o in21k.parquet",
+        "render in21k.parquet --engine procedural: --set render.engine.size=64 -o drawn-images",
+        f"train drawn-images -o {DRAWN} {SIXTY_FOUR} {LONG}",
+    ),
+    PAINTED: (
+        "captions -p cifar -n 2560 -o things.parquet",
+        "render things.parquet -p cifar -o painted-images",
+        f"train painted-images -o {PAINTED} {LONG}",
+    ),
+}
 FEW = 1000  # pictures of each class in the smaller CIFAR-10
-TRAINED, RANDOM = "run", "random:run"
 CROPS = (
     "segment.image_size=128 segment.short_side=240 segment.stride=96 segment.scale=[0.75,1.5]"
     " segment.max_class_share=0.75 segment.photometric=true segment.ignore_index=11"
@@ -62,20 +74,20 @@ class Row:
 
 ROWS = (
     Row("cifar10-probe", "CIFAR-10, linear probe", "linear-probe", "cifar10", "",
-        (TRAINED, RANDOM, "pixels:8", "pixels:16"), (0, 1, 2)),
+        (DRAWN, PAINTED, RANDOM, "pixels:8", "pixels:16"), (0, 1, 2)),
     Row("cifar10-knn", "CIFAR-10, 20 nearest neighbours", "linear-probe", "cifar10",
-        "linear-probe.protocol=knn", (TRAINED, RANDOM, "pixels:8", "pixels:32")),
+        "linear-probe.protocol=knn", (DRAWN, PAINTED, RANDOM, "pixels:8", "pixels:32")),
     Row("cifar10-finetune", "CIFAR-10, fine-tuned on 10,000", "finetune", "cifar10-few",
         "finetune.epochs=10 finetune.batch_size=64 finetune.crop_scale=[0.35,1.0]",
-        (TRAINED, RANDOM), (0, 1)),
+        (DRAWN, PAINTED, RANDOM), (0, 1)),
     Row("camvid-upernet", "CamVid, UperNet, 1,000 updates", "segment", "camvid",
         f"{CROPS} segment.steps=1000 segment.warmup_steps=100 segment.validation_steps=500"
         " segment.checkpoint_steps=250",
-        (TRAINED, RANDOM), (0, 1)),
+        (DRAWN, PAINTED, RANDOM), (0, 1)),
     Row("camvid-linear", "CamVid, backbone frozen, linear head", "segment", "camvid",
         f"{CROPS} segment.head=linear segment.steps=1000 segment.warmup_steps=100"
         " segment.lr=0.005 segment.validation_steps=500 segment.checkpoint_steps=250",
-        (TRAINED, RANDOM), (0, 1)),
+        (DRAWN, PAINTED, RANDOM), (0, 1)),
 )  # fmt: skip
 
 
@@ -86,6 +98,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--only", nargs="*", default=[], help="names of rows; default: all")
+    parser.add_argument("--backbones", nargs="*", default=[], help="default: all")
+    parser.add_argument("--seeds", type=int, default=3, help="at most these of each cell")
     options = parser.parse_args()
     if options.what == "table":
         print(table(options.work))
@@ -94,13 +108,16 @@ def main() -> None:
         parser.error("run needs --data")
     options.work.mkdir(parents=True, exist_ok=True)
     link(options.data.resolve(), options.work)
-    if not (options.work / "run" / "backbone.safetensors").is_file():
-        for line in MAKE:
-            synclr(line.split(), options.work)
+    for backbone, lines in MAKE.items():
+        if not (options.work / backbone / "backbone.safetensors").is_file():
+            for line in lines:
+                synclr(line.split(), options.work)
     for row in ROWS:
         if options.only and row.name not in options.only:
             continue
         for backbone, seed in sorted(row.cells(), key=lambda cell: cell[1]):
+            if seed >= options.seeds or (options.backbones and backbone not in options.backbones):
+                continue
             if not where(options.work, row, backbone, seed).is_file():
                 synclr(arguments(row, backbone, seed), options.work)
 

@@ -182,12 +182,16 @@ def require_same(stage: str, found: Header, wanted: Header, where: Path) -> None
         differing.append("engine")
     if [p["digest"] for p in found.parents] != [p["digest"] for p in wanted.parents]:
         differing.append("the input " + ", ".join(str(p["name"]) for p in wanted.parents))
+    elif "train.init" in differing:  # the same start by another name
+        differing.remove("train.init")
+    further = f", or --init {where} with another --out to train it further"
     if differing:
         raise UsageError(
             f"{where} was made with other settings ({', '.join(differing)} differ)",
             got=here or None,
             expected=there or None,
-            do="add --overwrite to make it anew, or --out for another place",
+            do="add --overwrite to make it anew, or --out for another place"
+            + (further if "train.steps" in differing else ""),
         )
 
 
@@ -239,18 +243,40 @@ def open_parquet(path: Path, schema: str) -> tuple[pq.ParquetFile, Header]:
     """Open a Parquet file of a schema.
 
     Raises:
-        DataError: missing, truncated, not Parquet, no header, another schema, a missing column.
+        DataError: missing, truncated, not Parquet, no header, another schema, a column that is
+            missing or holds something else.
     """
     file, header = open_any_parquet(path)
     if header.schema != schema:
         raise DataError(f"{path}", got=f"{header.schema}/{header.version}", expected=schema)
     there = {*file.schema_arrow.names, *OPTIONAL}
     missing = [c for c in COLUMNS[schema] if c not in there]
+    maker = STAGE_OF.get(schema, schema)
     if missing:
         raise DataError(
-            f"{path} lacks column {', '.join(missing)}", do=f"make it with synclr {schema}"
+            f"{path} lacks column {', '.join(missing)}", do=f"make it with synclr {maker}"
         )
+    wrong = [
+        f"{name} is {kind}"
+        for name in COLUMNS[schema]
+        if name in file.schema_arrow.names
+        and not _is_kind(kind := file.schema_arrow.field(name).type, COLUMNS[schema][name])
+    ]
+    if wrong:
+        raise DataError(f"{path}: column {', '.join(wrong)}", do=f"make it with synclr {maker}")
     return file, header
+
+
+def _is_kind(found: pa.DataType, wanted: str) -> bool:
+    """Return whether a column's type is one of the kind: whole numbers, or text of any width."""
+    import pyarrow as pa
+
+    if wanted.startswith("int"):
+        return bool(pa.types.is_integer(found))
+    if wanted == "string":
+        texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary)
+        return any(is_text(found) for is_text in texts)
+    return True
 
 
 def open_any_parquet(path: Path) -> tuple[pq.ParquetFile, Header]:
@@ -318,25 +344,40 @@ def open_images(folder: Path) -> tuple[list[Path], Header, str]:
     Raises:
         DataError: no folder, no parts, or its rendering was not finished.
     """
+    if folder.is_file():
+        raise DataError(
+            f"{folder} is a file",
+            expected="a folder that synclr render made",
+            do="render the captions, or make a folder of your own pictures with synclr import",
+        )
     if not folder.is_dir():
         raise DataError(f"no folder {folder}", do="make it with synclr render")
     manifest_path = folder / "manifest.json"
     parts = sorted(folder.glob("part-*.parquet"))
     if not manifest_path.is_file():
-        state = f"holds {len(parts)} parts but is not finished" if parts else "holds no pictures"
-        raise DataError(f"{folder} {state}", do="run synclr render again: it continues")
+        if not parts:
+            raise DataError(
+                f"{folder} holds no pictures of synclr render",
+                do="make it with synclr render, or take over your own with synclr import",
+            )
+        raise DataError(
+            f"{folder} holds {len(parts)} parts but is not finished",
+            do="run synclr render again: it continues",
+        )
     manifest = places.read_json(manifest_path)
     try:
         names = [p["name"] for p in manifest["parts"]]
-        parts_digest = manifest["digest"]
+        parts_digest, header = manifest["digest"], manifest["header"]
     except (KeyError, TypeError) as e:
         raise DataError(f"{manifest_path} lacks {e}") from e
     missing = [n for n in names if not (folder / n).is_file()]
     if missing:
         raise DataError(f"{folder} lacks {', '.join(missing)}", do="run synclr render again")
+    if not names:
+        raise DataError(f"{folder} holds no pictures", do="make it with synclr render")
     return (
         [folder / n for n in names],
-        Header.parse(json.dumps(manifest["header"]), manifest_path),
+        Header.parse(json.dumps(header), manifest_path),
         parts_digest,
     )
 

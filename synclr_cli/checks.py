@@ -13,11 +13,25 @@ def at_least(key: str, value: float, low: float) -> None:
         raise UsageError(key, got=f"{value:g}", expected=f"at least {low:g}")
 
 
-def within(key: str, value: float, low: float, high: float, *, low_open: bool = False) -> None:
-    """Refuse a number outside the range."""
-    if not (low <= value <= high) or (low_open and value == low):
-        bound = f"above {low:g}" if low_open else f"from {low:g}"
-        raise UsageError(key, got=f"{value:g}", expected=f"{bound} to {high:g}")
+def within(
+    key: str,
+    value: float,
+    low: float,
+    high: float,
+    *,
+    low_open: bool = False,
+    high_open: bool = False,
+) -> None:
+    """Refuse a number outside the range, whose ends are in it unless they are open."""
+    if not (low <= value <= high) or (low_open and value == low) or (high_open and value == high):
+        bounds = f"{'above' if low_open else 'from'} {low:g} {'to below' if high_open else 'to'}"
+        raise UsageError(key, got=f"{value:g}", expected=f"{bounds} {high:g}")
+
+
+def seed(key: str, value: int) -> None:
+    """Refuse what torch's generators do not take."""
+    if not 0 <= value < 1 << 64:
+        raise UsageError(key, got=value, expected="a whole number from 0 to below 2^64")
 
 
 def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:

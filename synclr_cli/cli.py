@@ -468,9 +468,11 @@ def _draw(found: inspection.Description, png: Path | None) -> Path | None:
         target = png or found.path / "contact-sheet.png"
         contact_sheet(found.path, target)
         return target
-    if found.kind == "run" and (found.path / "metrics.jsonl").is_file():
+    if found.kind == "run":
         from synclr_cli.train import curves
 
+        if not curves.has_lines(found.path):
+            return None
         target = png or found.path / "curves.png"
         curves.plot(found.path, target)
         if trouble := curves.verdict(found.path):

@@ -61,7 +61,7 @@ class CaptionsConfig:
     def __post_init__(self) -> None:
         checks.within("captions.concept_cap", self.concept_cap, 0, 1, low_open=True)
         checks.at_least("captions.count", self.count, 1)
-        checks.at_least("captions.seed", self.seed, 0)
+        checks.seed("captions.seed", self.seed)
         checks.at_least("captions.examples", self.examples, 0)
         checks.at_least("captions.examples_block", self.examples_block, 1)
         checks.one_of("captions.backgrounds", self.backgrounds, ("hand", "model"))
@@ -142,7 +142,7 @@ class RenderConfig:
 
     def __post_init__(self) -> None:
         checks.at_least("render.views", self.views, 1)
-        checks.at_least("render.seed", self.seed, 0)
+        checks.seed("render.seed", self.seed)
         checks.at_least("render.stored_size", self.stored_size, 8)
         checks.one_of("render.image_format", self.image_format, ("jpeg", "webp", "png"))
         checks.within("render.quality", self.quality, 1, 100)
@@ -232,8 +232,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("jitter", "grey", "blur", "solarise"):
             checks.within(f"train.{name}", getattr(self, name), 0, 1)
-        for name in ("drop_path", "downsample", "mask_probability", "mask_ratio", "ema", "ema_end"):
+        for name in ("downsample", "mask_probability", "mask_ratio", "ema", "ema_end"):
             checks.within(f"train.{name}", getattr(self, name), 0, 1)
+        for name in ("drop_path", "beta1", "beta2"):
+            checks.within(f"train.{name}", getattr(self, name), 0, 1, high_open=True)
         for name in ("head_hidden", "head_out", "patch_head_hidden", "patch_head_bottleneck"):
             checks.at_least(f"train.{name}", getattr(self, name), 1)
         for name in ("prototypes", "captions_per_batch", "views", "steps", "sinkhorn_iterations"):
@@ -244,8 +246,11 @@ class TrainConfig:
             checks.at_least(f"train.{name}", getattr(self, name), 1)
         for name in ("backbone_steps", "skip_nonfinite"):
             checks.at_least(f"train.{name}", getattr(self, name), 0)
-        for name in ("patch_size", "depth", "local_crops", "workers", "warmup_steps", "seed"):
+        for name in ("image_size", "local_size"):
+            checks.at_least(f"train.{name}", getattr(self, name), 1)
+        for name in ("patch_size", "depth", "local_crops", "workers", "warmup_steps"):
             checks.at_least(f"train.{name}", getattr(self, name), 0)
+        checks.seed("train.seed", self.seed)
         for name in ("peak_lr", "end_lr", "weight_decay", "weight_decay_end", "patch_weight"):
             checks.at_least(f"train.{name}", getattr(self, name), 0)
         for name in ("clip_grad", "stop_after_minutes", "teacher_temperature_steps", "micro_batch"):
@@ -256,8 +261,6 @@ class TrainConfig:
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
                 raise UsageError(f"train.{name}", got=[low, high], expected="0 < low <= high <= 1")
-        for name in ("beta1", "beta2"):
-            checks.within(f"train.{name}", getattr(self, name), 0, 1)
         checks.one_of("train.head_norm", self.head_norm, ("batch", "layer"))
         checks.one_of("train.objective", self.objective, ("contrast", "cross-entropy"))
         checks.one_of("train.positives", self.positives, ("caption", "concept", "image"))
@@ -282,6 +285,13 @@ class TrainConfig:
                     "train.views",
                     got=self.views,
                     expected="at least 2: one picture of a caption has no positive",
+                )
+            crops = self.captions_per_batch * self.views * self.global_crops
+            if self.head_norm == "batch" and crops < 2:
+                raise UsageError(
+                    "train.captions_per_batch",
+                    got=self.captions_per_batch,
+                    expected="a batch of at least 2 pictures with train.head_norm = batch",
                 )
         if not self.teacher and self.patch_weight:
             raise UsageError(
@@ -322,8 +332,9 @@ class LinearProbeConfig:
             checks.at_least(f"linear-probe.{name}", getattr(self, name), 1)
         for name in ("epochs", "sgd_batch_size"):
             checks.at_least(f"linear-probe.{name}", getattr(self, name), 1)
-        for name in ("image_size", "workers", "seed"):
+        for name in ("image_size", "workers"):
             checks.at_least(f"linear-probe.{name}", getattr(self, name), 0)
+        checks.seed("linear-probe.seed", self.seed)
         checks.within("linear-probe.validation_share", self.validation_share, 0, 0.9, low_open=True)
         checks.one_of("linear-probe.protocol", self.protocol, ("lbfgs", "sgd", "knn", "few-shot"))
         checks.one_of("linear-probe.metric", self.metric, ("top1", "mean_per_class", "mean_ap"))
@@ -380,10 +391,13 @@ class FinetuneConfig:
             checks.at_least(f"finetune.{name}", getattr(self, name), 1)
         for name in ("image_size", "warmup_epochs", "base_lr", "min_lr", "weight_decay", "workers"):
             checks.at_least(f"finetune.{name}", getattr(self, name), 0)
-        for name in ("mixup", "cutmix", "seed", "stop_after_minutes", "micro_batch"):
+        for name in ("mixup", "cutmix", "stop_after_minutes", "micro_batch"):
             checks.at_least(f"finetune.{name}", getattr(self, name), 0)
-        for name in ("drop_path", "random_erasing", "label_smoothing", "weight_ema"):
+        for name in ("random_erasing", "label_smoothing", "weight_ema"):
             checks.within(f"finetune.{name}", getattr(self, name), 0, 1)
+        for name in ("drop_path", "beta1", "beta2"):
+            checks.within(f"finetune.{name}", getattr(self, name), 0, 1, high_open=True)
+        checks.seed("finetune.seed", self.seed)
         checks.within("finetune.layer_decay", self.layer_decay, 0, 1, low_open=True)
         checks.within("finetune.test_crop", self.test_crop, 0, 1, low_open=True)
         checks.within("finetune.validation_share", self.validation_share, 0, 0.9, low_open=True)
@@ -443,10 +457,12 @@ class SegmentConfig:
         checks.within("segment.max_class_share", self.max_class_share, 0, 1, low_open=True)
         for name in ("short_side", "warmup_steps", "lr", "weight_decay", "channels", "workers"):
             checks.at_least(f"segment.{name}", getattr(self, name), 0)
-        for name in ("auxiliary_weight", "seed", "stop_after_minutes", "ignore_index"):
+        for name in ("auxiliary_weight", "stop_after_minutes", "ignore_index"):
             checks.at_least(f"segment.{name}", getattr(self, name), 0)
         checks.at_least("segment.auxiliary_channels", self.auxiliary_channels, 1)
-        checks.within("segment.drop_path", self.drop_path, 0, 1)
+        for name in ("drop_path", "beta1", "beta2"):
+            checks.within(f"segment.{name}", getattr(self, name), 0, 1, high_open=True)
+        checks.seed("segment.seed", self.seed)
         checks.within("segment.layer_decay", self.layer_decay, 0, 1, low_open=True)
         checks.within("segment.validation_share", self.validation_share, 0, 0.9, low_open=True)
         checks.one_of("segment.precision", self.precision, PRECISIONS)

@@ -12,12 +12,13 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from synclr_cli.errors import DataError, EngineError, UsageError
 
@@ -93,20 +94,41 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"the store cannot be used ({type(e).__name__}: {e})",
                 do="check its address and your credentials, then run the same command again",
             ) from e
-        if not isinstance(e, OSError):
+        refused = _refusal(e)
+        if refused is None:
             raise
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if refused.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise EngineError(
                 f"no space left to write {path}",
                 do="free some space, then run the same command again: it continues",
             ) from e
-        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UsageError(f"cannot write {path} ({e.strerror})") from e
-        if e.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        if refused.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UsageError(f"cannot write {path} ({refused.strerror})") from e
+        if refused.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             raise UsageError(
-                f"cannot write {path} ({e.strerror})", do="choose another --out"
+                f"cannot write {path} ({refused.strerror})", do="choose another --out"
             ) from e
         raise
+
+
+def _refusal(e: Exception) -> OSError | None:
+    """Return what the system refused, if it did; safetensors has an error of its own for it."""
+    if isinstance(e, OSError):
+        return e
+    number = re.search(r"os error (\d+)", str(e))
+    if type(e).__name__ != "SafetensorError" or number is None:
+        return None
+    return OSError(int(number[1]), os.strerror(int(number[1])))
+
+
+# What a new file may be is asked for once: the question changes it for all threads.
+_MASKED = os.umask(0o077)
+os.umask(_MASKED)
+
+
+def _open_to_all(file: Path) -> None:
+    """Give a file the mode that a new one has; safetensors makes its files the owner's alone."""
+    file.chmod(file.stat().st_mode | (0o666 & ~_MASKED))
 
 
 @contextmanager
@@ -128,6 +150,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
+            _open_to_all(partial)
             with open(partial, "rb") as f:
                 os.fsync(f.fileno())
             partial.replace(path)
@@ -147,6 +170,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         try:
             yield partial
             for file in (found for found in partial.rglob("*") if found.is_file()):
+                _open_to_all(file)
                 with open(file, "rb") as f:
                     os.fsync(f.fileno())
             if path.exists():
@@ -156,6 +180,32 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         _sync_folder(path.parent)
+
+
+def lock(path: Path, *, do: str) -> IO[str] | None:
+    """Return a file that this process alone has locked, until it is closed or the process ends.
+
+    None where the system or the file system has no locks. A process that was forked from this one
+    does not hold it.
+
+    Raises:
+        UsageError: another process holds it; `do` says what to do then.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        file.close()
+        if e.errno in (errno.EACCES, errno.EAGAIN):
+            raise UsageError(f"another synclr works in {path.parent}", do=do) from e
+        return None
+    return file
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

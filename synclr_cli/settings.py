@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -116,8 +117,10 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
             raise wrong("a whole number")
         return value
     if hint is float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise wrong("a number")
+        if not math.isfinite(value):
+            raise wrong("a finite number")
         return float(value)
     if hint is str:
         if not isinstance(value, str):
@@ -126,7 +129,7 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) is tuple:
         inner = typing.get_args(hint)
         if not isinstance(value, list | tuple):
-            raise wrong("a list of numbers")
+            raise wrong('a list, such as ["a", "b"]' if inner[0] is str else "a list of numbers")
         if inner[-1] is ...:  # any number of them
             inner = inner[:1] * len(value)
         if len(value) != len(inner):

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pyarrow as pa
@@ -101,6 +102,29 @@ def test_a_full_disk_is_one_line_with_exit_code_4(tmp_path):
     assert e.value.exit_code == 4
     with pytest.raises(EngineError), places.disk_errors(tmp_path / "x"):
         raise OSError(errno.EDQUOT, "quota")
+
+
+def test_a_disk_that_is_full_of_weights_is_one_line_too(tmp_path):
+    script = """
+        import resource, signal, sys
+        from pathlib import Path
+        import torch
+        from synclr_cli import artifacts
+        from synclr_cli.errors import EngineError
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        try:
+            artifacts.write_tensors(
+                Path(sys.argv[1]), {"w": torch.zeros(100_000)}, artifacts.Header("model", {})
+            )
+        except EngineError as e:
+            print(e)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "w.safetensors")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert run.stdout.startswith("no space left to write") and not list(tmp_path.iterdir())
 
 
 def test_a_store_that_cannot_be_reached_is_one_line_and_our_own_faults_are_not(tmp_path):

@@ -95,6 +95,18 @@ def test_a_partial_preset_takes_the_rest_by_default(tmp_path):
         ("[train]\nlocal_scale = [0.5]", "expected a list of 2 numbers"),
         ("[train]\nprecision = 'fp16'", "expected auto | float32 | bfloat16"),
         ("[captions]\nshare_c = 0.9", "expected 1"),
+        ("[train]\npeak_lr = inf", "train.peak_lr: got inf, expected a finite number"),
+        ("[train]\nimage_size = 0", "train.image_size: got 0, expected at least 1"),
+        ("[train]\nlocal_size = -8", "train.local_size: got -8, expected at least 1"),
+        ("[train]\nbeta1 = 1", "train.beta1: got 1, expected from 0 to below 1"),
+        ("[train]\ndrop_path = 1", "train.drop_path: got 1, expected from 0 to below 1"),
+        ("[finetune]\nbeta2 = 1", "finetune.beta2: got 1, expected from 0 to below 1"),
+        ("[train]\nseed = 18446744073709551616", "a whole number from 0 to below 2^64"),
+        ("[train]\ntrackers = 'wandb'", """expected a list, such as ["a", "b"]"""),
+        (
+            "[train]\ncaptions_per_batch = 1\nviews = 1\npositives = 'concept'",
+            "a batch of at least 2 pictures with train.head_norm = batch",
+        ),
     ],
 )
 def test_a_wrong_preset_is_refused_in_one_line(tmp_path, text, says):

@@ -95,7 +95,7 @@ def build(
             f"cannot fetch the weights of {arch} ({type(e).__name__}: {e})",
             do="connect to the network once, or name a local file",
         ) from e
-    except (RuntimeError, TypeError, AssertionError) as e:
+    except (RuntimeError, TypeError, ValueError, AssertionError) as e:
         near = difflib.get_close_matches(arch, timm.list_models("*vit*"), n=3, cutoff=0.5)
         hint = ", ".join(near or ["vit_base_patch16_224"])
         raise UsageError(f"cannot build {arch} ({e})", do=f"name a timm ViT, such as {hint}") from e
@@ -312,7 +312,11 @@ def _unpickled(path: Path) -> Mapping[str, Tensor]:
         # The released training scripts save their parsed arguments beside the weights: plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as e:
+    except (
+        # What torch's own reader raises over bytes that are no pickle depends on the bytes.
+        OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+        pickle.UnpicklingError,
+    ) as e:  # fmt: skip
         raise DataError(
             f"{path} is no checkpoint that can be read without running code from it"
             f" ({str(e).splitlines()[0]})"

@@ -51,7 +51,12 @@ def save(
             artifacts.write_tensors(partial / f"{name}.safetensors", tensors, header)
         places.write_json(
             partial / "state.json",
-            {"step": step, "header": json.loads(header.json()), "state": dict(state or {})},
+            {
+                "step": step,
+                "header": json.loads(header.json()),
+                "groups": list(groups),
+                "state": dict(state or {}),
+            },
         )
     for old in _steps(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
@@ -120,6 +125,9 @@ def load(saved: Path) -> Checkpoint:
         file.stem: artifacts.read_tensors(file, "checkpoint")[0]
         for file in sorted(saved.glob("*.safetensors"))
     }
+    missing = sorted({*meta.get("groups", [])} - {*groups})
+    if missing:
+        raise DataError(f"{saved} lacks {', '.join(f'{name}.safetensors' for name in missing)}")
     if not isinstance(meta.get("step"), int):
         raise DataError(f"{saved / 'state.json'} names no step")
     return Checkpoint(meta["step"], groups, meta.get("state", {}))

@@ -37,7 +37,9 @@ def decode(data: bytes | None, where: str) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data or b""))
             picture.load()
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Warning) as e:
+    except UnidentifiedImageError as e:  # its own words name an address in memory
+        raise DataError(f"{where} does not decode as a picture (no known format)") from e
+    except (OSError, ValueError, SyntaxError, Warning) as e:
         raise DataError(f"{where} does not decode as a picture ({e})") from e
     if picture.mode.startswith(("I", "F")):  # PIL would clip, not scale, 16-bit grey
         grey = np.asarray(picture, dtype=np.float64)

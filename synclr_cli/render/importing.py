@@ -94,6 +94,13 @@ def run(
         facts = artifacts.open_parquet(parts.path(index), "images")[1].facts or {}
         fewest.append(facts.get("fewest_views", 0))
     views = min((n for n in fewest if n), default=0)
+    if not views:
+        manifest.clear(parts)
+        raise DataError(
+            f"{source}: none of its {found.count} captions has {least_views} pictures that are"
+            " there and decode",
+            do="check its paths; with a .csv, --root names the folder they start in",
+        )
     manifest.write(parts, total, captions=source.name, views=views, classes=[])
     return out
 

@@ -70,11 +70,14 @@ class Corpus:
         return self._codes("concept")
 
     def _codes(self, column: str) -> NDArray[np.int64]:
-        tables = [
-            places.table(path, [column]).take(pa.array(self.row[self.part == i]))
+        texts = [
+            chunk.cast(pa.large_string())  # parts that others wrote may have text of another width
             for i, path in enumerate(self.parts)
+            for chunk in places.table(path, [column])[column]
+            .take(pa.array(self.row[self.part == i]))
+            .chunks
         ]
-        coded = pa.concat_tables(tables)[column].dictionary_encode().unify_dictionaries()
+        coded = pa.chunked_array(texts, pa.large_string()).dictionary_encode().unify_dictionaries()
         chunks = [c.indices.to_numpy(zero_copy_only=False) for c in coded.chunks]
         return np.concatenate(chunks).astype(np.int64)
 
@@ -143,9 +146,11 @@ def require(corpus: Corpus, config: TrainConfig, where: Path, world: int) -> Non
     """Refuse a corpus or a world that the config cannot be trained with.
 
     Raises:
-        DataError: too few captions or views.
+        DataError: too few captions, views or classes.
         UsageError: the batch does not divide by the ranks.
     """
+    if not len(corpus):
+        raise DataError(f"{where} holds no pictures", do="render or import some")
     fewest = int(corpus.views.min())
     if fewest < 2 <= config.views:
         alone = int((corpus.views < 2).sum())
@@ -168,6 +173,15 @@ def require(corpus: Corpus, config: TrainConfig, where: Path, world: int) -> Non
             expected=f"at least train.captions_per_batch = {config.captions_per_batch}",
             do=f"render more captions, or add --set train.captions_per_batch={len(corpus)}",
         )
+    if config.positives == "concept" or config.objective != "contrast":
+        classes = corpus.classes(config.positives)
+        if classes < 2:
+            raise DataError(
+                f"{where}: kinds of {config.positives}",
+                got=classes,
+                expected="at least 2, or there is nothing to tell apart",
+                do="add --set train.positives=caption, or name the concepts",
+            )
     if config.captions_per_batch % world:
         raise UsageError(
             "train.captions_per_batch",
@@ -352,14 +366,14 @@ class Batches:
             caption = int(order[(start + further) % len(order)])
             if further > place:
                 (views,), _ = self._views(step, np.array([caption]))
-            pictures: list[Tensor] = []
+            found = []
             for view in views.tolist():
-                picture = self._picture(caption, view, damaged)
-                if picture is None:
+                taken = self._picture(caption, view, damaged)
+                if taken is None:
                     break
-                pictures.append(picture)
+                found.append(taken)
             else:
-                return caption, views, pictures
+                return caption, np.array([view for view, _ in found]), [p for _, p in found]
         raise DataError(
             f"no picture of caption {self.corpus.caption_id[order[start + place]]} decodes, nor of"
             " any caption that could take its place",
@@ -368,8 +382,11 @@ class Batches:
 
     def _picture(
         self, caption: int, view: int, damaged: list[tuple[int, int, str]]
-    ) -> Tensor | None:
-        """Return a view, [1, 3, H, W] uint8; the caption's next whole one if it is damaged."""
+    ) -> tuple[int, Tensor] | None:
+        """Return a view, or the caption's next whole one if it is damaged: its number and pixels.
+
+        [1, 3, H, W] uint8.
+        """
         corpus = self.corpus
         views, first = int(corpus.views[caption]), int(corpus.row[caption])
         for i in range(views):
@@ -377,9 +394,11 @@ class Batches:
             data = self._shelf.picture(int(corpus.part[caption]), first + other)
             where = f"{corpus.parts[corpus.part[caption]].name} row {first + other}"
             try:
-                return decode(data, where)
+                return other, decode(data, where)
             except DataError as e:
-                damaged.append((int(corpus.caption_id[caption]), other, str(e)))
+                found = (int(corpus.caption_id[caption]), other, str(e))
+                if found not in damaged:  # a crop of the same picture was asked for before
+                    damaged.append(found)
         return None
 
 

@@ -9,6 +9,7 @@ out/
     backbones/step-N/     the backbone of then, every `backbone_steps` updates; a run folder each
     config.json           the backbone's, for timm's `local-dir:`
     backbone.safetensors  written last: a run that has it is finished
+    .lock                 held by the process that trains here
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 from synclr_cli import artifacts, places
 from synclr_cli.artifacts import Header
@@ -46,6 +48,7 @@ class Folder:
         self._run, self._metrics = path / "run.json", path / METRICS_FILE
         self.damaged, self._checkpoints = path / "damaged.jsonl", path / "checkpoints"
         self._skipped, self._backbones = path / "skipped.jsonl", path / "backbones"
+        self._lock: IO[str] | None = None  # held as long as it is open
 
     def is_finished(self, *, overwrite: bool) -> bool:
         """Return whether this very run ended here already; nothing is changed.
@@ -57,6 +60,13 @@ class Folder:
         for name, what in OTHERS.items():
             if (self.path / name).is_file():
                 raise UsageError(f"{self.path} holds {what}", do="choose another --out")
+        written = (backbone.WEIGHTS_FILE, METRICS_FILE, "checkpoints", "backbones")
+        theirs = [name for name in written if (self.path / name).exists()]
+        if theirs and not self._run.is_file():  # a run has run.json before it has these
+            raise UsageError(
+                f"{self.path} holds {', '.join(theirs)} but no run.json, so it is no run",
+                do="choose another --out",
+            )
         if overwrite or not self._run.is_file():
             return False
         found = Header.parse(json.dumps(places.read_json(self._run)), self._run)
@@ -64,7 +74,13 @@ class Folder:
         return (self.path / backbone.WEIGHTS_FILE).is_file()
 
     def claim(self, *, overwrite: bool) -> None:
-        """Make the folder this run's; with `overwrite`, throw away what another left here."""
+        """Make the folder this run's; with `overwrite`, throw away what another left here.
+
+        Raises:
+            UsageError: another process trains here.
+        """
+        if self._runtime.is_main:
+            self._lock = places.lock(self.path / ".lock", do="wait for it, or choose another --out")
         self._runtime.barrier()
         if self._runtime.is_main and (overwrite or not self._run.is_file()):
             weights = self.path / backbone.WEIGHTS_FILE
@@ -138,6 +154,7 @@ class Folder:
         known = {(line["caption_id"], line["view"]) for line in places.read_lines(self.damaged)}
         for caption_id, view, what in pictures:
             if (caption_id, view) not in known:
+                known.add((caption_id, view))
                 record = {"caption_id": caption_id, "view": view, "what": what}
                 places.append_line(self.damaged, record)
 

@@ -1,7 +1,8 @@
 """Which patches of which pictures the student does not see (iBOT, random masking).
 
 Exactly floor(B x probability) pictures of the whole batch are masked, drawn at random over captions
-and views alike, and in each exactly floor(N x ratio) patches.
+and views alike, and in each exactly floor(N x ratio) patches; the products are rounded to doubles
+first, as in the released code (100 x 0.29 gives 28).
 
     ids of all pictures of the batch --draw--> masks of one rank's pictures
 
@@ -14,6 +15,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synclr_cli import draws
+from synclr_cli.config import TrainConfig
+from synclr_cli.errors import UsageError
+
+
+def require(config: TrainConfig, patches: int) -> None:
+    """Refuse masks that hide nothing where hidden patches are to be predicted.
+
+    Raises:
+        UsageError: says what would mask one.
+    """
+    pictures = config.captions_per_batch * config.views * config.global_crops
+    shares = {"mask_probability": (pictures, "pictures"), "mask_ratio": (patches, "patches")}
+    for name, (count, what) in shares.items():
+        share = getattr(config, name)
+        if config.patch_weight and int(count * share) == 0:
+            raise UsageError(
+                f"train.{name}",
+                got=f"{share:g}, which masks none of {count} {what}",
+                expected=f"at least {1 / count:.4g}",
+                do="raise it, or add --set train.patch_weight=0",
+            )
 
 
 def draw(

@@ -15,7 +15,7 @@ from synclr_cli.artifacts import Header
 from synclr_cli.config import TrainConfig
 from synclr_cli.errors import DataError, DivergedError
 from synclr_cli.learning import runtime
-from synclr_cli.train import batches, neighbourhood, starting, timetable, trackers
+from synclr_cli.train import batches, masks, neighbourhood, starting, timetable, trackers
 from synclr_cli.train.folder import Folder
 from synclr_cli.train.learner import Learner, NotFinite
 from synclr_cli.train.monitor import Monitor
@@ -62,6 +62,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
             classes=corpus.classes(config.positives) if config.objective != "contrast" else 0,
             start=starting.fit(start) if start else None,
         )
+        masks.require(config, learner.patches)
         folder.claim(overwrite=overwrite)  # only now: what is refused leaves nothing behind
         saved = folder.newest()
         if saved:
@@ -86,15 +87,17 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
             console.progress("train", config.steps * n, done=done * n, unit="img") as bar,
         ):
             for step in range(done, config.steps):
+                unread: DataError | None = None
                 try:
                     with monitor.waiting():
                         batch = next(ahead)
                     folder.list_damaged(damage.add(batch))
                     damage.require_few()
-                except DataError:
-                    if rt.world == 1:  # the other ranks, if any, do not know and cannot help
-                        folder.save(step, learner, keep=config.keep_checkpoints)
-                    raise
+                except DataError as e:
+                    unread = e
+                if rt.any(unread is not None):
+                    folder.save(step, learner, keep=config.keep_checkpoints)
+                    raise unread or DataError("another rank could not read its pictures")
                 monitor.replace(len(batch.damaged))
                 now = timetable.at(step, config)
                 try:
@@ -128,7 +131,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
                 if config.backbone_steps and done % config.backbone_steps == 0:
                     folder.keep_backbone(learner, _facts(config, corpus, done))
                 stopping = rt.any(stop.requested)
-                if stopping or done % config.checkpoint_steps == 0:
+                if stopping or done % config.checkpoint_steps == 0 or done == config.steps:
                     folder.save(done, learner, keep=config.keep_checkpoints)
                 if stopping:
                     break

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,8 @@ class Shelf:
     def _group(self, part: int, row: int) -> tuple[tuple[list[bytes], list[str]], int]:
         """Return the row group with a row, and the row's place in it."""
         if part not in self._starts:
-            meta = self._file(part).metadata
+            with self._readable(part):
+                meta = self._file(part).metadata
             rows = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
             self._starts[part] = np.cumsum([0, *rows])
         group = int(np.searchsorted(self._starts[part], row, side="right")) - 1
@@ -81,22 +83,28 @@ class Shelf:
         return self._files[part]
 
     def _read(self, part: int, group: int) -> tuple[list[bytes], list[str]]:
-        try:
+        with self._readable(part):
             table = self._file(part).read_row_group(
                 group, columns=["image", self._text], use_threads=False
             )
-        except (pa.ArrowException, OSError) as e:  # a broken disk or line, or damaged bytes
-            raise DataError(
-                f"cannot read row group {group} of {self._parts[part]} ({e})",
-                do="if it is whole elsewhere, copy it again; the same command continues",
-            ) from e
         pictures = [r["bytes"] if r else None for r in table["image"].to_pylist()]
-        self._groups[part, group] = pictures, table[self._text].to_pylist()
+        self._groups[part, group] = pictures, [text or "" for text in table[self._text].to_pylist()]
         self._bytes += sum(len(p or b"") for p in pictures)
         while self._bytes > CACHED_BYTES and len(self._groups) > 1:
             _, (dropped, _) = self._groups.popitem(last=False)
             self._bytes -= sum(len(p or b"") for p in dropped)
         return self._groups[part, group]
+
+    @contextmanager
+    def _readable(self, part: int) -> Iterator[None]:
+        """Turn what a broken disk or line or damaged bytes raise into one line."""
+        try:
+            yield
+        except (pa.ArrowException, OSError) as e:
+            raise DataError(
+                f"cannot read the pictures of {self._parts[part]} ({e})",
+                do="if it is whole elsewhere, copy it again; the same command continues",
+            ) from e
 
 
 def decode(data: bytes | None, where: str) -> Tensor:

@@ -22,7 +22,7 @@ def collapse(line: Mapping[str, Any]) -> str:
             f"step {line['step']}: the embeddings of different pictures lie on"
             f" {rank:.1f} directions; the run has collapsed. {cure}"
         )
-    if prototypes is not None and prototypes < COLLAPSED_PROTOTYPES:
+    if prototypes and prototypes < COLLAPSED_PROTOTYPES:  # 0: no patch was masked
         return (
             f"step {line['step']}: all masked patches have {prototypes:.1f} prototypes as their"
             f" first; the patches' side of the run has collapsed. {cure}"

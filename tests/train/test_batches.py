@@ -9,6 +9,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -164,6 +165,101 @@ def test_a_damaged_picture_is_replaced_by_another_view_and_told(
     batch = made.make(0)
     assert [d[:2] for d in batch.damaged] == [(107, 2)]
     assert "row" in batch.damaged[0][2] and batch.globals.shape[0] == 96
+
+
+def test_a_damaged_picture_is_told_once_in_a_batch_in_words_that_stay(
+    tmp_path: Path, make_images: Callable, small: Callable
+) -> None:
+    folder = make_images(tmp_path / "images", edit=damage((107, 1), (107, 2), how=lambda _: b"?"))
+    made = source(folder, small(views=4, captions_per_batch=24, global_crops=2))
+    told = made.make(0).damaged
+    assert sorted(d[:2] for d in told) == [(107, 1), (107, 2)]
+    assert told[0][2].endswith("does not decode as a picture (no known format)")
+
+
+def test_a_picture_that_stands_in_for_another_keeps_its_own_class(
+    tmp_path: Path, make_images: Callable, small: Callable
+) -> None:
+    folder = make_images(tmp_path / "images", edit=damage((107, 2)))
+    config = small(
+        views=4, captions_per_batch=24, global_crops=2, positives="image", patch_weight=0,
+        teacher=False,
+    )  # fmt: skip
+    batch = source(folder, config).make(0)
+    place = batch.caption_ids.index(107)
+    labels = batch.labels.view(24, 8)[place].tolist()
+    assert sorted(map(labels.count, set(labels))) == [2, 2, 4]  # the stand-in's, twice as often
+
+
+def test_no_pictures_at_all_is_one_line(
+    tmp_path: Path, make_images: Callable, small: Callable
+) -> None:
+    folder = make_images(tmp_path / "images")
+    manifest = places.read_json(folder / "manifest.json")
+    places.write_json(folder / "manifest.json", manifest | {"parts": []})
+    with pytest.raises(DataError, match="images holds no pictures"):
+        source(folder, small())
+    empty = make_images(tmp_path / "empty", parts=1)
+    part = empty / "part-00000.parquet"
+    pq.write_table(pq.read_table(part).slice(0, 0), part)
+    with pytest.raises(DataError, match="empty holds no pictures"):
+        source(empty, small())
+    del manifest["header"]
+    places.write_json(folder / "manifest.json", manifest)
+    with pytest.raises(DataError, match=r"manifest.json lacks 'header'"):
+        source(folder, small())
+
+
+@pytest.mark.parametrize("objective", ["contrast", "cross-entropy"])
+def test_one_concept_for_all_is_refused(
+    tmp_path: Path, make_images: Callable, small: Callable, objective: str
+) -> None:
+    folder = make_images(tmp_path / "images", edit=lambda rows: [r | {"concept": ""} for r in rows])
+    config = small(positives="concept", objective=objective, teacher=False, patch_weight=0)
+    with pytest.raises(DataError, match=r"kinds of concept: got 1, expected at least 2"):
+        source(folder, config)
+
+
+def rewrite(part: Path, column: str, kind: pa.DataType) -> None:
+    table = pq.read_table(part)
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, table[column].cast(kind)), part)
+
+
+def test_parts_may_hold_text_of_other_widths_but_no_text_for_numbers(
+    tmp_path: Path, make_images: Callable, small: Callable
+) -> None:
+    folder = make_images(tmp_path / "images")
+    part = folder / "part-00001.parquet"
+    config = small(positives="concept", objective="cross-entropy", teacher=False, patch_weight=0)
+    before = source(folder, config).make(0).labels
+    rewrite(part, "concept", pa.large_string())
+    assert torch.equal(source(folder, config).make(0).labels, before)
+    rewrite(part, "caption_id", pa.string())
+    with pytest.raises(DataError, match=r"column caption_id is string. Make it with synclr render"):
+        source(folder, config)
+
+
+def test_a_caption_that_is_null_is_one_without_words(
+    tmp_path: Path, make_images: Callable, small: Callable
+) -> None:
+    folder = make_images(
+        tmp_path / "images",
+        edit=lambda rows: [r | {"caption": None} if r["caption_id"] < 102 else r for r in rows],
+    )
+    batch = source(folder, small(captions_per_batch=24)).make(0)
+    of = dict(zip(batch.caption_ids, batch.labels[::3].tolist(), strict=True))
+    assert of[100] == of[101] != of[102]
+
+
+def test_a_part_that_went_away_is_one_line(
+    tmp_path: Path, make_images: Callable, small: Callable
+) -> None:
+    folder = make_images(tmp_path / "images", parts=1)
+    made = source(folder, small())
+    (folder / "part-00000.parquet").unlink()
+    with pytest.raises(DataError, match=r"cannot read .*part-00000.parquet"):
+        made.make(0)
 
 
 def test_more_damage_than_one_in_a_hundred_stops(

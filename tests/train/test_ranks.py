@@ -18,7 +18,8 @@ from torch import multiprocessing
 
 from synclr_cli import artifacts
 from synclr_cli.config import TrainConfig
-from synclr_cli.learning import runtime
+from synclr_cli.errors import DataError
+from synclr_cli.learning import checkpoint, runtime
 from synclr_cli.train import batches, timetable
 from synclr_cli.train.learner import Learner
 from synclr_cli.train.run import run
@@ -60,8 +61,22 @@ def one_of_two(
     for port, (name, config) in zip(ports, configs.items(), strict=False):
         os.environ["MASTER_PORT"] = str(port)  # one rank may still be leaving the last meeting
         torch.save(train(images, config), out / f"{name}-{rank}.pt")
-    os.environ["MASTER_PORT"] = str(ports[-2])
+    os.environ["MASTER_PORT"] = str(ports[-3])
     run(configs["batch"], images, out / "run")
+    make = batches.Batches.make
+
+    def make_or_fail(self: batches.Batches, step: int) -> batches.Batch:
+        if step == 2 and rank == 1:
+            raise DataError("the line to the store is down")
+        return make(self, step)
+
+    os.environ["MASTER_PORT"] = str(ports[-2])
+    batches.Batches.make = make_or_fail
+    try:
+        run(configs["batch"], images, out / "unread")
+    except DataError as e:
+        (out / f"unread-{rank}.txt").write_text(str(e), encoding="utf-8")
+    batches.Batches.make = make
     os.environ["MASTER_PORT"] = str(ports[-1])
     run(replace(configs["sharded"], stop_after_minutes=1e-9), images, out / "moved")
 
@@ -84,7 +99,7 @@ def two(
 ) -> Path:
     out = tmp_path_factory.mktemp("ranks")
     with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(len(configs) + 2)]
+        sockets = [held.enter_context(socket.socket()) for _ in range(len(configs) + 3)]
         for s in sockets:
             s.bind(("127.0.0.1", 0))
         ports = [s.getsockname()[1] for s in sockets]
@@ -112,6 +127,13 @@ def test_two_ranks_write_one_run(two: Path) -> None:
     assert (two / "run" / "backbone.safetensors").is_file()
     assert len((two / "run" / "metrics.jsonl").read_text().splitlines()) == 6
     assert [p.name for p in (two / "run" / "checkpoints").iterdir()]
+
+
+def test_pictures_that_one_rank_cannot_read_end_all_after_a_checkpoint(two: Path) -> None:
+    said = [(two / f"unread-{rank}.txt").read_text() for rank in range(2)]
+    assert said == ["another rank could not read its pictures", "the line to the store is down"]
+    newest = checkpoint.newest(two / "unread" / "checkpoints")
+    assert newest is not None and newest.name == "step-00000002"
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(

@@ -20,7 +20,7 @@ import timm
 import torch
 
 from synclr_cli import artifacts, inspection
-from synclr_cli.errors import DataError, DivergedError, UsageError
+from synclr_cli.errors import DataError, DivergedError, EngineError, UsageError
 from synclr_cli.learning import backbone, checkpoint
 from synclr_cli.train import batches
 from synclr_cli.train.run import run
@@ -102,6 +102,70 @@ def test_a_folder_of_something_else_is_left_alone(
     with pytest.raises(UsageError, match=r"holds pictures. Choose another --out"):
         run(small(), images, images, overwrite=overwrite)
     assert sorted(images.iterdir()) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["checkpoints/my.ckpt", "backbone.safetensors", "metrics.jsonl"])
+def test_files_that_no_run_wrote_are_left_alone(
+    images: Path, small: Callable, tmp_path: Path, name: str, overwrite: bool
+) -> None:
+    file = tmp_path / "mine" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("precious")
+    with pytest.raises(UsageError, match=r"but no run.json, so it is no run. Choose another"):
+        run(small(), images, tmp_path / "mine", overwrite=overwrite)
+    assert [p for p in (tmp_path / "mine").rglob("*") if p.is_file()] == [file]
+    assert file.read_text() == "precious"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
+def test_a_second_process_in_the_folder_is_refused(
+    finished: Path, images: Path, small: Callable, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    hold = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        from synclr_cli import places
+        held = places.lock(Path(sys.argv[1]), do="wait")
+        print("held", flush=True)
+        sys.stdin.read()
+    """)
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, str(out / ".lock")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(UsageError, match=r"another synclr works in .*run. Wait for it"):
+            run(small(), images, out)
+        assert [p.name for p in out.iterdir()] == [".lock"]
+        other.kill()
+    assert_same_run(run(small(), images, out), finished)
+
+
+def test_others_may_read_what_was_written(images: Path, small: Callable, tmp_path: Path) -> None:
+    out = run(small(steps=4, checkpoint_steps=4, backbone_steps=4), images, tmp_path / "run")
+    modes = [file.stat().st_mode & 0o777 for file in out.rglob("*.safetensors")]
+    usual = (out / "metrics.jsonl").stat().st_mode & 0o777
+    assert modes == [usual] * 5
+
+
+def test_the_last_step_is_saved_before_the_backbone_is_written(
+    finished: Path, images: Path, small: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, save = tmp_path / "run", backbone.save
+
+    def full(*_arguments: object, **_names: object) -> None:
+        raise EngineError("no space left to write it")
+
+    monkeypatch.setattr(backbone, "save", full)
+    with pytest.raises(EngineError, match="no space left"):
+        run(small(checkpoint_steps=4), images, out)
+    assert checkpoint.newest(out / "checkpoints").name == "step-00000006"
+    monkeypatch.setattr(backbone, "save", save)
+    assert_same_run(run(small(checkpoint_steps=4), images, out), finished)
 
 
 def test_minutes_that_are_up_save_and_return(
@@ -238,6 +302,9 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(
     (newest / "teacher.safetensors").write_bytes(b"short")
     with pytest.raises(DataError, match=r"teacher.*Delete .*step-00000006: the same command"):
         run(small(), images, out)
+    (newest / "teacher.safetensors").unlink()
+    with pytest.raises(DataError, match=r"lacks teacher.safetensors. Delete .*step-00000006"):
+        run(small(), images, out)
     shutil.rmtree(newest)
     assert_same_run(run(small(), images, out), finished)
 
@@ -262,6 +329,9 @@ def test_a_diverged_run_names_the_captions_and_keeps_a_checkpoint(
         ("images", {"captions_per_batch": 1000}, DataError),
         ("images", {"views": 9}, DataError),
         ("images", {"arch": "vit_tinny"}, UsageError),
+        ("images", {"arch": "timm:vit_tiny_patch16_224"}, UsageError),
+        ("images", {"mask_ratio": 0.01}, UsageError),
+        ("images", {"mask_probability": 0.01}, UsageError),
     ],
 )
 def test_what_is_refused_leaves_nothing_behind(

@@ -17,6 +17,7 @@ from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import curves, learner as learners, neighbourhood
 from synclr_cli.train.learner import Learner, NotFinite
 from synclr_cli.train.run import run
+from synclr_cli.train.verdict import collapse
 
 ALONE = Runtime(torch.device("cpu"), None)
 
@@ -187,9 +188,11 @@ def test_a_run_that_really_collapses_is_recognised(
     assert lines(out)[-1]["similarity_gap"] == pytest.approx(0, abs=0.02)
 
 
-def test_patches_that_share_one_prototype_are_a_collapse() -> None:
-    from synclr_cli.train.verdict import collapse
+def test_a_step_without_masked_patches_is_no_collapse() -> None:
+    assert not collapse({"step": 3, "effective_rank": 9.0, "prototype_perplexity": 0.0})
 
+
+def test_patches_that_share_one_prototype_are_a_collapse() -> None:
     line = {"step": 7, "effective_rank": 20.0, "prototype_perplexity": 1.0}
     assert "prototypes" in collapse(line)
     assert not collapse(line | {"prototype_perplexity": 30.0})
