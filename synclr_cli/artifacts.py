@@ -114,7 +114,7 @@ class Header:
     def parse(text: str | bytes | None, path: Path) -> Header:
         """Read a header back; refuse schemas and versions this program does not know."""
         if text is None:
-            raise DataError(f"{path} has no synclr header", do="make it with synclr, or import it")
+            raise DataError(f"{path} has no synclr header", do="make it with synclr")
         try:
             full = json.loads(text)
             full["parents"] = tuple(full["parents"])
@@ -180,8 +180,10 @@ def require_same(stage: str, found: Header, wanted: Header, where: Path) -> None
     )
     if found.engine != wanted.engine and f"{stage}.engine.name" not in differing:
         differing.append("engine")
-    if [p["digest"] for p in found.parents] != [p["digest"] for p in wanted.parents]:
-        differing.append("the input " + ", ".join(str(p["name"]) for p in wanted.parents))
+    known = [p["digest"] for p in found.parents]
+    if known != [p["digest"] for p in wanted.parents]:
+        new = [p for p in wanted.parents if p["digest"] not in known] or wanted.parents
+        differing.append("the input " + ", ".join(str(p["name"]) for p in new))
     elif "train.init" in differing:  # the same start by another name
         differing.remove("train.init")
     further = f", or --init {where} with another --out to train it further"

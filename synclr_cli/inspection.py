@@ -81,11 +81,17 @@ def describe(path: Path) -> Description:
 
 def report_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return a judge's report as (name, value) rows for a terminal; nested details are left out."""
-    return [
+    rows = [
         (name, _short(value))
         for name, value in report.items()
         if isinstance(value, str | int | float) and not isinstance(value, bool)
     ]
+    if interval := report.get("interval"):
+        rows.append(("interval", " to ".join(f"{each:.1f}" for each in interval)))
+    for name in ("backbone", "data"):
+        if isinstance(known := report.get(name), Mapping) and "name" in known:
+            rows.append((name, str(known["name"])))
+    return rows
 
 
 def _parquet(path: Path) -> Description:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -109,14 +110,16 @@ _Row = tuple[str, str, str, float, Sequence[str]]  # where, concept, kind, weigh
 
 def _read_text(path: Path) -> Iterator[_Row]:
     for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.startswith("# "):  # a remark
+            continue
         yield f"line {number}", line, "", 1.0, ()
 
 
 def _read_csv(path: Path) -> Iterator[_Row]:
-    reader = csv.DictReader(_text(path).splitlines())
+    reader = csv.DictReader(io.StringIO(_text(path)), strict=True)
     _require_columns(path, reader.fieldnames or ())
-    for number, row in enumerate(reader, start=2):
-        where = f"line {number}"
+    for row in _whole(path, reader):
+        where = f"line {reader.line_num}"
         yield (
             where,
             row["concept"] or "",
@@ -124,6 +127,13 @@ def _read_csv(path: Path) -> Iterator[_Row]:
             _weight(path, where, row.get("weight")),
             re.split(r"[;|]", row.get("backgrounds") or ""),
         )
+
+
+def _whole(path: Path, reader: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
+    try:
+        yield from reader
+    except csv.Error as e:
+        raise DataError(f"{path} is no CSV file ({e})", do="close the quotes it opens") from e
 
 
 def _read_parquet(path: Path) -> Iterator[_Row]:

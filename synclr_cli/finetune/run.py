@@ -254,7 +254,7 @@ def _conclude(
             "mean_per_class": metrics.mean_per_class(chosen),
             **{f"top1_{name}": metrics.top1(each) for name, each in counts.items()},
         },
-        interval=metrics.bootstrap_interval(correct, folder.header.seed),
+        interval=metrics.accuracy_interval(correct, folder.header.seed),
         details={
             "seconds": folder.seconds,
             "selected": {"weights": kind, "epoch": now.best[kind].at, "by": "top1 on val"},
@@ -268,7 +268,8 @@ def _conclude(
     if folder.runtime.is_main:
         confusions.draw(chosen, pictures.classes, folder.path / confusions.FILE)
     facts = {
-        "arch": type(now.model).__name__,
+        "arch": opened.arch,
+        "arch_arguments": dict(opened.arguments),
         "backbone": opened.name,
         "image_size": opened.image_size,
         "mean": list(opened.mean),

@@ -7,6 +7,8 @@ Shapes: K classes, truth along the rows.
 
 from __future__ import annotations
 
+import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,9 +45,10 @@ def draw(counts: np.ndarray, classes: Sequence[str], png: Path) -> None:
     panel.set_xlabel("taken for", fontsize=9)
     panel.set_ylabel("class", fontsize=9)
     if number <= _NAMED:
-        names = [str(name) for name in classes]
-        panel.set_xticks(range(number), names, rotation=90, fontsize=7)
-        panel.set_yticks(range(number), names, fontsize=7)
+        names = [textwrap.shorten(str(name), 28, placeholder="...") for name in classes]
+        plain = {"fontsize": 7, "parse_math": False}  # "$" is a letter in a class's name
+        panel.set_xticks(range(number), names, rotation=90, **plain)
+        panel.set_yticks(range(number), names, **plain)
     if number <= _NUMBERED:
         for (row, column), share in np.ndenumerate(shares):
             if round(share):
@@ -53,5 +56,6 @@ def draw(counts: np.ndarray, classes: Sequence[str], png: Path) -> None:
                 panel.text(
                     column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=colour
                 )
-    with places.atomic_file(png) as partial:
+    with places.atomic_file(png) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box for each is drawn
         figure.savefig(partial, format="png", dpi=130)

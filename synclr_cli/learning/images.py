@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
@@ -23,7 +23,8 @@ from synclr_cli.errors import DataError
 def decode(data: bytes | None, where: str) -> Image.Image:
     """Return the picture as 8-bit RGB, whatever it was stored as.
 
-    Greyscale, palette, CMYK and 16-bit pictures are converted; transparency is laid on white.
+    Greyscale, palette, CMYK and 16-bit pictures are converted, fractions from 0 to 1 taken as
+    shares of white; transparency is laid on white; EXIF's orientation is followed.
 
     Args:
         data: an encoded picture.
@@ -37,13 +38,19 @@ def decode(data: bytes | None, where: str) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data or b""))
             picture.load()
+            ImageOps.exif_transpose(picture, in_place=True)
     except UnidentifiedImageError as e:  # its own words name an address in memory
         raise DataError(f"{where} does not decode as a picture (no known format)") from e
     except (OSError, ValueError, SyntaxError, Warning) as e:
         raise DataError(f"{where} does not decode as a picture ({e})") from e
     if picture.mode.startswith(("I", "F")):  # PIL would clip, not scale, 16-bit grey
         grey = np.asarray(picture, dtype=np.float64)
-        scale = 255 / 65535 if grey.max(initial=0) > 255 else 1.0
+        brightest = grey.max(initial=0)
+        # I;16 says what white is. The others do not: their brightest pixel tells the range.
+        if picture.mode.startswith("I;16") or brightest > 255:
+            scale = 255 / 65535
+        else:
+            scale = 255.0 if picture.mode == "F" and brightest <= 1 else 1.0
         return Image.fromarray((grey * scale).round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         rgba = picture.convert("RGBA")

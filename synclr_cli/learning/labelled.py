@@ -295,9 +295,11 @@ def _mask_classes(
 ) -> list[str]:
     """Return the class names; read every mask once, so that no training stops at a bad one."""
     reached = -1
+    seen: set[int] = set()
     for name in sorted(raw, key=lambda n: n != TRAIN):  # train says how many there are
         split = raw[name]
         checked = Split(split.source, np.arange(len(split.source)), np.empty(0), zero)
+        of_split: set[int] = set()
         for i in range(len(checked)):
             ids = np.unique(checked.mask(i))
             ids = ids[ids != ignore_index]
@@ -312,6 +314,18 @@ def _mask_classes(
                     expected=f"0 to {(limit or 1) - 1}, or {ignore_index} for unlabelled",
                 )
             reached = max(reached, top)
-    if reached < 1:
-        raise DataError(f"{found.name}: its masks hold fewer than two classes")
+            of_split |= set(ids.tolist())
+        if not of_split:
+            raise DataError(
+                f"{found.name}: every pixel of the {name} split's masks is {ignore_index},"
+                " unlabelled",
+                do="--set segment.ignore_index names the id that is unlabelled",
+            )
+        seen |= of_split
+    if len(seen) < 2:
+        raise DataError(
+            f"{found.name}: its masks hold fewer than two classes",
+            got=f"id {seen.pop()} alone",
+            do=f"id {ignore_index} is unlabelled; --set segment.ignore_index names another",
+        )
     return list(found.mask_names or (str(i) for i in range(reached + 1)))

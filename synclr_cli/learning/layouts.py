@@ -30,9 +30,9 @@ from synclr_cli.learning import sources
 from synclr_cli.learning.sources import Source
 
 SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
+    "train": ("train", "training", "training_set", "train_set"),
+    "val": ("val", "valid", "validation", "dev", "validation_set", "val_set"),
+    "test": ("test", "testing", "test_set", "testing_set"),
 }
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 PICTURE_COLUMNS = ("image", "img")
@@ -130,13 +130,10 @@ def _parquet_files(folder: Path) -> dict[str, list[Path]]:
             files = [
                 f
                 for f in sorted(inside.glob("*.parquet"))
-                if re.split(r"[-_.]", f.name)[0] in names
+                if re.split(r"[-_.]", f.name)[0].lower() in names
             ]
-            for name in names:
-                if (inside / name).is_dir():
-                    files += _parquet_files(inside / name).get("train", []) or sorted(
-                        (inside / name).glob("*.parquet")
-                    )
+            if within := _split_folders(inside).get(split):
+                files += _parquet_files(within).get("train", []) or sorted(within.glob("*.parquet"))
             if files:
                 found[split] = files
                 break
@@ -180,12 +177,28 @@ def _parquet_split(files: Sequence[Path], masks: bool) -> RawSplit:
             got=f"columns {', '.join(schema.names)}",
             expected=" | ".join(LABEL_COLUMNS),
         )
+    for column in (picture, *(["mask"] if masks else [])):
+        _require_pictures(files[0], schema.field(column))
     source = sources.ParquetRows(files, picture, "mask" if masks else None)
     groups = _column(files, "caption_id") if "caption_id" in schema.names else None
     if masks:
         return RawSplit(source, np.zeros(len(source), np.int64), groups=groups)
     assert label is not None
     return RawSplit(source, _column(files, label), _class_names(schema, label), groups)
+
+
+def _require_pictures(file: Path, column: pa.Field) -> None:
+    """Refuse a column of anything but encoded pictures: bytes, or a struct that holds them."""
+    kind = column.type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    whole = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null)
+    if not any(is_whole(kind) for is_whole in whole):
+        raise DataError(
+            f"{file}: column {column.name}", got=f"type {column.type}",
+            expected="encoded pictures (bytes, or struct<bytes, path>)",
+            do="name a folder instead, or put the files' bytes into the column",
+        )  # fmt: skip
 
 
 def _column(files: Sequence[Path], name: str) -> np.ndarray:
@@ -195,7 +208,12 @@ def _column(files: Sequence[Path], name: str) -> np.ndarray:
         column = column.cast(column.type.value_type)
     if column.null_count:
         row = column.is_null().index(True).as_py()
-        raise DataError(f"{files[0].parent}: column {name} has no value in row {row}")
+        for file in files:
+            rows = pq.read_metadata(file).num_rows
+            if row < rows:
+                break
+            row -= rows
+        raise DataError(f"{file}: column {name} has no value in row {row}")
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         lists = np.empty(len(column), object)
         lists[:] = column.to_pylist()
@@ -231,13 +249,16 @@ def _class_folders(root: Path) -> Found:
     splits, every = {}, []
     for split, folder in roots.items():
         pictures, labels = [], []
-        for inside in sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."):
+        classes = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+        _require_no_splits(folder, classes)
+        for inside in classes:
             files = list(picture_files(inside))
             pictures += files
             labels += [inside.name] * len(files)
         if not pictures:
+            taken = f" (taken for the {split} split by its name)" if folder != root else ""
             raise DataError(
-                f"{folder} holds no pictures",
+                f"{folder}{taken} holds no folders with pictures",
                 expected="a folder for each class, with pictures inside",
                 got=", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "an empty folder",
             )
@@ -262,12 +283,12 @@ def _mask_folders(root: Path) -> Found:
         every += [(p, str(p.relative_to(root))) for p in (*pictures, *masks)]
     names = root / "classes.txt"
     listed = names.read_text(encoding="utf-8").splitlines() if names.is_file() else []
-    return Found(
-        root.resolve().name,
-        splits,
-        functools.partial(_digest_files, every),
-        mask_names=[n.strip() for n in listed if n.strip()],
-    )
+    listed = [n.strip() for n in listed if n.strip()]
+    twice = sorted({n for n in listed if listed.count(n) > 1})
+    if twice:
+        raise DataError(f"{names} names {', '.join(twice)} more than once")
+    digest = functools.partial(_digest_files, every)
+    return Found(root.resolve().name, splits, digest, mask_names=listed)
 
 
 def _voc(root: Path, name: str, masks: bool) -> Found:
@@ -310,18 +331,36 @@ def _voc_classes(annotation: Path) -> list[int]:
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
+    """Return the folders whose names say which split they are, train first."""
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir()] if root.is_dir() else []
     return {
-        split: root / name
+        split: folder
         for split, names in SPLIT_NAMES.items()
-        for name in names
-        if (root / name).is_dir()
+        for folder in folders
+        if folder.name.lower() in names
     }
+
+
+def _require_no_splits(folder: Path, classes: Sequence[Path]) -> None:
+    """Refuse folders that hold the same folders each: splits whose names nobody knows.
+
+    Raises:
+        DataError: names them.
+    """
+    inner = [{p.name for p in each.iterdir() if p.is_dir()} for each in classes]
+    if len(inner) > 1 and inner[0] and all(names == inner[0] for names in inner):
+        raise DataError(
+            f"{folder} holds {', '.join(each.name for each in classes)}, each with the folders"
+            f" {', '.join(sorted(inner[0])[:5])}",
+            expected="splits named train, val and test, or a folder for each class",
+        )
 
 
 def picture_files(folder: Path) -> Iterator[Path]:
     """Yield the pictures below a folder, by name."""
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in PICTURES and not path.name.startswith("."):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in PICTURES and not hidden and path.is_file():
             yield path
 
 

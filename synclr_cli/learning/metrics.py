@@ -98,11 +98,12 @@ def mean_average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
     return float(np.mean([average_precision(truth[:, k] > 0, scores[:, k]) for k in occurs]))
 
 
-def bootstrap_interval(
+def accuracy_interval(
     correct: np.ndarray, seed: int, *, labels: np.ndarray | None = None, resamples: int = 10_000
 ) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of an accuracy.
+    """Return the 95 % interval of an accuracy: Wilson's, or a bootstrap for the mean per class.
 
+    A bootstrap of outcomes that are all right is a point, whatever their number; Wilson's is not.
     Drawing n right-or-wrong outcomes with replacement is one binomial draw, so that is what is
     drawn.
 
@@ -111,8 +112,13 @@ def bootstrap_interval(
         labels: [n] classes. Given, pictures are drawn within their class and the interval is that
             of the mean per class.
     """
+    if labels is None:
+        n, p, z = len(correct), float(correct.mean()), 1.959964
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
+        return max(middle - half, 0.0), min(middle + half, 1.0)
     rng = np.random.default_rng(seed)
-    groups = [correct] if labels is None else [correct[labels == k] for k in np.unique(labels)]
+    groups = [correct[labels == k] for k in np.unique(labels)]
     means = [rng.binomial(len(g), g.mean(), resamples) / len(g) for g in groups]
     low, high = np.percentile(np.mean(means, axis=0), [2.5, 97.5])
     return float(low), float(high)

@@ -115,7 +115,7 @@ def graded(
             **scores,
             "most_frequent_class": float(counts.sum(1).max() / counts.sum()),
         },
-        metrics.bootstrap_interval(
+        metrics.accuracy_interval(
             predicted == truth, case.config.seed, labels=truth if by_class else None
         ),
         {**details, **confusions.facts(counts, case.data.classes)},

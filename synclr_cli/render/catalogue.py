@@ -29,6 +29,7 @@ from synclr_cli import places
 from synclr_cli.errors import DataError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+PATH_COLUMNS = ("path", "image", "file_name", "filename", "file", "filepath", "image_path")
 CAPTION_COLUMNS = ("caption", "text", "prompt", "captions", "sentence")
 _TABLES = """
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536;
@@ -136,7 +137,8 @@ def catalogue(kind: str, files: Sequence[Path], roots: Sequence[Path]) -> Iterat
             if kind == "csv":
                 roots = _roots(files[0], roots)
                 found = Catalogue(database, files, roots)
-                found.fill(_from_csv(files[0]), grouped=False)
+                # With several roots a row is a caption and its views; with one, a picture.
+                found.fill(_from_csv(files[0]), grouped=len(roots) < 2)
             else:
                 found = Catalogue(database, files, ())
                 look = _from_tars if kind == "tar" else _from_parquet
@@ -173,13 +175,38 @@ def kind_of(source: Path) -> tuple[str, list[Path]]:
 
 
 def _from_csv(path: Path) -> Iterator[Found]:
-    """Yield the rows (path, caption) of a CSV file."""
+    """Yield the rows of a CSV file: (path, caption), or what its header calls so.
+
+    Raises:
+        DataError: no UTF-8, quotes that do not close, or a row that is not a path and a caption.
+    """
     csv.field_size_limit(1 << 20)
+    columns = (0, 1)
+    width = 2
     try:
-        with path.open("r", newline="", encoding="utf-8") as f:
-            for row in csv.reader(f):
-                if len(row) >= 2 and row[0].strip().lower().endswith(PICTURES):
-                    yield Found(row[1].strip(), name=row[0].strip())
+        with path.open("r", newline="", encoding="utf-8-sig") as f:
+            for number, row in enumerate(csv.reader(f, strict=True)):
+                if not row:
+                    continue
+                if number == 0 and not row[0].strip().lower().endswith(PICTURES):
+                    names = [cell.strip().lower() for cell in row]
+                    found = [
+                        next((names.index(n) for n in known if n in names), None)
+                        for known in (PATH_COLUMNS, CAPTION_COLUMNS)
+                    ]
+                    if found[0] is not None and found[1] is not None:
+                        columns, width = (found[0], found[1]), len(row)
+                        continue
+                if len(row) != width:
+                    raise DataError(
+                        f"{path} line {number + 1}",
+                        got=f"{len(row)} fields",
+                        expected="path,caption" if width == 2 else f"{width}, as in its header",
+                        do="put a caption with commas in double quotes",
+                    )
+                name, text = (row[column].strip() for column in columns)
+                if number or "." in name:  # else a header of other words
+                    yield Found(text, name=name)
     except (UnicodeDecodeError, csv.Error) as e:
         raise DataError(f"{path} is no UTF-8 CSV file ({e})") from e
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from synclr_cli import artifacts, console, places
-from synclr_cli.errors import DataError
+from synclr_cli.errors import DataError, UsageError
 from synclr_cli.render import manifest
 from synclr_cli.render.catalogue import Caption, Place, catalogue, kind_of
 
@@ -48,13 +48,20 @@ def run(
 
     Raises:
         DataError: the source is none of these, or holds no captioned picture.
-        UsageError: `out` was imported from something else.
+        UsageError: `out` was imported from something else, or holds the source itself.
     """
     # --- open
     kind, files = kind_of(source)
+    inside = [file for file in (source, *files) if out == file or out in file.parents]
+    if inside:
+        raise UsageError(f"--out {out} holds the source itself", do="choose another --out")
     header = artifacts.Header(
         schema="images",
-        config={"captions_per_part": captions_per_part, "least_views": least_views},
+        config={
+            "captions_per_part": captions_per_part,
+            "least_views": least_views,
+            "roots": [root.name for root in roots],
+        },
         engine=f"import:{kind}",
         parents=(artifacts.parent(source, None, _digest(files)),),
     )
@@ -66,7 +73,11 @@ def run(
         return out
     with catalogue(kind, files, roots) as found:
         if not found.count:
-            raise DataError(f"{source} holds no picture with a caption")
+            raise DataError(
+                f"{source} holds no picture with a caption",
+                got=f"{found.without_caption} without",
+            )
+        count = found.count
         if found.without_caption:
             console.warn(f"{found.without_caption} pictures have no caption and are left out")
 
@@ -97,7 +108,7 @@ def run(
     if not views:
         manifest.clear(parts)
         raise DataError(
-            f"{source}: none of its {found.count} captions has {least_views} pictures that are"
+            f"{source}: none of its {count} captions has {least_views} pictures that are"
             " there and decode",
             do="check its paths; with a .csv, --root names the folder they start in",
         )
@@ -151,6 +162,8 @@ class _Reader:
         cell = self._rows[place.second]
         if isinstance(cell, bytes):
             return cell
+        if isinstance(cell, str):
+            cell = {"path": cell}
         if cell and cell.get("bytes"):
             return bytes(cell["bytes"])
         path = place.path.parent / str((cell or {}).get("path") or "")

@@ -1,15 +1,18 @@
 """A few test pictures with their classes laid over: what is there, and what was found.
 
-test split + model --draw--> out/overlays.png: one row a picture: picture, truth, prediction
+test split + model --draw--> out/overlays.png: one row a picture: picture, truth, what was found;
+    below, the colours of the classes that are shown
 """
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from synclr_cli import places
@@ -21,6 +24,7 @@ from synclr_cli.segment import dense, grading
 
 FILE = "overlays.png"
 _PICTURES, _HEIGHT, _GAP = 6, 160, 4  # rows; pixels of a row; pixels between
+_LETTERS = 12  # pixels, of the names below
 _STRENGTH = 0.6  # of the class colours over the picture
 
 
@@ -35,7 +39,8 @@ def draw(
     """Write a PNG of up to six test pictures, evenly spaced over the split."""
     split = pictures.splits["test"]
     colours = palette(len(pictures.classes))
-    rows = []
+    rows: list[np.ndarray] = []
+    shown: set[int] = set()
     model.eval()
     for i in np.linspace(0, len(split) - 1, min(len(split), _PICTURES)).astype(int):
         picture = split.image(int(i))
@@ -45,10 +50,40 @@ def draw(
             found = grading.segment_picture(model, x.to(rt.device), truth.shape, config, rt)
         found = np.where(truth == dense.IGNORED, dense.IGNORED, found.cpu().numpy())
         rows.append(np.hstack([blend(picture, ids, colours) for ids in (None, truth, found)]))
+        shown |= {*np.unique(truth).tolist(), *np.unique(found).tolist()}
+    rows.append(legend(pictures.classes, sorted(shown), colours, max(r.shape[1] for r in rows)))
     width = max(row.shape[1] for row in rows)
     sheet = np.vstack([np.pad(r, ((0, _GAP), (0, width - r.shape[1]), (0, 0))) for r in rows])
     with places.atomic_file(path) as partial:
         Image.fromarray(sheet).save(partial, "PNG")
+
+
+def legend(
+    classes: Sequence[str], shown: Sequence[int], colours: np.ndarray, width: int
+) -> np.ndarray:
+    """Return the names of some classes beside their colours, [height, at least width, 3]."""
+    words = [("left: picture, middle: truth, right: found", (0, 0, 0))]
+    for k in shown:
+        if k == dense.IGNORED:
+            words.append(("not labelled", (60, 60, 60)))
+        else:
+            name = textwrap.shorten(str(classes[k]), 28, placeholder="...")
+            words.append((name, tuple(colours[k].tolist())))
+    font = ImageFont.load_default(_LETTERS)
+    corners, x, y = [], _GAP, _GAP
+    for name, _ in words:
+        long = round(font.getlength(name)) + _LETTERS + 4 * _GAP
+        if x > _GAP and x + long > width:
+            x, y = _GAP, y + _LETTERS + 2 * _GAP
+        corners.append((x, y))
+        x += long
+        width = max(width, long)
+    image = Image.new("RGB", (width, y + _LETTERS + 2 * _GAP))
+    pen = ImageDraw.Draw(image)
+    for (name, colour), (x, y) in zip(words, corners, strict=True):
+        pen.rectangle((x, y, x + _LETTERS, y + _LETTERS), fill=colour)
+        pen.text((x + _LETTERS + _GAP, y), name, font=font, fill="white")
+    return np.asarray(image)
 
 
 def palette(classes: int) -> np.ndarray:

@@ -117,7 +117,8 @@ def decode(data: bytes | None, where: str) -> Tensor:
         try:
             with libjpeg.listening() as heard:
                 encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-                picture = decode_jpeg(encoded, ImageReadMode.RGB)  # a third faster than Pillow
+                # A third faster than Pillow.
+                picture = decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
         except RuntimeError:  # a kind of JPEG that it cannot read, or a damaged one: Pillow says
             pass
         else:

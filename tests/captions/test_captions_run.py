@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
@@ -119,6 +120,19 @@ def test_other_settings_are_refused_and_overwrite_makes_it_anew(tmp_path):
         run(config(seed=1, share_c=0.45, share_c_bg=0.44), out)
     run(config(seed=1), out, overwrite=True)
     assert artifacts.open_parquet(out, "captions")[1].seed == 1
+
+
+@pytest.mark.parametrize("name", ["photos", ".", "birds.txt"])
+def test_what_is_no_file_of_captions_is_not_overwritten(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    photo = tmp_path / "photos" / "mine.jpg"
+    photo.parent.mkdir()
+    photo.write_bytes(b"mine")
+    (tmp_path / "birds.txt").write_text("barn owl\n")
+    for overwrite in (True, False):
+        with pytest.raises((UsageError, DataError)):
+            run(config(concepts="birds.txt"), Path(name), overwrite=overwrite)
+    assert photo.read_bytes() == b"mine" and (tmp_path / "birds.txt").read_text() == "barn owl\n"
 
 
 def test_another_version_of_the_concept_file_is_refused(tmp_path):

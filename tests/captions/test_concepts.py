@@ -138,6 +138,11 @@ def test_a_parquet_file_is_a_concept_list(tmp_path):
     assert pool.names == ["owl", "fox"] and pool.backgrounds == [("barn",), ()]
 
 
+def test_remarks_are_no_concepts(tmp_path):
+    pool = concepts.read(write(tmp_path / "birds.txt", "# my birds\nowl\n#1 dad\n"))
+    assert list(pool.names) == ["owl", "#1 dad"]
+
+
 def test_a_list_of_a_million_lines_works(tmp_path):
     path = write(tmp_path / "many.txt", "".join(f"thing {i}\n" for i in range(1_000_000)))
     pool = concepts.read(path)
@@ -156,6 +161,7 @@ def test_a_list_of_a_million_lines_works(tmp_path):
         ("c.csv", "concept,weight\nowl,many\n", "line 2: weight: got 'many'"),
         ("d.csv", "concept,weight\nowl,0\n", "sum to zero"),
         ("e.parquet", b"PAR1 no", "is no Parquet file"),
+        ("quote.csv", 'concept,kind\n"owl,object\nfox,object\n', "is no CSV file"),
         ("long.txt", "x" * 500, "a concept of 500 characters"),
         ("f.doc", "owl\n", "expected .txt | .csv | .parquet"),
     ],

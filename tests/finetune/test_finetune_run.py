@@ -7,10 +7,13 @@ from pathlib import Path
 import killing
 import numpy as np
 import pytest
+import timm
 import torch
 from judged import lines, same, weights
 from PIL import Image
+from safetensors.torch import load_file
 
+from synclr_cli import artifacts
 from synclr_cli.errors import DivergedError, UsageError
 from synclr_cli.finetune import recipe
 from synclr_cli.finetune.run import run
@@ -35,6 +38,11 @@ def test_it_learns_the_colours_of_stripes_and_reports_it(settings, stripes, smal
     assert report["backbone"]["digest"].startswith("sha256:")
     assert report["data"]["digest"].startswith("sha256:")
     assert not (tmp_path / "out" / "checkpoints").exists()
+    # timm builds the model from what the file says of it.
+    file = tmp_path / "out" / "model.safetensors"
+    facts = artifacts.tensors_header(file).facts
+    model = timm.create_model(facts["arch"], num_classes=4, **facts["arch_arguments"])
+    model.load_state_dict(load_file(file))
 
 
 def test_stopping_after_every_step_changes_no_weight(settings, stripes, small_vit, tmp_path):

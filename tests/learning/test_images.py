@@ -30,6 +30,26 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
     assert (found == RAMP[..., None]).all()
 
 
+def test_a_dark_sixteen_bit_picture_is_as_dark_as_it_says():
+    deep = Image.fromarray(np.full((3, 4), 200, np.uint16))
+    assert set(np.asarray(decode(stored(deep), "x")).ravel()) == {1}
+
+
+def test_fractions_are_shares_of_white():
+    fractions = Image.fromarray(RAMP.astype(np.float32) / 255)
+    found = np.asarray(decode(stored(fractions, "TIFF"), "x"))
+    assert (found == RAMP[..., None]).all()
+
+
+def test_a_picture_is_turned_as_its_exif_says():
+    sideways, exif = Image.fromarray(RAMP).convert("RGB"), Image.Exif()
+    exif[0x0112] = 6  # the camera was held with its right side down
+    buffer = io.BytesIO()
+    sideways.save(buffer, "PNG", exif=exif)
+    found = np.asarray(decode(buffer.getvalue(), "x"))
+    assert (found[..., 0] == np.rot90(RAMP, -1)).all()
+
+
 def test_one_bit_pictures_are_black_and_white():
     found = np.asarray(decode(stored(Image.fromarray(RAMP > 100)), "x"))
     assert set(found.ravel()) == {0, 255}

@@ -74,6 +74,37 @@ def test_class_folders_with_splits_are_read_as_they_are(tmp_path):
     assert data.splits["val"].image(4).getpixel((0, 0)) == (1, 254, 7)
 
 
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training_set", "test_set")])
+def test_splits_are_known_by_other_spellings(tmp_path, names):
+    train, test = names
+    counts = {f"{train}/a": 8, f"{train}/b": 8, f"{test}/a": 2, f"{test}/b": 2}
+    data = open_data(class_folders(tmp_path / "x", counts))
+    assert data.classes == ["a", "b"] and len(data.splits["test"]) == 4
+    for name, n in zip(names, (16, 4), strict=True):
+        columns = {"image": pictures_column(n), "label": ["x", "y"] * (n // 2)}
+        write_parquet(tmp_path / "y" / f"{name}.parquet", columns)
+    assert len(open_data(tmp_path / "y").splits["test"]) == 4 or "_" in train
+
+
+def test_splits_of_unknown_names_are_not_taken_for_classes(tmp_path):
+    counts = {f"{split}/{kind}": 4 for split in ("fold0", "fold1") for kind in ("a", "b")}
+    with pytest.raises(DataError, match=r"fold0, fold1, each with the folders a, b"):
+        open_data(class_folders(tmp_path / "x", counts))
+
+
+def test_hidden_folders_and_folders_named_like_pictures_are_no_pictures(tmp_path):
+    root = class_folders(tmp_path / "x", {"a": 4, "b": 4, "a/.ipynb_checkpoints": 1, "b/c.png": 0})
+    assert sum(map(len, open_data(root).splits.values())) == 8
+
+
+@pytest.mark.parametrize("column", ["image", "mask"])
+def test_a_column_of_anything_but_pictures_is_named(tmp_path, column):
+    columns = {"image": pictures_column(4), "mask": pictures_column(4), "label": ["x", "y"] * 2}
+    path = write_parquet(tmp_path / "x.parquet", columns | {column: ["a.png"] * 4})
+    with pytest.raises(DataError, match=rf"column {column}: got type string, expected encoded"):
+        open_data(path, masks=column == "mask")
+
+
 def test_class_folders_without_splits_are_split_class_by_class(tmp_path):
     data = open_data(class_folders(tmp_path, {"a": 16, "b": 32}))
     for name in ("val", "test"):
@@ -344,7 +375,7 @@ def test_no_more_row_groups_are_kept_than_fit(tmp_path, monkeypatch):
     [
         ({"a": 8}, "one class, a"),
         ({"train/a": 4, "train/b": 4, "test/c": 4}, "class c of the test split"),
-        ({"train/a": 4, "train/b": 4, "test/a": 0}, "no pictures"),
+        ({"train/a": 4, "train/b": 4, "test/a": 0}, "no folders with pictures"),
         ({"a": 1, "b": 1}, "every class has one picture"),
         ({"test/a": 4, "test/b": 4}, "no train split"),
     ],
@@ -355,7 +386,7 @@ def test_folders_that_cannot_be_judged_on(tmp_path, counts, message):
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no folders with pictures"):
         open_data(tmp_path)
 
 
@@ -393,7 +424,7 @@ def test_a_missing_label_names_its_row(tmp_path):
     path = write_parquet(
         tmp_path / "x.parquet", {"image": pictures_column(4), "label": ["x", "y", None, "x"]}
     )
-    with pytest.raises(DataError, match="no value in row 2"):
+    with pytest.raises(DataError, match=r"x\.parquet: column label has no value in row 2"):
         open_data(path)
 
 
@@ -443,7 +474,23 @@ def test_a_picture_without_its_mask_is_refused(tmp_path):
 
 def test_masks_of_one_class_are_refused(tmp_path):
     with pytest.raises(DataError, match="fewer than two classes"):
-        open_data(mask_folders(tmp_path, ids=(0,)), masks=True)
+        open_data(mask_folders(tmp_path / "x", ids=(0,)), masks=True)
+    with pytest.raises(DataError, match="fewer than two classes: got id 3 alone"):
+        open_data(mask_folders(tmp_path / "y", ids=(3, 255)), masks=True)
+
+
+def test_a_split_without_a_labelled_pixel_is_refused(tmp_path):
+    root = mask_folders(tmp_path)
+    for file in (root / "annotations/val").iterdir():
+        Image.fromarray(np.full((6, 8), 255, np.uint8)).save(file)
+    with pytest.raises(DataError, match=r"every pixel of the .* split's masks is 255, unlabelled"):
+        open_data(root, masks=True)
+
+
+def test_names_of_mask_classes_are_different_ones(tmp_path):
+    (tmp_path / "classes.txt").write_text("sky\nroad\nsky\n")
+    with pytest.raises(DataError, match=r"classes.txt names sky more than once"):
+        open_data(mask_folders(tmp_path), masks=True)
 
 
 def test_mask_folders_are_not_taken_for_classes(tmp_path):

@@ -84,23 +84,29 @@ def test_average_precision_of_nothing_is_refused():
 
 def test_the_interval_is_that_of_the_normal_approximation():
     correct = np.arange(2000) % 10 < 7  # 70 %
-    low, high = metrics.bootstrap_interval(correct, 0)
+    low, high = metrics.accuracy_interval(correct, 0)
     half = 1.96 * np.sqrt(0.7 * 0.3 / 2000)
     assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.003)
-    assert metrics.bootstrap_interval(correct, 0) == (low, high)
+    assert metrics.accuracy_interval(correct, 0) == (low, high)
     thirds = np.arange(200) % 3 == 0
-    assert metrics.bootstrap_interval(thirds[:50], 1) != metrics.bootstrap_interval(thirds, 1)
+    assert metrics.accuracy_interval(thirds[:50], 1) != metrics.accuracy_interval(thirds, 1)
+
+
+def test_the_interval_of_a_few_right_answers_is_no_point():
+    low, high = metrics.accuracy_interval(np.ones(4, bool), 0)
+    assert (low, high) == pytest.approx((0.5101, 1.0), abs=1e-4)  # Wilson's for 4 of 4
+    assert metrics.accuracy_interval(np.zeros(4, bool), 0) == pytest.approx((0, 0.4899), abs=1e-4)
 
 
 def test_the_interval_of_the_mean_per_class_is_around_it():
     labels = np.repeat([0, 1], [900, 100])
     correct = np.concatenate([np.arange(900) % 10 < 9, np.arange(100) % 2 == 0])
-    low, high = metrics.bootstrap_interval(correct, 0, labels=labels)
+    low, high = metrics.accuracy_interval(correct, 0, labels=labels)
     assert low < 0.7 < high < 0.8  # the plain accuracy is 0.86
 
 
 def test_the_interval_of_any_statistic_agrees_with_the_quick_one():
     correct = np.arange(500) % 4 != 0
-    quick = metrics.bootstrap_interval(correct, 0)
+    quick = metrics.accuracy_interval(correct, 0)
     slow = metrics.bootstrap_interval_of(lambda rows: correct[rows].mean(), 500, 0)
     assert slow == pytest.approx(quick, abs=0.01)

@@ -141,3 +141,69 @@ def test_a_source_that_is_none_is_one_line(tmp_path, make, message):
     with pytest.raises(DataError, match=message) as caught:
         run(make(tmp_path), tmp_path / "out")
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_a_set_of_which_nothing_is_left_is_refused_and_leaves_nothing(tmp_path):
+    csv = reference_set(tmp_path / "set", views=1)
+    with pytest.raises(DataError, match=r"none of its 5 captions has 2 pictures.*--root"):
+        run(csv, tmp_path / "out", captions_per_part=2)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def write_csv(root: Path, text: str) -> Path:
+    for i in range(4):
+        (root / f"{i}.png").write_bytes(picture(i))
+    (root / "list.csv").write_text(text, encoding="utf-8")
+    return root / "list.csv"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0.png,a bee\n1.png,a fox\n2.png,a bee\n3.png,a fox\n",
+        "\ufeff0.png,a bee\n1.png,a fox\n2.png,a bee\n3.png,a fox\n",
+        "number,Caption,file_name\n0,a bee,0.png\n1,a fox,1.png\n2,a bee,2.png\n3,a fox,3.png\n",
+    ],
+)
+def test_a_csv_with_repeated_captions(tmp_path, text):
+    rows = rows_of(run(write_csv(tmp_path, text), tmp_path / "out"))
+    assert [(r["caption"], r["view"], r["image"]["bytes"]) for r in rows] == [
+        ("a bee", 0, picture(0)), ("a bee", 1, picture(2)),
+        ("a fox", 0, picture(1)), ("a fox", 1, picture(3)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("0.png,a bee, on a rose\n", "line 1: got 3 fields, expected path,caption. Put a caption"),
+        ("0.png;a bee\n", "line 1: got 1 fields"),
+        ('0.png,"a bee\n', "is no UTF-8 CSV file"),
+    ],
+)
+def test_a_csv_that_says_something_else_is_one_line(tmp_path, text, says):
+    with pytest.raises(DataError, match=says):
+        run(write_csv(tmp_path, text), tmp_path / "out")
+
+
+def test_no_row_of_a_csv_is_dropped_silently(tmp_path):
+    csv = write_csv(tmp_path, "0.png,a bee\n1.png,a bee\n2.xyz,a bee\n3.png,a bee\n")
+    out = run(csv, tmp_path / "out")
+    assert [(r["view"], r["reason"]) for r in rejected(out)] == [(2, "missing")]
+
+
+def test_other_roots_are_another_import(tmp_path):
+    csv = reference_set(tmp_path)
+    roots = [tmp_path / f"seed{v}" for v in range(3)]
+    out = run(csv, tmp_path / "out", roots=roots[:2])
+    with pytest.raises(UsageError, match="roots differ"):
+        run(csv, out, roots=roots)
+
+
+def test_an_import_onto_its_source_is_refused(tmp_path):
+    out = run(reference_set(tmp_path), tmp_path / "out")
+    before = contents(out)
+    for overwrite in (True, False):
+        with pytest.raises(UsageError, match="holds the source itself"):
+            run(out, out, overwrite=overwrite)
+    assert contents(out) == before

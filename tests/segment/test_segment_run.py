@@ -31,7 +31,8 @@ def test_it_learns_to_find_boxes_and_beats_the_floor(settings, boxes, small_vit,
     assert report["selected"]["step"] in (20, 40)
     assert not (tmp_path / "out" / "checkpoints").exists()
     with Image.open(tmp_path / "out" / "overlays.png") as sheet:
-        assert sheet.height == 6 * (160 + 4)  # six of the twelve test pictures
+        rows = 6 * (160 + 4)  # six of the twelve test pictures, and the legend
+        assert rows < sheet.height < rows + 60
         assert sheet.width > 3 * 128
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,3 +199,15 @@ def test_patches_that_share_one_prototype_are_a_collapse() -> None:
     assert "prototypes" in collapse(line)
     assert not collapse(line | {"prototype_perplexity": 30.0})
     assert not collapse({"step": 7})
+
+
+def test_a_run_without_lines_is_described_without_curves(
+    images: Path, small: Callable, tmp_path: Path
+) -> None:
+    out = run(small(stop_after_minutes=1e-9), images, tmp_path / "run")
+    (out / "metrics.jsonl").write_text("")
+    shown = subprocess.run(
+        [sys.executable, "-m", "synclr_cli", "inspect", str(out)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(shown.stdout)["finished"] is False and not (out / "curves.png").exists()
