@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -128,7 +128,10 @@ os.umask(_MASKED)
 
 def _open_to_all(file: Path) -> None:
     """Give a file the mode that a new one has; safetensors makes its files the owner's alone."""
-    file.chmod(file.stat().st_mode | (0o666 & ~_MASKED))
+    mode = file.stat().st_mode
+    if mode | (0o666 & ~_MASKED) != mode:
+        with suppress(OSError):  # a file system without modes
+            file.chmod(mode | (0o666 & ~_MASKED))
 
 
 @contextmanager

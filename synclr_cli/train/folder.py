@@ -79,9 +79,16 @@ class Folder:
         Raises:
             UsageError: another process trains here.
         """
+        taken: UsageError | None = None
         if self._runtime.is_main:
-            self._lock = places.lock(self.path / ".lock", do="wait for it, or choose another --out")
-        self._runtime.barrier()
+            try:
+                self._lock = places.lock(
+                    self.path / ".lock", do="wait for it, or choose another --out"
+                )
+            except UsageError as e:
+                taken = e
+        if self._runtime.any(taken is not None):
+            raise taken or UsageError(f"another synclr works in {self.path}")
         if self._runtime.is_main and (overwrite or not self._run.is_file()):
             weights = self.path / backbone.WEIGHTS_FILE
             with places.disk_errors(self.path):
