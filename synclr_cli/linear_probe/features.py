@@ -82,11 +82,21 @@ def make(
 
 
 def read(backbone: Backbone, data: Labelled, folder: Path, rt: Runtime) -> dict[str, Features]:
-    """Return the features of every split that `make` wrote."""
+    """Return the features of every split that `make` wrote.
+
+    Raises:
+        DataError: a file of them is damaged.
+    """
     found = {}
     for name, split in data.splits.items():
         path = _path(folder, name, backbone, data, split, rt)
-        tensors, _ = artifacts.read_tensors(path, "features")
+        try:
+            tensors, _ = artifacts.read_tensors(path, "features")
+        except DataError as e:
+            raise DataError(
+                f"stored features are damaged: {e}",
+                do=f"delete {path}: the same command makes it anew",
+            ) from e
         found[name] = Features(tensors["x"], tensors["y"])
     return found
 

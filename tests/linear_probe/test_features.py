@@ -107,3 +107,10 @@ def test_a_kill_loses_one_part_and_leaves_none_behind(extract, tmp_path, monkeyp
     assert [rows.start for rows in taken[:4]] == [0, 10, 20, 30]  # of the 36 of train
     assert all(torch.allclose(again[name].x, whole[name].x, atol=1e-4) for name in whole)
     assert files == sorted(p.name for p in tmp_path.iterdir())
+
+
+def test_damaged_features_are_named_with_the_way_out(extract, tmp_path):
+    _, files = extract()
+    (tmp_path / files[0]).write_bytes(b"short")
+    with pytest.raises(DataError, match=r"stored features are damaged.*Delete .*features-test"):
+        extract()
