@@ -71,7 +71,8 @@ class Corpus:
 
     def _codes(self, column: str) -> NDArray[np.int64]:
         texts = [
-            chunk.cast(pa.large_string())  # parts that others wrote may have text of another width
+            # Parts that others wrote may have text of another width, or none in a row.
+            chunk.cast(pa.large_string()).fill_null("")
             for i, path in enumerate(self.parts)
             for chunk in places.table(path, [column])[column]
             .take(pa.array(self.row[self.part == i]))
