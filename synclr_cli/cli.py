@@ -440,7 +440,13 @@ def inspect(
     found = inspection.describe(places.place(_input(artifact)))
     if html and found.kind != "images":
         raise UsageError("--html", got=f"a {found.kind} artifact", expected="a folder of images")
-    drawn = _draw(found, png)
+    try:
+        drawn = _draw(found, png)
+    except UsageError as e:  # the place cannot be written to; the facts can still be told
+        if png:
+            raise
+        console.warn(str(e))
+        drawn = None
     if drawn:
         found.facts["picture"] = str(drawn)
     if html:

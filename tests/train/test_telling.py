@@ -211,3 +211,14 @@ def test_a_run_without_lines_is_described_without_curves(
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert json.loads(shown.stdout)["finished"] is False and not (out / "curves.png").exists()
+
+
+def test_a_run_whose_folder_takes_no_picture_is_described_all_the_same(told: Path) -> None:
+    picture = told / "curves.png"
+    picture.mkdir()
+    command = [sys.executable, "-m", "synclr_cli", "inspect", str(told)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    picture.rmdir()
+    assert json.loads(shown.stdout)["finished"] and "cannot write" in shown.stderr
+    refused = subprocess.run([*command, "--png", str(told)], capture_output=True, text=True)
+    assert refused.returncode == 2 and refused.stderr.startswith("error: cannot write")
