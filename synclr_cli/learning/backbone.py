@@ -319,7 +319,7 @@ def _unpickled(path: Path) -> Mapping[str, Tensor]:
     ) as e:  # fmt: skip
         raise DataError(
             f"{path} is no checkpoint that can be read without running code from it"
-            f" ({str(e).splitlines()[0]})"
+            f" ({(str(e) or type(e).__name__).splitlines()[0]})"
         ) from e
     state = loaded
     for key in ("state_dict", "model"):

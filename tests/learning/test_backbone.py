@@ -82,6 +82,13 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert not Path("harm-was-done").exists()
 
 
+@pytest.mark.parametrize("text", ["hello", "just some text", "", "not a checkpoint at all"])
+def test_a_text_is_no_checkpoint(tmp_path: Path, text: str) -> None:
+    (tmp_path / "notes.pth").write_text(text)
+    with pytest.raises(DataError, match=r"notes.pth is no checkpoint that can be read"):
+        backbone.open_backbone(str(tmp_path / "notes.pth"))
+
+
 @pytest.mark.parametrize(
     ("spec", "error", "message"),
     [
