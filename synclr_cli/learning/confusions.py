@@ -7,7 +7,6 @@ Shapes: K classes, truth along the rows.
 
 from __future__ import annotations
 
-import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from synclr_cli import places
 
 FILE = "confusion.png"
+LONGEST = 28  # letters of a name in a picture
 LARGEST = 100  # classes whose matrix goes into the report
 _NUMBERED, _NAMED = 20, 60  # classes up to which cells have numbers, and rows have names
 
@@ -28,6 +28,11 @@ def facts(counts: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     if len(classes) > LARGEST:
         return {}
     return {"classes": [str(name) for name in classes], "confusion": counts.tolist()}
+
+
+def shortened(name: str) -> str:
+    """Return a class's name as a picture has room for it."""
+    return name if len(name) <= LONGEST else name[: LONGEST - 3] + "..."
 
 
 def draw(counts: np.ndarray, classes: Sequence[str], png: Path) -> None:
@@ -45,7 +50,7 @@ def draw(counts: np.ndarray, classes: Sequence[str], png: Path) -> None:
     panel.set_xlabel("taken for", fontsize=9)
     panel.set_ylabel("class", fontsize=9)
     if number <= _NAMED:
-        names = [textwrap.shorten(str(name), 28, placeholder="...") for name in classes]
+        names = [shortened(str(name)) for name in classes]
         plain = {"fontsize": 7, "parse_math": False}  # "$" is a letter in a class's name
         panel.set_xticks(range(number), names, rotation=90, **plain)
         panel.set_yticks(range(number), names, **plain)

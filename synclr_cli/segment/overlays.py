@@ -6,7 +6,6 @@ test split + model --draw--> out/overlays.png: one row a picture: picture, truth
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import nn
 
 from synclr_cli import places
 from synclr_cli.config import SegmentConfig
+from synclr_cli.learning import confusions
 from synclr_cli.learning.backbone import Backbone
 from synclr_cli.learning.labelled import Labelled
 from synclr_cli.learning.runtime import Runtime
@@ -67,8 +67,7 @@ def legend(
         if k == dense.IGNORED:
             words.append(("not labelled", (60, 60, 60)))
         else:
-            name = textwrap.shorten(str(classes[k]), 28, placeholder="...")
-            words.append((name, tuple(colours[k].tolist())))
+            words.append((confusions.shortened(str(classes[k])), tuple(colours[k].tolist())))
     font = ImageFont.load_default(_LETTERS)
     corners, x, y = [], _GAP, _GAP
     for name, _ in words:

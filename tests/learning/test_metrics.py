@@ -9,7 +9,7 @@ from sklearn.metrics import (
     precision_recall_curve,
 )
 
-from synclr_cli.learning import metrics
+from synclr_cli.learning import confusions, metrics
 
 rng = np.random.default_rng(0)
 TRUTH, PREDICTED = rng.integers(0, 5, 400), rng.integers(0, 5, 400)
@@ -110,3 +110,10 @@ def test_the_interval_of_any_statistic_agrees_with_the_quick_one():
     quick = metrics.accuracy_interval(correct, 0)
     slow = metrics.bootstrap_interval_of(lambda rows: correct[rows].mean(), 500, 0)
     assert slow == pytest.approx(quick, abs=0.01)
+
+
+def test_a_matrix_of_classes_with_odd_names_is_drawn(tmp_path):
+    names = [r"\frac{1 $x$ \frac{1$", "n" * 40]
+    confusions.draw(np.eye(2, dtype=int), names, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 5000
+    assert confusions.shortened(names[1]) == "n" * 25 + "..."
