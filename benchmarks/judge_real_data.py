@@ -8,8 +8,8 @@ camvid/{train,val,test}.parquet (480 x 360 JPEG, column mask, id 11 unlabelled),
 layout. `run` first makes the backbones, one of `procedural:` drawings and one of `pocket:`'s
 pictures, each of 2,560 captions by SmolLM2 and 8,000 updates of `--preset tiny`; then each cell of
 the table by one `synclr` command. What is finished is passed over and what was interrupted goes on,
-so the work may come in pieces: `--only` names the rows, `--backbones` the columns, `--seeds` how
-many of each. `pocket:` was taught with CIFAR-10's training pictures: there its backbone is at home.
+so the work may come in pieces: `--only` names the rows, `--seeds` how many of each cell. `pocket:`
+was taught with CIFAR-10's training pictures: there its backbone is at home.
 `table` prints what is there as Markdown, with the commands.
 """
 
@@ -100,7 +100,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--only", nargs="*", default=[], help="names of rows; default: all")
-    parser.add_argument("--backbones", nargs="*", default=[], help="default: all")
     parser.add_argument("--seeds", type=int, default=3, help="at most these of each cell")
     options = parser.parse_args()
     if options.what == "table":
@@ -118,9 +117,7 @@ def main() -> None:
         if options.only and row.name not in options.only:
             continue
         for backbone, seed in sorted(row.cells(), key=lambda cell: cell[1]):
-            if seed >= options.seeds or (options.backbones and backbone not in options.backbones):
-                continue
-            if not where(options.work, row, backbone, seed).is_file():
+            if seed < options.seeds and not where(options.work, row, backbone, seed).is_file():
                 synclr(arguments(row, backbone, seed), options.work)
 
 

@@ -186,14 +186,15 @@ def require_same(stage: str, found: Header, wanted: Header, where: Path) -> None
         differing.append("the input " + ", ".join(str(p["name"]) for p in new))
     elif "train.init" in differing:  # the same start by another name
         differing.remove("train.init")
-    further = f", or --init {where} with another --out to train it further"
     if differing:
+        do = "add --overwrite to make it anew, or --out for another place"
+        if "train.steps" in differing:
+            do += f", or --init {where} with another --out to train it further"
         raise UsageError(
             f"{where} was made with other settings ({', '.join(differing)} differ)",
             got=here or None,
             expected=there or None,
-            do="add --overwrite to make it anew, or --out for another place"
-            + (further if "train.steps" in differing else ""),
+            do=do,
         )
 
 

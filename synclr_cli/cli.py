@@ -474,11 +474,9 @@ def _draw(found: inspection.Description, png: Path | None) -> Path | None:
         target = png or found.path / "contact-sheet.png"
         contact_sheet(found.path, target)
         return target
-    if found.kind == "run":
+    if found.kind == "run" and "last" in found.facts:  # a line of metrics
         from synclr_cli.train import curves
 
-        if not curves.has_lines(found.path):
-            return None
         target = png or found.path / "curves.png"
         curves.plot(found.path, target)
         if trouble := curves.verdict(found.path):

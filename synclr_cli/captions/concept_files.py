@@ -117,21 +117,17 @@ def _read_text(path: Path) -> Iterator[_Row]:
 
 def _read_csv(path: Path) -> Iterator[_Row]:
     reader = csv.DictReader(io.StringIO(_text(path)), strict=True)
-    _require_columns(path, reader.fieldnames or ())
-    for row in _whole(path, reader):
-        where = f"line {reader.line_num}"
-        yield (
-            where,
-            row["concept"] or "",
-            row.get("kind") or "",
-            _weight(path, where, row.get("weight")),
-            re.split(r"[;|]", row.get("backgrounds") or ""),
-        )
-
-
-def _whole(path: Path, reader: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
     try:
-        yield from reader
+        _require_columns(path, reader.fieldnames or ())
+        for row in reader:
+            where = f"line {reader.line_num}"
+            yield (
+                where,
+                row["concept"] or "",
+                row.get("kind") or "",
+                _weight(path, where, row.get("weight")),
+                re.split(r"[;|]", row.get("backgrounds") or ""),
+            )
     except csv.Error as e:
         raise DataError(f"{path} is no CSV file ({e})", do="close the quotes it opens") from e
 

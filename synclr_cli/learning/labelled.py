@@ -294,7 +294,6 @@ def _mask_classes(
     found: Found, raw: Mapping[str, RawSplit], ignore_index: int, zero: int | None
 ) -> list[str]:
     """Return the class names; read every mask once, so that no training stops at a bad one."""
-    reached = -1
     seen: set[int] = set()
     for name in sorted(raw, key=lambda n: n != TRAIN):  # train says how many there are
         split = raw[name]
@@ -306,14 +305,13 @@ def _mask_classes(
             top, low = int(ids.max(initial=-1)), int(ids.min(initial=0))
             limit = len(found.mask_names) if found.mask_names else None
             if name != TRAIN and limit is None:
-                limit = reached + 1
+                limit = max(seen, default=-1) + 1
             if low < 0 or (limit is not None and top >= limit):
                 raise DataError(
                     f"the mask of {checked.where(i)}",
                     got=f"class id {low if low < 0 else top}",
                     expected=f"0 to {(limit or 1) - 1}, or {ignore_index} for unlabelled",
                 )
-            reached = max(reached, top)
             of_split |= set(ids.tolist())
         if not of_split:
             raise DataError(
@@ -328,4 +326,4 @@ def _mask_classes(
             got=f"id {seen.pop()} alone",
             do=f"id {ignore_index} is unlabelled; --set segment.ignore_index names another",
         )
-    return list(found.mask_names or (str(i) for i in range(reached + 1)))
+    return list(found.mask_names or (str(i) for i in range(max(seen) + 1)))

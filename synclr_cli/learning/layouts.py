@@ -30,9 +30,9 @@ from synclr_cli.learning import sources
 from synclr_cli.learning.sources import Source
 
 SPLIT_NAMES = {
-    "train": ("train", "training", "training_set", "train_set"),
-    "val": ("val", "valid", "validation", "dev", "validation_set", "val_set"),
-    "test": ("test", "testing", "test_set", "testing_set"),
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
 }
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 PICTURE_COLUMNS = ("image", "img")
@@ -125,14 +125,15 @@ def _parquet_files(folder: Path) -> dict[str, list[Path]]:
             parts, _, _ = artifacts.open_images(folder)
         return {"train": parts}
     found: dict[str, list[Path]] = {}
-    for split, names in SPLIT_NAMES.items():
-        for inside in (folder, folder / "data"):
+    folders = {inside: _split_folders(inside) for inside in (folder, folder / "data")}
+    for split in SPLIT_NAMES:
+        for inside, split_folders in folders.items():
             files = [
                 f
                 for f in sorted(inside.glob("*.parquet"))
-                if re.split(r"[-_.]", f.name)[0].lower() in names
+                if _split_of(re.split(r"[-_.]", f.name)[0]) == split
             ]
-            if within := _split_folders(inside).get(split):
+            if within := split_folders.get(split):
                 files += _parquet_files(within).get("train", []) or sorted(within.glob("*.parquet"))
             if files:
                 found[split] = files
@@ -203,17 +204,16 @@ def _require_pictures(file: Path, column: pa.Field) -> None:
 
 def _column(files: Sequence[Path], name: str) -> np.ndarray:
     """Return a column as [n] of int64 or str."""
-    column = pa.concat_tables([pq.read_table(f, columns=[name]) for f in files])[name]
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if column.null_count:
-        row = column.is_null().index(True).as_py()
-        for file in files:
-            rows = pq.read_metadata(file).num_rows
-            if row < rows:
-                break
-            row -= rows
-        raise DataError(f"{file}: column {name} has no value in row {row}")
+    columns = []
+    for file in files:
+        column = pq.read_table(file, columns=[name])[name]
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if column.null_count:
+            row = column.is_null().index(True).as_py()
+            raise DataError(f"{file}: column {name} has no value in row {row}")
+        columns.append(column)
+    column = pa.chunked_array([c for each in columns for c in each.chunks], columns[0].type)
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         lists = np.empty(len(column), object)
         lists[:] = column.to_pylist()
@@ -335,10 +335,16 @@ def _split_folders(root: Path) -> dict[str, Path]:
     folders = [p for p in sorted(root.iterdir()) if p.is_dir()] if root.is_dir() else []
     return {
         split: folder
-        for split, names in SPLIT_NAMES.items()
+        for split in SPLIT_NAMES
         for folder in folders
-        if folder.name.lower() in names
+        if _split_of(folder.name) == split
     }
+
+
+def _split_of(name: str) -> str | None:
+    """Return the split that a folder or file is by its name, None if it is none."""
+    word = name.lower().removesuffix("_set")
+    return next((split for split, names in SPLIT_NAMES.items() if word in names), None)
 
 
 def _require_no_splits(folder: Path, classes: Sequence[Path]) -> None:
@@ -347,21 +353,27 @@ def _require_no_splits(folder: Path, classes: Sequence[Path]) -> None:
     Raises:
         DataError: names them.
     """
-    inner = [{p.name for p in each.iterdir() if p.is_dir()} for each in classes]
-    if len(inner) > 1 and inner[0] and all(names == inner[0] for names in inner):
+    inner = _folders_in(classes[0]) if len(classes) > 1 else set()
+    if inner and all(_folders_in(each) == inner for each in classes):
         raise DataError(
             f"{folder} holds {', '.join(each.name for each in classes)}, each with the folders"
-            f" {', '.join(sorted(inner[0])[:5])}",
+            f" {', '.join(sorted(inner)[:5])}",
             expected="splits named train, val and test, or a folder for each class",
         )
 
 
+def _folders_in(folder: Path) -> set[str]:
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_dir()}
+
+
 def picture_files(folder: Path) -> Iterator[Path]:
-    """Yield the pictures below a folder, by name."""
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in PICTURES and not hidden and path.is_file():
-            yield path
+    """Yield the pictures below a folder, by name; what is hidden is none."""
+    found = []
+    for where, folders, files in os.walk(folder):  # tells files from folders without asking twice
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(where, name) for name in files if not name.startswith(".")]
+    yield from (path for path in sorted(found) if path.suffix.lower() in PICTURES)
 
 
 def _digest_files(files: Sequence[tuple[Path, str]]) -> str:

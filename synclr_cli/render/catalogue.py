@@ -181,25 +181,19 @@ def _from_csv(path: Path) -> Iterator[Found]:
         DataError: no UTF-8, quotes that do not close, or a row that is not a path and a caption.
     """
     csv.field_size_limit(1 << 20)
-    columns = (0, 1)
-    width = 2
+    columns, width = (0, 1), 2
     try:
         with path.open("r", newline="", encoding="utf-8-sig") as f:
-            for number, row in enumerate(csv.reader(f, strict=True)):
+            reader = csv.reader(f, strict=True)
+            for number, row in enumerate(reader):
+                if number == 0 and (named := _named_columns(row)):
+                    columns, width = named, len(row)
+                    continue
                 if not row:
                     continue
-                if number == 0 and not row[0].strip().lower().endswith(PICTURES):
-                    names = [cell.strip().lower() for cell in row]
-                    found = [
-                        next((names.index(n) for n in known if n in names), None)
-                        for known in (PATH_COLUMNS, CAPTION_COLUMNS)
-                    ]
-                    if found[0] is not None and found[1] is not None:
-                        columns, width = (found[0], found[1]), len(row)
-                        continue
                 if len(row) != width:
                     raise DataError(
-                        f"{path} line {number + 1}",
+                        f"{path} line {reader.line_num}",
                         got=f"{len(row)} fields",
                         expected="path,caption" if width == 2 else f"{width}, as in its header",
                         do="put a caption with commas in double quotes",
@@ -209,6 +203,16 @@ def _from_csv(path: Path) -> Iterator[Found]:
                     yield Found(text, name=name)
     except (UnicodeDecodeError, csv.Error) as e:
         raise DataError(f"{path} is no UTF-8 CSV file ({e})") from e
+
+
+def _named_columns(row: Sequence[str]) -> tuple[int, int] | None:
+    """Return where path and caption lie by the first row of a CSV file, None if it is no header."""
+    names = [cell.strip().lower() for cell in row]
+    if not names or names[0].endswith(PICTURES):
+        return None
+    places_of = [[names.index(n) for n in known if n in names]
+                 for known in (PATH_COLUMNS, CAPTION_COLUMNS)]  # fmt: skip
+    return (places_of[0][0], places_of[1][0]) if all(places_of) else None
 
 
 def _roots(path: Path, named: Sequence[Path]) -> list[Path]:

@@ -52,8 +52,7 @@ def run(
     """
     # --- open
     kind, files = kind_of(source)
-    inside = [file for file in (source, *files) if out == file or out in file.parents]
-    if inside:
+    if any(_is_inside(out, path) for path in (source, *files)):
         raise UsageError(f"--out {out} holds the source itself", do="choose another --out")
     header = artifacts.Header(
         schema="images",
@@ -114,6 +113,13 @@ def run(
         )
     manifest.write(parts, total, captions=source.name, views=views, classes=[])
     return out
+
+
+def _is_inside(folder: Path, path: Path) -> bool:
+    """Return whether a path is a folder or in it, however the two are written."""
+    if places.is_local(folder) and places.is_local(path):
+        folder, path = folder.resolve(), path.resolve()
+    return folder == path or folder in path.parents
 
 
 def _digest(files: list[Path]) -> str:

@@ -82,6 +82,17 @@ class Corpus:
         chunks = [c.indices.to_numpy(zero_copy_only=False) for c in coded.chunks]
         return np.concatenate(chunks).astype(np.int64)
 
+    def is_of_one(self, column: str) -> bool:
+        """Return whether all captions have the same in a column; a part that tells is the last."""
+        seen: set[str] = set()
+        for path in self.parts:
+            seen |= {
+                text or "" for text in places.table(path, [column])[column].unique().to_pylist()
+            }
+            if len(seen) > 1:
+                return False
+        return True
+
     def classes(self, positives: str) -> int:
         """Return how many classes there are, if a class is a caption, a concept or an image."""
         if positives == "image":
@@ -175,11 +186,15 @@ def require(corpus: Corpus, config: TrainConfig, where: Path, world: int) -> Non
             do=f"render more captions, or add --set train.captions_per_batch={len(corpus)}",
         )
     if config.positives == "concept" or config.objective != "contrast":
-        classes = corpus.classes(config.positives)
-        if classes < 2:
+        alone = (
+            corpus.pictures < 2
+            if config.positives == "image"
+            else corpus.is_of_one(config.positives)
+        )
+        if alone:
             raise DataError(
                 f"{where}: kinds of {config.positives}",
-                got=classes,
+                got=1,
                 expected="at least 2, or there is nothing to tell apart",
                 do="add --set train.positives=caption, or name the concepts",
             )

@@ -82,11 +82,6 @@ def plot(run_folder: Path, png: Path) -> Path:
     return png
 
 
-def has_lines(run_folder: Path) -> bool:
-    """Return whether there is anything to draw by now."""
-    return bool(places.read_lines(run_folder / METRICS_FILE))
-
-
 def verdict(run_folder: Path) -> str:
     """Return what is wrong with the run by now, "" if nothing is known to be."""
     last = _read(run_folder)[-1]

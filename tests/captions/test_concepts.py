@@ -162,6 +162,7 @@ def test_a_list_of_a_million_lines_works(tmp_path):
         ("d.csv", "concept,weight\nowl,0\n", "sum to zero"),
         ("e.parquet", b"PAR1 no", "is no Parquet file"),
         ("quote.csv", 'concept,kind\n"owl,object\nfox,object\n', "is no CSV file"),
+        ("header.csv", '"concept,kind\nowl,object\n', "is no CSV file"),
         ("long.txt", "x" * 500, "a concept of 500 characters"),
         ("f.doc", "owl\n", "expected .txt | .csv | .parquet"),
     ],

@@ -200,8 +200,11 @@ def test_other_roots_are_another_import(tmp_path):
         run(csv, out, roots=roots)
 
 
-def test_an_import_onto_its_source_is_refused(tmp_path):
+def test_an_import_onto_its_source_is_refused(tmp_path, monkeypatch):
     out = run(reference_set(tmp_path), tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="holds the source itself"):
+        run(out, Path("out"), overwrite=True)  # the same place, written otherwise
     before = contents(out)
     for overwrite in (True, False):
         with pytest.raises(UsageError, match="holds the source itself"):
