@@ -26,6 +26,7 @@ from synclr_cli.config import TrainConfig
 from synclr_cli.learning import runtime
 from synclr_cli.train import batches, cost, crops, timetable
 from synclr_cli.train.batches import Batch
+from synclr_cli.train.corpus import open_corpus
 from synclr_cli.train.learner import Learner
 
 
@@ -108,7 +109,7 @@ def main() -> None:
         rate = cutting(config, rt.device, min(512, 4 * given.captions), given.steps)
         print(json.dumps({"batch": "input", "images_per_s": round(rate, 1)}))
         if given.images:
-            corpus = batches.open_corpus(artifacts.open_images(given.images)[0])
+            corpus = open_corpus(artifacts.open_images(given.images)[0])
             source = batches.Batches(corpus, config, patches=learner.patches)
             steps = range(given.steps + 2)
             real = batches.load(source, steps, workers=config.workers, device=rt.device)

@@ -32,6 +32,7 @@ from synclr_cli.artifacts import Header
 from synclr_cli.config import TrainConfig
 from synclr_cli.learning import runtime
 from synclr_cli.train import batches, shelf
+from synclr_cli.train.corpus import open_corpus
 from synclr_cli.train.run import run as train
 
 VIEWS = 4
@@ -166,7 +167,7 @@ def main() -> None:
     pictures = [jpeg(i, given.size) for i in range(given.pictures)]
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(captions_per_batch=given.pictures // VIEWS, views=VIEWS)
-        corpus = batches.open_corpus([write(Path(folder), pictures, given.size)])
+        corpus = open_corpus([write(Path(folder), pictures, given.size)])
         source = batches.Batches(corpus, config, patches=196)
         pillow, uint8 = on_pillow(config), on_uint8(config)
 

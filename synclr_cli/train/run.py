@@ -16,6 +16,7 @@ from synclr_cli.config import TrainConfig
 from synclr_cli.errors import DataError, DivergedError
 from synclr_cli.learning import runtime
 from synclr_cli.train import batches, masks, neighbourhood, starting, timetable, trackers
+from synclr_cli.train.corpus import Corpus, open_corpus, require_trainable
 from synclr_cli.train.folder import Folder
 from synclr_cli.train.learner import Learner, NotFinite
 from synclr_cli.train.monitor import Monitor
@@ -53,8 +54,8 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
             return out
         trackers.require(config.trackers)
         grader = neighbourhood.open_neighbourhood(config)
-        corpus = batches.open_corpus(parts)
-        batches.require(corpus, config, images, rt.world)
+        corpus = open_corpus(parts)
+        require_trainable(corpus, config, images, rt.world)
 
         learner = Learner(
             config,
@@ -148,7 +149,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
     return out
 
 
-def _facts(config: TrainConfig, corpus: batches.Corpus, done: int) -> dict[str, object]:
+def _facts(config: TrainConfig, corpus: Corpus, done: int) -> dict[str, object]:
     weights = "teacher" if config.teacher else "student"
     return {"steps": done, "captions": len(corpus), "weights": weights}
 

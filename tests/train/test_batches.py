@@ -19,13 +19,14 @@ from synclr_cli import artifacts, places
 from synclr_cli.config import TrainConfig
 from synclr_cli.errors import DataError, UsageError
 from synclr_cli.train import batches
+from synclr_cli.train.corpus import open_corpus, require_trainable
 
 TENSORS = ("globals", "locals", "masks", "ids", "labels")
 
 
 def source(folder: Path, config: TrainConfig, rank: int = 0, world: int = 1) -> batches.Batches:
-    corpus = batches.open_corpus(artifacts.open_images(folder)[0])
-    batches.require(corpus, config, folder, world)
+    corpus = open_corpus(artifacts.open_images(folder)[0])
+    require_trainable(corpus, config, folder, world)
     return batches.Batches(corpus, config, patches=16, rank=rank, world=world)
 
 

@@ -16,6 +16,7 @@ from synclr_cli.config import TrainConfig
 from synclr_cli.errors import UsageError
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import batches, losses, masks, timetable
+from synclr_cli.train.corpus import open_corpus
 from synclr_cli.train.learner import Learner
 from synclr_cli.train.run import run
 
@@ -26,7 +27,7 @@ SUPERVISED = STABLEREP | {"objective": "cross-entropy", "positives": "concept"}
 
 
 def start(config: TrainConfig, images: Path) -> tuple[Learner, batches.Batches]:
-    corpus = batches.open_corpus(artifacts.open_images(images)[0])
+    corpus = open_corpus(artifacts.open_images(images)[0])
     learner = Learner(config, ALONE, corpus.classes(config.positives))
     learner.student.double()
     learner.teacher.double()

@@ -14,6 +14,7 @@ from synclr_cli import artifacts
 from synclr_cli.config import TrainConfig
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import batches, timetable
+from synclr_cli.train.corpus import open_corpus
 from synclr_cli.train.learner import Learner, NotFinite
 from synclr_cli.train.student_teacher import Encoder
 
@@ -24,7 +25,7 @@ def start(config: TrainConfig, images: Path) -> tuple[Learner, batches.Batches]:
     learner = Learner(config, ALONE)
     learner.student.double()
     learner.teacher.double()
-    corpus = batches.open_corpus(artifacts.open_images(images)[0])
+    corpus = open_corpus(artifacts.open_images(images)[0])
     return learner, batches.Batches(corpus, config, patches=learner.patches)
 
 
@@ -191,7 +192,7 @@ def test_a_picture_gives_the_same_bits_in_any_piece(
     try:
         for own in (small(), config):
             learner = Learner(own, ALONE)
-            corpus = batches.open_corpus(artifacts.open_images(images)[0])
+            corpus = open_corpus(artifacts.open_images(images)[0])
             batch = batches.Batches(corpus, own, patches=learner.patches).make(1)
             losses = learner.objective.gradient(batch, 0.05)
             gradient = torch.cat([p.grad.flatten() for p in learner.student.parameters()])

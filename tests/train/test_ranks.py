@@ -21,6 +21,7 @@ from synclr_cli.config import TrainConfig
 from synclr_cli.errors import DataError
 from synclr_cli.learning import checkpoint, runtime
 from synclr_cli.train import batches, timetable
+from synclr_cli.train.corpus import open_corpus
 from synclr_cli.train.learner import Learner
 from synclr_cli.train.run import run
 
@@ -31,7 +32,7 @@ def train(images: Path, config: TrainConfig) -> dict[str, Any]:
     """Do some updates in float64; return this rank's gradient, weights and losses."""
     torch.set_num_threads(1)
     with runtime.started("float32") as rt:
-        corpus = batches.open_corpus(artifacts.open_images(images)[0])
+        corpus = open_corpus(artifacts.open_images(images)[0])
         learner = Learner(config, rt, corpus.classes(config.positives))
         learner.student.double()
         learner.teacher.double()
