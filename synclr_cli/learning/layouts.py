@@ -248,19 +248,22 @@ def _class_folders(root: Path) -> Found:
     roots = _split_folders(root) or {"train": root}
     splits, every = {}, []
     for split, folder in roots.items():
-        pictures, labels = [], []
+        pictures, labels, empty = [], [], []
         classes = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
         _require_no_splits(folder, classes)
         for inside in classes:
             files = list(picture_files(inside))
             pictures += files
             labels += [inside.name] * len(files)
+            empty += [] if files else [inside.name]
+        if pictures and empty:
+            console.warn(f"{folder}: folders without pictures are no classes: {_few(empty)}")
         if not pictures:
             taken = f" (taken for the {split} split by its name)" if folder != root else ""
             raise DataError(
                 f"{folder}{taken} holds no folders with pictures",
                 expected="a folder for each class, with pictures inside",
-                got=", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "an empty folder",
+                got=_few(sorted(p.name for p in folder.iterdir())) or "an empty folder",
             )
         splits[split] = RawSplit(sources.Files(pictures), np.array(labels))
         every += [(p, str(p.relative_to(root))) for p in pictures]
@@ -360,6 +363,10 @@ def _require_no_splits(folder: Path, classes: Sequence[Path]) -> None:
             f" {', '.join(sorted(inner)[:5])}",
             expected="splits named train, val and test, or a folder for each class",
         )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _folders_in(folder: Path) -> set[str]:

@@ -97,6 +97,13 @@ def test_hidden_folders_and_folders_named_like_pictures_are_no_pictures(tmp_path
     assert sum(map(len, open_data(root).splits.values())) == 8
 
 
+def test_class_folders_without_pictures_are_named(tmp_path, capsys):
+    counts = {"a": 4, "b": 4} | {f"empty{i}": 0 for i in range(6)}
+    assert open_data(class_folders(tmp_path / "x", counts)).classes == ["a", "b"]
+    told = " ".join(capsys.readouterr().err.split())
+    assert "no classes: empty0, empty1, empty2, empty3, empty4, ..." in told
+
+
 @pytest.mark.parametrize("column", ["image", "mask"])
 def test_a_column_of_anything_but_pictures_is_named(tmp_path, column):
     columns = {"image": pictures_column(4), "mask": pictures_column(4), "label": ["x", "y"] * 2}
