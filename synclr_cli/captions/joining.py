@@ -17,9 +17,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from synclr_cli import artifacts, console
+from synclr_cli import artifacts, console, places
 from synclr_cli.captions import listing
-from synclr_cli.captions.pieces import ROWS_PER_GROUP, grouped, ids_of, part_numbers, rejects_path
+from synclr_cli.captions.pieces import (
+    ROWS_PER_GROUP,
+    grouped,
+    ids_of,
+    part_numbers,
+    rejects_path,
+    require_place,
+)
 from synclr_cli.errors import DataError, UsageError
 
 _BATCH = 4096  # rows of a shard in memory
@@ -28,12 +35,16 @@ _BATCH = 4096  # rows of a shard in memory
 def run(shards: Sequence[Path], out: Path, *, overwrite: bool = False) -> Path:
     """Join all shards of a run to `out`; return it.
 
+    Args:
+        shards: captions files; the rejects and backgrounds beside them may be named, too.
+
     Raises:
         UsageError: `out` is something else, or one of the shards.
         DataError: a shard is missing, there twice, of another run, or not whole.
     """
+    require_place(out, overwrite=overwrite)
     by_number, header = _opened(shards)
-    if out in shards:
+    if any(_is_same(out, shard) for shard in shards):
         raise UsageError(f"{out} is one of the shards", do="choose another --out")
     if out.exists() and not overwrite:
         _, found = artifacts.open_parquet(out, "captions")
@@ -70,6 +81,8 @@ def _opened(shards: Sequence[Path]) -> tuple[dict[int, Path], artifacts.Header]:
     by_number: dict[int, Path] = {}
     whole: artifacts.Header | None = None
     for path in shards:
+        if artifacts.open_any_parquet(path)[1].schema in ("rejects", "backgrounds"):
+            continue  # captions-*.parquet finds what lies beside the shards as well
         _, found = artifacts.open_parquet(path, "captions")
         number, _, of = str(found.config["shard"]).partition("/")
         header = replace(found, config={**found.config, "shard": f"1/{of}"})
@@ -91,6 +104,12 @@ def _opened(shards: Sequence[Path]) -> tuple[dict[int, Path], artifacts.Header]:
             do=f"make them with synclr captions --shard {missing[0]}/{total}",
         )
     return by_number, replace(whole, config={**whole.config, "shard": "1/1"})
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    if places.is_local(one) and places.is_local(other):
+        return one.resolve() == other.resolve()
+    return one == other
 
 
 def _differing(one: artifacts.Header, other: artifacts.Header) -> str | None:

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from synclr_cli import artifacts, console, draws, places
 from synclr_cli.captions.concepts import Pool, plain_name
-from synclr_cli.captions.pieces import remove
+from synclr_cli.captions.pieces import beside, remove
 from synclr_cli.engines import CaptionEngine, Prompt
 
 LISTS = 4  # completions asked for per concept; their union is its list
@@ -41,7 +41,7 @@ _EXAMPLES = (
 
 def path_beside(out: Path) -> Path:
     """Return where the backgrounds of a captions file lie."""
-    return out.with_name(f"{out.stem}.backgrounds.parquet")
+    return beside(out, "backgrounds")
 
 
 def parts_folder(path: Path) -> Path:

@@ -13,14 +13,40 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from synclr_cli import places
+from synclr_cli import artifacts, places
+from synclr_cli.errors import DataError, UsageError
 
 ROWS_PER_GROUP = 65536  # of the finished files
 
 
+def require_place(out: Path, *, overwrite: bool) -> None:
+    """Refuse to write where something else is.
+
+    Raises:
+        UsageError: `out` is a folder or has no name, or, with `overwrite`, is no file of captions.
+    """
+    if not out.name or out.is_dir():
+        raise UsageError(
+            f"--out {str(out)!r}", got="a folder", expected="a file",
+            do=f"try --out {out / 'captions.parquet'}",
+        )  # fmt: skip
+    if overwrite and out.is_file():
+        try:
+            artifacts.open_parquet(out, "captions")[0].close()
+        except DataError as e:
+            raise UsageError(
+                f"{out} is no file of captions ({e})", do="choose another --out, or delete it"
+            ) from e
+
+
 def rejects_path(out: Path) -> Path:
     """Return where the rejects of a captions file lie."""
-    return out.with_name(f"{out.stem}.rejects.parquet")
+    return beside(out, "rejects")
+
+
+def beside(out: Path, what: str) -> Path:
+    """Return where the file lies that holds something else of a captions file's making."""
+    return out.with_name(f"{out.name.removesuffix('.parquet')}.{what}.parquet")
 
 
 def part_numbers(count: int, size: int, shard: str = "1/1", first: int = 0) -> list[int]:

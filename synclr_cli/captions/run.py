@@ -26,9 +26,10 @@ from synclr_cli.captions.pieces import (
     part_numbers,
     rejects_path,
     remove,
+    require_place,
 )
 from synclr_cli.config import CaptionsConfig
-from synclr_cli.errors import DataError, UsageError
+from synclr_cli.errors import UsageError
 
 
 def run(config: CaptionsConfig, out: Path, *, overwrite: bool = False) -> Path:
@@ -40,7 +41,7 @@ def run(config: CaptionsConfig, out: Path, *, overwrite: bool = False) -> Path:
         EngineError: the engine, a package or the disk is not there or gave up.
     """
     # Open: what is asked, and what of it is there.
-    _require_place(out, overwrite=overwrite)
+    require_place(out, overwrite=overwrite)
     pool = concepts.read(config.concepts, config.concept_cap)
     bank = prompts.read(config.examples_file)
     bank.require(config.examples)
@@ -95,26 +96,6 @@ def run(config: CaptionsConfig, out: Path, *, overwrite: bool = False) -> Path:
         )
     remove(folder)
     return out
-
-
-def _require_place(out: Path, *, overwrite: bool) -> None:
-    """Refuse to write where something else is.
-
-    Raises:
-        UsageError: `out` is a folder or has no name, or, with `overwrite`, is no file of captions.
-    """
-    if not out.name or out.is_dir():
-        raise UsageError(
-            f"--out {str(out)!r}", got="a folder", expected="a file",
-            do=f"try --out {out / 'captions.parquet'}",
-        )  # fmt: skip
-    if overwrite and out.is_file():
-        try:
-            artifacts.open_parquet(out, "captions")[0].close()
-        except DataError as e:
-            raise UsageError(
-                f"{out} is no file of captions ({e})", do="choose another --out, or delete it"
-            ) from e
 
 
 def _drawer(

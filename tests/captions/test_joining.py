@@ -66,6 +66,41 @@ def test_joining_again_returns_at_once_and_refuses_another_run(tmp_path):
     assert artifacts.open_parquet(out, "captions")[1].seed == 1
 
 
+def test_what_lies_beside_the_shards_may_be_named_with_them(tmp_path):
+    whole = run(config(), tmp_path / "whole.parquet")
+    shards_of(tmp_path / "shards", 2)
+    out = joining.run(
+        sorted((tmp_path / "shards").glob("s-*.parquet")), tmp_path / "joined.parquet"
+    )
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_joining_over_anything_but_captions_is_refused(tmp_path, monkeypatch):
+    made = shards_of(tmp_path, 2)
+    other = tmp_path / "notes.parquet"
+    other.write_text("mine")
+    with pytest.raises(UsageError, match="is no file of captions"):
+        joining.run(made, other, overwrite=True)
+    assert other.read_text() == "mine"
+    with pytest.raises(UsageError, match="got a folder"):
+        joining.run(made, tmp_path, overwrite=True)
+    monkeypatch.chdir(tmp_path)
+    before = made[0].read_bytes()
+    with pytest.raises(UsageError, match="is one of the shards"):
+        joining.run(made, places.place(made[0].name), overwrite=True)
+    assert made[0].read_bytes() == before
+
+
+def test_names_with_dots_have_rejects_of_their_own(tmp_path):
+    names = ("v1.0", "v1.1", "v1.parquet", "v1")
+    assert [rejects_path(tmp_path / name).name for name in names] == [
+        "v1.0.rejects.parquet",
+        "v1.1.rejects.parquet",
+        "v1.rejects.parquet",
+        "v1.rejects.parquet",
+    ]
+
+
 def test_shards_that_do_not_make_a_whole_are_refused(tmp_path):
     made = shards_of(tmp_path, 4)
     out = tmp_path / "joined.parquet"
