@@ -607,9 +607,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (typer.Abort, KeyboardInterrupt):
         console.error("interrupted; the same command continues where it stopped")
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our stdout went away, as `head` does
-        sys.stderr.close()
-        sys.exit(0)
     sys.exit(0)
 
 

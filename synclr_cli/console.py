@@ -46,8 +46,11 @@ def result(value: str) -> None:
     if _captured:
         _captured[-1].append(value)
     elif _main_rank:
-        sys.stdout.write(value.rstrip("\n") + "\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(value.rstrip("\n") + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:  # its reader went away, as `head` does; the result is made
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def result_json(report: Mapping[str, Any], rows: Sequence[tuple[str, str]] = ()) -> None:
@@ -55,7 +58,7 @@ def result_json(report: Mapping[str, Any], rows: Sequence[tuple[str, str]] = ())
     if rows and not _captured and sys.stdout.isatty():
         table = Table(show_header=False, box=None, pad_edge=False)
         for name, value in rows:
-            table.add_row(name, value)
+            table.add_row(name, Text(value))
         if _main_rank:
             Console().print(table)
     else:
@@ -69,9 +72,9 @@ def result_table(value: Mapping[str, Any], grid: Sequence[Sequence[str]]) -> Non
     elif _main_rank:
         shown = Table(box=None, pad_edge=False)
         for i, column in enumerate(grid[0]):
-            shown.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+            shown.add_column(Text(column), justify="left" if i == 0 else "right", overflow="fold")
         for row in grid[1:]:
-            shown.add_row(*row)
+            shown.add_row(*map(Text, row))
         Console().print(shown)
 
 
@@ -106,11 +109,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     """Show a table on stderr; numbers are right-aligned from the second column on."""
     if not _main_rank or _quiet:
         return
-    shown = Table(title=title, title_justify="left")
+    shown = Table(title=Text(title), title_justify="left")
     for i, column in enumerate(columns):
-        shown.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        shown.add_column(Text(column), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(Text, row))  # a caption may hold [brackets]
     _stderr.print(shown)
 
 

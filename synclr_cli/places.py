@@ -104,7 +104,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             ) from e
         if refused.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UsageError(f"cannot write {path} ({refused.strerror})") from e
-        if refused.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        if refused.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT):
             raise UsageError(
                 f"cannot write {path} ({refused.strerror})", do="choose another --out"
             ) from e

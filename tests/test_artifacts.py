@@ -133,6 +133,8 @@ def test_a_store_that_cannot_be_reached_is_one_line_and_our_own_faults_are_not(t
     with refused as e, places.disk_errors(tmp_path):
         raise unreachable("no route")
     assert e.value.exit_code == 4 and "credentials" in str(e.value)
+    with pytest.raises(UsageError, match="No such file"), places.disk_errors(tmp_path):
+        (tmp_path / "gone" / "x").write_text("x")
     with pytest.raises(KeyError), places.disk_errors(tmp_path):
         raise KeyError("ours")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,25 @@ def test_a_report_is_one_json_object_on_stdout(synclr, capsys):
     printed = capsys.readouterr().out
     assert json.loads(printed) == {"top1": 0.5, "name": "ViT-S/16 é"}
     assert printed.count("\n") == 1
+
+
+def test_brackets_in_a_table_are_text(monkeypatch, capsys):
+    from synclr_cli import console
+
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    console.result_json({}, [("first", "a [red]fox[/blue] in [the] snow")])
+    assert "a [red]fox[/blue] in [the] snow" in capsys.readouterr().out
+
+
+def test_a_reader_of_the_result_that_went_away_is_no_failure():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "synclr_cli", "train", "--print-config"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
 
 
 def test_only_the_console_prints():

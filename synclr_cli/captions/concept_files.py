@@ -144,6 +144,12 @@ def _read_parquet(path: Path) -> Iterator[_Row]:
             number += 1
             where = f"row {number}"
             own = row.get("backgrounds") or ()
+            if not isinstance(own, str | list | tuple):
+                raise DataError(
+                    f"{path}: column backgrounds",
+                    got=type(own).__name__,
+                    expected="text, or lists of texts",
+                )
             yield (
                 where,
                 str(row["concept"] or ""),

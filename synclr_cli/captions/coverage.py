@@ -206,7 +206,8 @@ def wilson(hits: int, of: int) -> tuple[float, float]:
     p, z2 = hits / of, _Z * _Z
     centre = (p + z2 / (2 * of)) / (1 + z2 / of)
     half = _Z * math.sqrt(p * (1 - p) / of + z2 / (4 * of * of)) / (1 + z2 / of)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # The share itself where it is 0 or 1 and the bound a rounding inside.
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
 def _concepts(

@@ -138,6 +138,16 @@ def test_a_parquet_file_is_a_concept_list(tmp_path):
     assert pool.names == ["owl", "fox"] and pool.backgrounds == [("barn",), ()]
 
 
+def test_backgrounds_of_another_type_are_refused(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"concept": ["owl"], "backgrounds": [3]})
+    pq.write_table(table, tmp_path / "c.parquet")
+    with pytest.raises(DataError, match="column backgrounds: got int, expected text"):
+        concepts.read(str(tmp_path / "c.parquet"))
+
+
 def test_remarks_are_no_concepts(tmp_path):
     pool = concepts.read(write(tmp_path / "birds.txt", "# my birds\nowl\n#1 dad\n"))
     assert list(pool.names) == ["owl", "#1 dad"]

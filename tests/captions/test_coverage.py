@@ -87,6 +87,11 @@ def test_the_interval_is_wilsons(hits, of, low, high):
     assert coverage.wilson(hits, of) == pytest.approx((low, high), abs=5e-4)
 
 
+def test_the_interval_holds_the_share():
+    for of in range(1, 3000):
+        assert coverage.wilson(of, of)[1] == 1 and coverage.wilson(0, of)[0] == 0
+
+
 def test_a_file_that_is_no_captions_file_is_refused(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"no")
     with pytest.raises(DataError):
