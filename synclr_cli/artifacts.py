@@ -9,6 +9,7 @@
     features/1    safetensors                    frozen features and labels
     model/1       safetensors                    a fine-tuned classifier or segmenter
     report/1      JSON                           a grade and what it was measured on
+    export/1      folder of another library's    a backbone or painter, and export.json
 
 Each carries a `Header`: schema, version, the resolved config, engine and revision, seed, and its
 parent's digest *and* header, so one file tells the chain back to the word list. How they are
@@ -40,6 +41,7 @@ VERSIONS = {
     "features": 1,
     "model": 1,
     "report": 1,
+    "export": 1,
 }
 
 # Column -> Arrow type, by schema. `picture` is the Hugging Face Image layout.
@@ -164,6 +166,14 @@ def is_exported(out: Path, record: dict[str, Any], *, overwrite: bool) -> bool:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out} is there, and is no export", do="choose another --out")
     return False
+
+
+def record_export(
+    folder: Path, record: dict[str, Any], source: Mapping[str, Any], **facts: float
+) -> None:
+    """Write what `is_exported` looks for; `source` is the `parent()` that was exported."""
+    header = Header("export", {"to": record["to"]}, parents=(source,))
+    places.write_json(folder / EXPORT_FILE, {"header": asdict(header), **record, **facts})
 
 
 def require_same(stage: str, found: Header, wanted: Header, where: Path) -> None:

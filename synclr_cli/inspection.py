@@ -18,7 +18,7 @@ class Description:
     """What an artifact is and where it came from."""
 
     path: Path
-    kind: str  # a schema, or "run" for a training run's folder
+    kind: str  # a schema; "run", "checkpoint": their folders; "part", "record": a file of one
     header: Header
     facts: dict[str, Any] = field(default_factory=dict)  # rows, sizes, numbers
     details: list[tuple[str, str]] = field(default_factory=list)  # more rows, for a terminal only
@@ -52,7 +52,7 @@ class Description:
 
 
 def describe(path: Path) -> Description:
-    """Describe a captions file, an images folder, a run folder, a safetensors file or a report.
+    """Describe any file or folder that says what it is.
 
     Raises:
         DataError: it is none of these.
@@ -62,8 +62,11 @@ def describe(path: Path) -> Description:
             return _images(path)
         if (path / "run.json").is_file() or (path / "backbone.safetensors").is_file():
             return _run(path)
-        if (path / "report.json").is_file():
-            return _report(path / "report.json")
+        if (path / "state.json").is_file():
+            return _checkpoint(path)
+        for name in ("report.json", artifacts.EXPORT_FILE):
+            if (path / name).is_file():
+                return _record(path / name)
         raise DataError(f"{path} is no folder that synclr made")
     if not path.is_file():
         raise DataError(f"no file {path}")
@@ -73,7 +76,7 @@ def describe(path: Path) -> Description:
         header = artifacts.tensors_header(path)
         return Description(path, header.schema, header, _size(path) | dict(header.facts or {}))
     if path.suffix == ".json":
-        return _report(path)
+        return _record(path)
     raise DataError(
         f"{path}", got=path.suffix or "no suffix", expected=".parquet .safetensors .json"
     )
@@ -101,7 +104,8 @@ def _parquet(path: Path) -> Description:
     if header.schema == "captions":
         first = next(file.iter_batches(3, columns=["caption"]), None)
         facts["first"] = first["caption"].to_pylist() if first is not None else []
-    return Description(path, header.schema, header, facts)
+    kind = "part" if header.schema == "images" else header.schema
+    return Description(path, kind, header, facts)
 
 
 def _images(path: Path) -> Description:
@@ -127,13 +131,23 @@ def _run(path: Path) -> Description:
     return Description(path, "run", header, facts)
 
 
-def _report(path: Path) -> Description:
-    report = places.read_json(path)
-    if "header" not in report:
-        raise DataError(f"{path} is no report that synclr made")
-    header = Header.parse(json.dumps(report["header"]), path)
-    facts = {k: v for k, v in report.items() if isinstance(v, str | int | float)}
-    return Description(path, "report", header, facts)
+def _checkpoint(path: Path) -> Description:
+    state = _record(path / "state.json")
+    facts = state.facts | {"tensors": sorted(p.stem for p in path.glob("*.safetensors"))}
+    return Description(path, "checkpoint", state.header, facts)
+
+
+def _record(path: Path) -> Description:
+    """Describe a JSON file with a header inside (report, manifest, state), or that is one (run)."""
+    record = places.read_json(path)
+    told = record.get("header", record)
+    if not isinstance(told, dict) or "schema" not in told:
+        raise DataError(f"{path} is no record that synclr made")
+    header = Header.parse(json.dumps(told), path)
+    facts = {
+        k: v for k, v in record.items() if told is not record and isinstance(v, str | int | float)
+    }
+    return Description(path, "record", header, facts)
 
 
 def _size(path: Path) -> dict[str, Any]:

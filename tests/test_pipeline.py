@@ -129,7 +129,18 @@ def test_inspect_tells_the_chain_from_backbone_to_word_list(road, synclr):
     ]
 
 
-@pytest.mark.parametrize("artifact", ["captions.parquet", "images", "runs/tiny"])
+@pytest.mark.parametrize(
+    "artifact",
+    [
+        "captions.parquet",
+        "images",
+        "images/part-00000.parquet",
+        "images/manifest.json",
+        "runs/tiny",
+        "runs/tiny/run.json",
+        "runs/tiny/checkpoints/step-00000004",
+    ],
+)
 def test_inspect_describes_every_artifact(road, synclr, artifact):
     folder, _ = road
     outcome = synclr("inspect", artifact, cwd=folder)

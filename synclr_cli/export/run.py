@@ -55,7 +55,8 @@ def run(backbone: str, to: str, out: Path, *, overwrite: bool = False) -> Path:
                 got=f"{apart:.2g}",
                 do=f"report it with the versions of torch and {to}",
             )
-        places.write_json(partial / artifacts.EXPORT_FILE, record | {"features_apart": apart})
+        source = artifacts.parent(Path(opened.name), opened.header, opened.digest)
+        artifacts.record_export(partial, record, source, features_apart=apart)
     console.note(f"{to} gives the same features to {apart:.1e} of the largest")
     return out
 

@@ -10,7 +10,7 @@ import timm
 import torch
 from PIL import Image
 
-from synclr_cli import places
+from synclr_cli import inspection, places
 from synclr_cli.artifacts import Header
 from synclr_cli.errors import EngineError, UsageError
 from synclr_cli.export import run as exporting
@@ -46,6 +46,10 @@ def ours(trained: Path, picture: Image.Image) -> torch.Tensor:
 
 def test_timm_opens_the_export_by_itself(trained: Path, tmp_path: Path) -> None:
     out = run(str(trained), "timm", tmp_path / "out")
+    told = inspection.describe(out)
+    assert told.json()["schema"] == "export/1" and told.chain()[1].strip().startswith(
+        "small: backb"
+    )
     model = timm.create_model(f"local-dir:{out}", pretrained=True, num_classes=0).eval()
     mine = backbone.open_backbone(str(trained)).model.eval()
     x = torch.randn(2, 3, 32, 32)

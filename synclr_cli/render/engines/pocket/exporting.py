@@ -49,7 +49,7 @@ def run(target: str, out: Path, *, overwrite: bool = False) -> Path:
                 f"{path} in diffusers: its pictures differ",
                 do="report it with the versions of torch and diffusers",
             )
-        places.write_json(partial / artifacts.EXPORT_FILE, record)
+        artifacts.record_export(partial, record, artifacts.parent(path, None, record["weights"]))
     console.note("diffusers paints the same pictures")
     return out
 
