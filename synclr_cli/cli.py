@@ -599,13 +599,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             if app(given or ["--help"], standalone_mode=False) == 130:
                 raise KeyboardInterrupt
     except SynclrError as e:
-        console.error(str(e))
+        console.error(str(e), alike=isinstance(e, UsageError))
         sys.exit(e.exit_code)
     except _CommandLineError as e:
-        console.error(" ".join(cast(Any, e).format_message().split()))
+        console.error(" ".join(cast(Any, e).format_message().split()), alike=True)
         sys.exit(UsageError.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        console.error("interrupted; the same command continues where it stopped")
+        console.error("interrupted; the same command continues where it stopped", alike=True)
         sys.exit(130)
     sys.exit(0)
 

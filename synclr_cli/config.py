@@ -152,6 +152,12 @@ class RenderConfig:
         checks.within("render.duplicate_bits", self.duplicate_bits, -1, 64)
         checks.within("render.least_views", self.least_views, 0, self.views)
         checks.within("render.least_score", self.least_score, -1, 1)
+        if self.least_score > -1 and not self.score_model:
+            raise UsageError(
+                "render.least_score without render.score_model",
+                got=self.least_score,
+                do="name the model that scores, such as openai/clip-vit-base-patch32",
+            )
         checks.shard("render.shard", self.shard)
 
 

@@ -100,8 +100,14 @@ def warn(message: str) -> None:
         _stderr.print(Text.assemble(("warning: ", "yellow"), message))
 
 
-def error(message: str) -> None:
-    """Say the one line a failed command ends with, to stderr."""
+def error(message: str, *, alike: bool = False) -> None:
+    """Say the one line a failed command ends with, to stderr.
+
+    Args:
+        alike: all ranks end so; the first of each machine says it.
+    """
+    if alike and os.environ.get("LOCAL_RANK", "0") != "0":
+        return
     _stderr.print(Text.assemble(("error: ", "bold red"), message))
 
 

@@ -62,11 +62,17 @@ def describe(path: Path) -> Description:
             return _images(path)
         if (path / "run.json").is_file() or (path / "backbone.safetensors").is_file():
             return _run(path)
+        if any(path.glob("part-*.parquet")):
+            return _unfinished(path)
         if (path / "state.json").is_file():
             return _checkpoint(path)
         for name in ("report.json", artifacts.EXPORT_FILE):
             if (path / name).is_file():
                 return _record(path / name)
+        if any(path.glob("*/report.json")):
+            raise DataError(
+                f"{path} holds several judgements", do=f"see them with synclr compare {path}"
+            )
         raise DataError(f"{path} is no folder that synclr made")
     if not path.is_file():
         raise DataError(f"no file {path}")
@@ -111,6 +117,12 @@ def _parquet(path: Path) -> Description:
 def _images(path: Path) -> Description:
     parts, header, digest = artifacts.open_images(path)
     return Description(path, "images", header, {"parts": len(parts), "digest": digest})
+
+
+def _unfinished(path: Path) -> Description:
+    parts = sorted(path.glob("part-*.parquet"))
+    header = artifacts.open_any_parquet(parts[0])[1]
+    return Description(path, "part", header, {"finished": False, "parts": len(parts)})
 
 
 def _run(path: Path) -> Description:

@@ -104,7 +104,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             ) from e
         if refused.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UsageError(f"cannot write {path} ({refused.strerror})") from e
-        if refused.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT):
+        if refused.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             raise UsageError(
                 f"cannot write {path} ({refused.strerror})", do="choose another --out"
             ) from e
@@ -134,6 +134,21 @@ def _open_to_all(file: Path) -> None:
             file.chmod(mode | (0o666 & ~_MASKED))
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, if they are not there.
+
+    Raises:
+        UsageError: there can be none, as in /proc or on a drive that is gone.
+    """
+    with disk_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as e:
+            raise UsageError(
+                f"cannot make the folder {path} ({e.strerror})", do="choose another --out"
+            ) from e
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; what was written there becomes `path`, or nothing does.
@@ -144,13 +159,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
     if not is_local(path):
         with tempfile.TemporaryDirectory(prefix="synclr-") as here, disk_errors(path):
             yield Path(here, path.name)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             there, name = _elsewhere(path)
             there.put_file(str(Path(here, path.name)), name)
         return
     partial = path.with_name(f".{path.name}.partial")
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             yield partial
             _open_to_all(partial)
@@ -169,7 +184,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     with disk_errors(path):
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        make_folder(partial)
         try:
             yield partial
             for file in (found for found in partial.rglob("*") if found.is_file()):
@@ -199,16 +214,49 @@ def lock(path: Path, *, do: str) -> IO[str] | None:
     except ImportError:  # Windows
         return None
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        make_folder(path.parent)
+        while True:
+            file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as e:
+                file.close()
+                if e.errno in (errno.EACCES, errno.EAGAIN):
+                    raise UsageError(f"another synclr works in {path.parent}", do=do) from e
+                return None
+            # Whoever held it may have removed the file since it was opened here.
+            with suppress(OSError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    return file
+            file.close()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep every other process out of a block by a file that is there meanwhile.
+
+    Where nothing comes of the block, the file's folder is not left there either.
+
+    A lock at a URI keeps nobody out.
+
+    Raises:
+        UsageError: another process is in it.
+    """
+    if not is_local(path):
+        yield
+        return
+    is_new = not path.parent.exists()
+    file = lock(path, do="wait for it, or choose another --out")
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        file.close()
-        if e.errno in (errno.EACCES, errno.EAGAIN):
-            raise UsageError(f"another synclr works in {path.parent}", do=do) from e
-        return None
-    return file
+        yield
+    finally:
+        if file:
+            with suppress(OSError):
+                path.unlink()
+            file.close()
+        if is_new:
+            with suppress(OSError):  # it holds something
+                path.parent.rmdir()
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -136,7 +136,7 @@ def _find(preset: str) -> Path:
     path = _folder() / f"{preset}.toml"
     if not path.is_file():
         near = difflib.get_close_matches(preset, names(), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"shipped are {', '.join(names())}"
+        hint = f"did you mean {near[0]}?" if near else f"shipped are {', '.join(names())}."
         raise UsageError(f"unknown preset {preset}", do=f"{hint} A path to a .toml works too")
     return path
 

@@ -133,8 +133,6 @@ def test_a_store_that_cannot_be_reached_is_one_line_and_our_own_faults_are_not(t
     with refused as e, places.disk_errors(tmp_path):
         raise unreachable("no route")
     assert e.value.exit_code == 4 and "credentials" in str(e.value)
-    with pytest.raises(UsageError, match="No such file"), places.disk_errors(tmp_path):
-        (tmp_path / "gone" / "x").write_text("x")
     with pytest.raises(KeyError), places.disk_errors(tmp_path):
         raise KeyError("ours")
 
@@ -279,3 +277,38 @@ def test_a_place_nobody_can_reach_is_one_line(name, error, words, monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(error, match=words):
         places.place(name)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a place where no folder can be")
+def test_a_folder_that_cannot_be_made_is_one_line():
+    where = Path("/proc/synclr")
+    for write in (places.atomic_file(where / "x"), places.atomic_folder(where / "y")):
+        with pytest.raises(UsageError, match=r"cannot make the folder /proc/synclr"), write:
+            pass
+
+
+def test_a_lock_keeps_others_out_and_leaves_nothing(tmp_path):
+    path = tmp_path / ".lock"
+    program = "import sys, pathlib; from synclr_cli import places\n"
+    program += "with places.locked(pathlib.Path(sys.argv[1])): print('in')"
+    other = [sys.executable, "-c", program, str(path)]
+    with places.locked(path):
+        done = subprocess.run(other, capture_output=True, text=True, check=False)
+        assert done.stdout == "" and "another synclr works in" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert subprocess.run(other, capture_output=True, text=True, check=False).stdout == "in\n"
+
+
+def test_a_lock_that_was_removed_meanwhile_is_made_again(tmp_path, monkeypatch):
+    import fcntl
+
+    path, take = tmp_path / ".lock", fcntl.lockf
+    removals = iter([path.unlink])
+
+    def lockf(file, how):
+        next(removals, lambda: None)()  # whoever held it ended between our open and our lock
+        take(file, how)
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    with places.locked(path):
+        assert path.is_file()

@@ -84,6 +84,9 @@ def test_print_config_needs_no_torch_and_names_the_paper(synclr_process):
         (["render", "--engine", "procedurl:"], 2, "did you mean procedural:?"),
         (["captions", "--preset", "vitb", "--engine", "nothing:x"], 2, "schemes are smollm2"),
         (["render", "--shard", "3"], 2, "got '3', expected I/N"),
+        (["render", "--set", "render.least_score=0.3"], 2, "without render.score_model"),
+        (["captions", "-o", "birds.csv"], 2, "try --out birds.parquet"),
+        (["join", "a.parquet", "-o", "birds.csv"], 2, "expected a Parquet file"),
         (["render", "--shard", "65/64", "nowhere.parquet"], 2, "got '65/64'"),
         (["train", "--out", "s3://bucket/run"], 2, "expected a folder of this machine"),
         (["import", "nowhere.csv"], 3, "nowhere.csv"),
@@ -118,6 +121,12 @@ def test_a_report_is_one_json_object_on_stdout(synclr, capsys):
     printed = capsys.readouterr().out
     assert json.loads(printed) == {"top1": 0.5, "name": "ViT-S/16 é"}
     assert printed.count("\n") == 1
+
+
+def test_what_all_ranks_end_with_is_said_once(synclr_process):
+    for rank, lines in (("0", 1), ("1", 0)):
+        outcome = synclr_process("train", "--preset", "vitt", RANK=rank, LOCAL_RANK=rank)
+        assert outcome.code == 2 and len(outcome.err.splitlines()) == lines
 
 
 def test_brackets_in_a_table_are_text(monkeypatch, capsys):

@@ -47,6 +47,8 @@ def report(path: Path) -> dict[str, Any]:
         for column, counts in by.items():
             for entry in batch[column].value_counts().to_pylist():
                 counts[entry["values"]] += entry["counts"]
+        if batch["caption"].null_count:
+            raise DataError(f"{path} has a row without a caption")
         captions = batch["caption"].to_pylist()
         lengths.update(len(c.split()) for c in captions)
         hashes.extend(hash(c.casefold()) for c in captions)

@@ -17,18 +17,25 @@ from synclr_cli import artifacts, places
 from synclr_cli.errors import DataError, UsageError
 
 ROWS_PER_GROUP = 65536  # of the finished files
+_OTHER_FORMATS = (".arrow", ".csv", ".json", ".jsonl", ".tsv", ".txt")  # captions are Parquet
 
 
 def require_place(out: Path, *, overwrite: bool) -> None:
     """Refuse to write where something else is.
 
     Raises:
-        UsageError: `out` is a folder or has no name, or, with `overwrite`, is no file of captions.
+        UsageError: `out` is a folder, has no name or that of another format, or, with `overwrite`,
+            is no file of captions.
     """
     if not out.name or out.is_dir():
         raise UsageError(
             f"--out {str(out)!r}", got="a folder", expected="a file",
             do=f"try --out {out / 'captions.parquet'}",
+        )  # fmt: skip
+    if out.suffix in _OTHER_FORMATS:
+        raise UsageError(
+            f"--out {out}", got=out.suffix, expected="a Parquet file",
+            do=f"try --out {out.with_suffix('.parquet')}",
         )  # fmt: skip
     if overwrite and out.is_file():
         try:

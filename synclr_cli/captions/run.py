@@ -46,16 +46,30 @@ def run(config: CaptionsConfig, out: Path, *, overwrite: bool = False) -> Path:
     bank = prompts.read(config.examples_file)
     bank.require(config.examples)
     header = _header(config, pool, "captions")
-    folder = out.with_name(out.name + ".parts")
+    if not overwrite and _count_there(out, header, config) == config.count:
+        remove(_folder(out))  # a kill between the last two lines leaves it
+        return out
+    with places.locked(out.with_name(f".{out.name}.lock")):
+        return _make(config, out, pool, bank, header, overwrite=overwrite)
+
+
+def _make(
+    config: CaptionsConfig,
+    out: Path,
+    pool: concepts.Pool,
+    bank: prompts.Bank,
+    header: artifacts.Header,
+    *,
+    overwrite: bool,
+) -> Path:
+    """Make what is not there of the parts, and of them the file."""
+    folder = _folder(out)
     refused, beside = rejects_path(out), listing.path_beside(out)
     # Before anything is removed: the engine may not be there.
     engine = engines.load("caption", config.engine) if overwrite else None
     if overwrite:
         remove(out, refused, folder, beside, listing.parts_folder(beside))
     earlier = _count_there(out, header, config)
-    if earlier == config.count:
-        remove(folder)  # a kill between the last two lines leaves it
-        return out
     for line in pool.notes:
         console.note(line)
 
@@ -96,6 +110,11 @@ def run(config: CaptionsConfig, out: Path, *, overwrite: bool = False) -> Path:
         )
     remove(folder)
     return out
+
+
+def _folder(out: Path) -> Path:
+    """Return where the parts lie until they are whole."""
+    return out.with_name(out.name + ".parts")
 
 
 def _drawer(

@@ -34,6 +34,7 @@ from synclr_cli.learning import runtime
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WEIGHTS_FILE = "backbone.safetensors"
+CONFIG_FILE = "config.json"  # beside it, for timm
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def save(
         mean=mean, std=std, interpolation=interpolation, arch=arch,
         arguments=facts["arch_arguments"],
     )  # fmt: skip
-    places.write_json(folder / "config.json", timm_config(made))
+    places.write_json(folder / CONFIG_FILE, timm_config(made))
     artifacts.write_tensors(weights, model.state_dict(), described)
     return weights
 
@@ -210,11 +211,16 @@ def open_backbone(
         return _open_random(spec, target, image_size, drop_path, seed)
     path = Path(spec)
     if path.is_dir():
+        others = sorted(file.name for file in path.glob("*.safetensors"))
+        begun = (path / "run.json").is_file()
         path = path / WEIGHTS_FILE
         if not path.is_file():
             raise DataError(
-                f"{spec} holds no {WEIGHTS_FILE}", do="finish its training: run synclr train again"
-            )
+                f"{spec} holds no {WEIGHTS_FILE}",
+                do="finish its training: run synclr train again" if begun
+                else f"try {spec}/{others[0]}" if others
+                else "name a run folder, or a file of weights",
+            )  # fmt: skip
     if not path.is_file():
         raise DataError(
             f"no backbone {spec}",

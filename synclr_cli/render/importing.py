@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from synclr_cli import artifacts, console, places
 from synclr_cli.errors import DataError, UsageError
-from synclr_cli.render import manifest
+from synclr_cli.render import manifest, quality
 from synclr_cli.render.catalogue import Caption, Place, catalogue, kind_of
 
 CAPTIONS_PER_GROUP = 16
@@ -65,11 +65,27 @@ def run(
         parents=(artifacts.parent(source, None, _digest(files)),),
     )
     parts = artifacts.Parts(out, "images", header)
-    if overwrite:
-        manifest.clear(parts)
-    elif (out / manifest.MANIFEST).is_file():
-        artifacts.require_same("render", artifacts.open_images(out)[1], header, out)
-        return out
+    if not overwrite and (out / manifest.MANIFEST).is_file():
+        artifacts.require_same("render", manifest.header(out), header, out)
+        if manifest.is_whole(parts):
+            return out
+    with places.locked(out / ".1-of-1.lock"):
+        if overwrite:
+            manifest.clear(parts)
+        return _make(parts, source, kind, files, roots, captions_per_part, least_views)
+
+
+def _make(
+    parts: artifacts.Parts,
+    source: Path,
+    kind: str,
+    files: list[Path],
+    roots: Sequence[Path],
+    captions_per_part: int,
+    least_views: int,
+) -> Path:
+    """Make what is not there of the parts, and the manifest."""
+    header = parts.header
     with catalogue(kind, files, roots) as found:
         if not found.count:
             raise DataError(
@@ -112,7 +128,7 @@ def run(
             do="check its paths; with a .csv, --root names the folder they start in",
         )
     manifest.write(parts, total, captions=source.name, views=views, classes=[])
-    return out
+    return parts.folder
 
 
 def _is_inside(folder: Path, path: Path) -> bool:
@@ -193,7 +209,7 @@ def _part(
                 with Image.open(io.BytesIO(data)) as picture:
                     size = picture.size
                     picture.verify()
-            except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as e:
+            except quality.DOES_NOT_DECODE as e:
                 missing = isinstance(e, FileNotFoundError)
                 reason = "missing" if missing else "does not decode"
                 rejected.append({"caption_id": caption_id, "view": view, "reason": reason,

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from synclr_cli import artifacts, console, places
+from synclr_cli.artifacts import Header
+from synclr_cli.errors import DataError, UsageError
 
 MANIFEST, REJECTED = "manifest.json", "rejected.jsonl"
 
@@ -76,6 +78,28 @@ def write(
         forget_digest(parts.path(index))
 
 
+def header(folder: Path) -> Header:
+    """Return the header of a folder that has a manifest; its parts are not looked at.
+
+    Raises:
+        DataError: the manifest is no manifest.
+    """
+    path = folder / MANIFEST
+    return Header.parse(json.dumps(places.read_json(path).get("header")), path)
+
+
+def is_whole(parts: artifacts.Parts) -> bool:
+    """Return whether there is a manifest, and every part that it lists."""
+    path = parts.folder / MANIFEST
+    if not path.is_file():
+        return False
+    there = {part.name for part in parts.present()}
+    try:
+        return all(part["name"] in there for part in places.read_json(path)["parts"])
+    except (KeyError, TypeError) as e:
+        raise DataError(f"{path} lacks {e}") from e
+
+
 def note_digest(path: Path) -> None:
     """Note the digest of a part that was just written."""
     digest = places.digest(path)
@@ -98,8 +122,20 @@ def _digest(path: Path) -> str:
 
 
 def clear(parts: artifacts.Parts) -> None:
-    """Remove what an earlier run made, the manifest first."""
+    """Remove what an earlier run made, the manifest first.
+
+    Raises:
+        UsageError: there is no manifest, and a part that synclr did not make.
+    """
     folder = parts.folder
+    if not (folder / MANIFEST).is_file():
+        for part in parts.present():
+            try:
+                artifacts.open_parquet(part, "images")[0].close()
+            except DataError as e:
+                raise UsageError(
+                    f"{part} is no part of synclr's ({e})", do="choose another --out, or delete it"
+                ) from e
     with places.disk_errors(folder):
         for name in (MANIFEST, REJECTED):
             (folder / name).unlink(missing_ok=True)

@@ -34,11 +34,11 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
     ("WxH" -> pictures), `bytes` (all parts), `bytes_per_picture` (median), `masks`, `rejected`
     (reason -> views), `set_aside` (captions), `scores` (quantile -> score, if there are any),
     `same_bytes` and `alike` (pictures that repeat an earlier one byte for byte, or in their
-    perceptual hash), `looked_at`; of `pocket:` also `unknown_captions`, which name nothing that it
-    was taught.
+    perceptual hash), `looked_at`, of these `unreadable`; of `pocket:` also `unknown_captions`,
+    which name nothing that it was taught.
 
     Raises:
-        DataError: no finished images/1 folder.
+        DataError: no finished images/1 folder, or a damaged part.
     """
     parts, header, digest = artifacts.open_images(folder)
     manifest = places.read_json(folder / MANIFEST)
@@ -51,9 +51,9 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
     unknown = 0
     exact: set[bytes] = set()
     alike: set[int] = set()
-    same_bytes = same_print = masks = 0
+    same_bytes = same_print = masks = unreadable = 0
     for path in parts:
-        file = places.parquet(path)
+        file, _ = artifacts.open_parquet(path, "images")
         light = file.read(columns=["caption_id", "concept", "width", "height", *_score(file)])
         if known:
             rows = file.read(columns=["caption_id", "caption"]).to_pylist()
@@ -70,9 +70,14 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
             table = file.read_row_group(group, columns=["image", "mask"])
             masks += len(table) - table["mask"].null_count
             for picture in table["image"].to_pylist():
-                data = picture["bytes"]
+                data = (picture or {}).get("bytes") or b""
                 lengths.append(len(data))
-                name, look = blake2b(data, digest_size=16).digest(), quality.fingerprint(data)
+                name = blake2b(data, digest_size=16).digest()
+                try:
+                    look = quality.fingerprint(data)
+                except quality.DOES_NOT_DECODE:
+                    unreadable += 1
+                    continue
                 same_bytes, same_print = same_bytes + (name in exact), same_print + (look in alike)
                 exact.add(name)
                 alike.add(look)
@@ -97,6 +102,7 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
         "same_bytes": same_bytes,
         "alike": same_print,
         "looked_at": len(lengths),
+        "unreadable": unreadable,
         **({"unknown_captions": unknown} if known else {}),
     }
 

@@ -61,11 +61,21 @@ def run(
         parents=(source.parent,),
     )
     parts = artifacts.Parts(out, "images", header)
-    if overwrite and config.shard != "1/1":
+    number, _, jobs = config.shard.partition("/")
+    if overwrite and jobs != "1":
         raise UsageError(
             f"--overwrite with --shard {config.shard} would remove what the other jobs made",
             do="remove the folder before the first job starts",
         )
+    if not overwrite and _is_finished(parts):
+        return out
+    with places.locked(out / f".{number}-of-{jobs}.lock"):
+        return _make(parts, plan, captions.name, overwrite=overwrite)
+
+
+def _make(parts: artifacts.Parts, plan: Plan, captions: str, *, overwrite: bool) -> Path:
+    """Make what is not there of this job's parts, and the manifest when all are."""
+    config, out, header = plan.config, parts.folder, parts.header
     # Before anything is cleared: a model may not be there.
     models = painting.load(config) if overwrite else None
     if overwrite:
@@ -73,8 +83,6 @@ def run(
     found = _found_header(out)
     if found:
         _require_continuable(found, header, out)
-        if (out / MANIFEST).is_file() and _is_finished(found, header):
-            return out
         parts.header = replace(header, revision=found.revision)
     _require_no_more(parts, plan)
     number, _, jobs = config.shard.partition("/")
@@ -83,8 +91,7 @@ def run(
     # --- build, loop
     if mine and models is None:
         models = painting.load(config)
-    with places.disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+    places.make_folder(out)
     if models and mine:
         engine, score = models
         if found and found.revision != engine.revision:
@@ -104,7 +111,7 @@ def run(
         manifest.write(
             parts,
             plan.parts,
-            captions=captions.name,
+            captions=captions,
             views=config.views,
             classes=plan.classes,
         )
@@ -149,13 +156,16 @@ def _paint(
 def _found_header(out: Path) -> artifacts.Header | None:
     """Return the header of what an earlier run left in `out`, finished or not."""
     if (out / MANIFEST).is_file():
-        return artifacts.open_images(out)[1]
+        return manifest.header(out)
     first = min(out.glob("part-*.parquet"), default=None, key=lambda p: p.name)
     return artifacts.open_parquet(first, "images")[1] if first else None
 
 
-def _is_finished(found: artifacts.Header, wanted: artifacts.Header) -> bool:
-    """Return whether a manifest's header is of just what is asked for."""
+def _is_finished(parts: artifacts.Parts) -> bool:
+    """Return whether a folder holds just what is asked for, whole."""
+    if not manifest.is_whole(parts):
+        return False
+    found, wanted = manifest.header(parts.folder), parts.header
     same_config = not settings.differing_keys("render", found.config, wanted.config)
     return same_config and [p["digest"] for p in found.parents] == [
         p["digest"] for p in wanted.parents

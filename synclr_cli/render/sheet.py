@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from synclr_cli import artifacts, places
+from synclr_cli.render import quality
 
 CELL = 160  # pixels of a picture on the sheet
 GAP, MARGIN, TEXT_WIDTH, LINE = 10, 24, 240, 20
@@ -85,8 +86,18 @@ def _some(path: Path, captions: int, views: int) -> list[Shown]:
                     Shown(row["caption_id"], row["caption"], row["concept"], []),
                 )
                 if len(shown.pictures) < views:
-                    shown.pictures.append(Image.open(io.BytesIO(row["image"]["bytes"])))
+                    shown.pictures.append(_decoded((row["image"] or {}).get("bytes") or b""))
     return list(found.values())
+
+
+def _decoded(data: bytes) -> Image.Image:
+    """Return a stored picture, an empty one where it does not decode."""
+    try:
+        picture = Image.open(io.BytesIO(data))
+        picture.load()
+    except quality.DOES_NOT_DECODE:
+        return Image.new("RGB", (CELL, CELL), FAINT)
+    return picture
 
 
 def _fitted(picture: Image.Image) -> Image.Image:

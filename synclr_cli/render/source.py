@@ -60,6 +60,7 @@ class Source:
         for row in found:
             if row["caption"] is None:
                 raise DataError(f"{self._path}: caption_id {row['caption_id']} has no caption")
+            row["concept"] = row["concept"] or ""
         return found
 
     def _slice(self, start: int, stop: int) -> list[dict[str, Any]]:
@@ -93,6 +94,8 @@ class Source:
         concepts: set[str] = set()
         with self._readable():
             for piece in self._file.iter_batches(PIECE, columns=["caption_id", "concept"]):
+                if piece["caption_id"].null_count:
+                    raise DataError(f"{self._path}: a row has no caption_id")
                 ids = piece["caption_id"].to_numpy(zero_copy_only=False)
                 in_order = in_order and bool(ids[0] > last and (np.diff(ids) > 0).all())
                 last = ids[-1]

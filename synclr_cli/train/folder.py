@@ -60,7 +60,13 @@ class Folder:
         for name, what in OTHERS.items():
             if (self.path / name).is_file():
                 raise UsageError(f"{self.path} holds {what}", do="choose another --out")
-        written = (backbone.WEIGHTS_FILE, METRICS_FILE, "checkpoints", "backbones")
+        written = (
+            backbone.WEIGHTS_FILE,
+            backbone.CONFIG_FILE,
+            METRICS_FILE,
+            "checkpoints",
+            "backbones",
+        )
         theirs = [name for name in written if (self.path / name).exists()]
         if theirs and not self._run.is_file():  # a run has run.json before it has these
             raise UsageError(

@@ -2,9 +2,11 @@
 
 import itertools
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from synclr_cli import artifacts
 from synclr_cli.captions import coverage
 from synclr_cli.captions.run import run
 from synclr_cli.config import CaptionEngineConfig, CaptionsConfig
@@ -90,6 +92,16 @@ def test_the_interval_is_wilsons(hits, of, low, high):
 def test_the_interval_holds_the_share():
     for of in range(1, 3000):
         assert coverage.wilson(of, of)[1] == 1 and coverage.wilson(0, of)[0] == 0
+
+
+def test_a_row_without_a_caption_is_refused(tmp_path):
+    row = {"caption_id": 0, "caption": None, "concept": "owl", "source": "x", "template": "c",
+           "companion": "", "engine": "x", "seed": 0, "examples": [], "weight": 1.0}  # fmt: skip
+    table = pa.Table.from_pylist([row], schema=artifacts.arrow_schema("captions"))
+    header = artifacts.Header("captions", {})
+    artifacts.write_parquet(tmp_path / "x.parquet", "captions", header, [table], rows_per_group=10)
+    with pytest.raises(DataError, match="a row without a caption"):
+        coverage.report(tmp_path / "x.parquet")
 
 
 def test_a_file_that_is_no_captions_file_is_refused(tmp_path):

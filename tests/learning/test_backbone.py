@@ -103,7 +103,13 @@ def test_what_is_no_backbone_is_refused(spec: str, error: type, message: str) ->
         backbone.open_backbone(spec)
 
 
-def test_a_run_that_is_not_finished_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_backbone_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"Name a run folder, or a file of weights"):
+        backbone.open_backbone(str(tmp_path))
+    (tmp_path / "model.safetensors").touch()  # as in an export
+    with pytest.raises(DataError, match=r"Try .*/model\.safetensors"):
+        backbone.open_backbone(str(tmp_path))
+    (tmp_path / "run.json").touch()
     with pytest.raises(DataError, match=r"holds no backbone.safetensors. Finish its training"):
         backbone.open_backbone(str(tmp_path))
 

@@ -200,6 +200,21 @@ def test_other_roots_are_another_import(tmp_path):
         run(csv, out, roots=roots)
 
 
+def test_a_lost_part_is_imported_again_and_a_foreign_one_left_alone(tmp_path):
+    source, out = reference_set(tmp_path), tmp_path / "out"
+    run(source, out, captions_per_part=2)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    (out / "part-00000.parquet").unlink()
+    run(source, out, captions_per_part=2)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    mine = tmp_path / "other" / "part-mine.parquet"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    with pytest.raises(UsageError, match=r"is no part of synclr's"):
+        run(source, mine.parent, overwrite=True)
+    assert mine.read_text() == "precious"
+
+
 def test_an_import_onto_its_source_is_refused(tmp_path, monkeypatch):
     out = run(reference_set(tmp_path), tmp_path / "out")
     monkeypatch.chdir(tmp_path)

@@ -64,6 +64,16 @@ def test_a_large_file_in_disorder_is_refused(captions_file, monkeypatch):
         Source(captions_file(3, ids=[4, 1, 2]), 254)
 
 
+def test_a_row_without_an_id_is_refused_and_one_without_a_concept_is_painted(
+    captions_file, tmp_path
+):
+    with pytest.raises(DataError, match="a row has no caption_id"):
+        Source(captions_file(2, ids=[None, 3]), 254)
+    captions = captions_file([("a fox", "fox"), ("a bee", None)])
+    assert [row["concept"] for row in Source(captions, 254).rows(0, 2)] == ["fox", ""]
+    assert len(rows_of(run(render_config(), captions, tmp_path / "images"))) == 6
+
+
 def test_a_row_without_a_caption_is_refused_by_its_id(captions_file):
     captions = captions_file([("a fox", "fox"), (None, "bee")], ids=[3, 8])
     with pytest.raises(DataError, match="caption_id 8 has no caption"):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_render_run import render_config
 
+from synclr_cli import inspection
 from synclr_cli.errors import DataError
 from synclr_cli.render.report import page, report
 from synclr_cli.render.run import run
+from synclr_cli.render.sheet import contact_sheet
 
 
 def test_the_report_counts_what_was_rendered(captions_file, tmp_path):
@@ -38,6 +42,33 @@ def test_the_page_needs_no_other_file(captions_file, tmp_path):
     sources = re.findall(r'src="([^"]+)"', text)
     assert len(sources) == 4 and all(s.startswith("data:image/jpeg;base64,") for s in sources)
     assert "href=" not in text
+
+
+def test_pictures_that_do_not_decode_are_counted_and_shown_empty(captions_file, tmp_path):
+    out = run(render_config(), captions_file(2), tmp_path / "images")
+    part = out / "part-00000.parquet"
+    table = pq.read_table(part)
+    rows = table.to_pylist()
+    rows[1]["image"]["bytes"], rows[4]["image"] = b"garbage", None
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), part)
+    facts = report(out)
+    assert facts["unreadable"] == 2 and facts["pictures"] == facts["looked_at"] == 6
+    assert contact_sheet(out, tmp_path / "sheet.png").is_file()
+
+
+def test_a_truncated_part_is_one_line(captions_file, tmp_path):
+    out = run(render_config(), captions_file(2), tmp_path / "images")
+    part = out / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:3000])
+    with pytest.raises(DataError, match="is no Parquet file, or a truncated one"):
+        report(out)
+
+
+def test_an_unfinished_folder_is_described(captions_file, tmp_path):
+    out = run(render_config(), captions_file(10), tmp_path / "images")
+    (out / "manifest.json").unlink()
+    told = inspection.describe(out).json()
+    assert told["schema"] == "images/1" and not told["finished"] and told["parts"] == 3
 
 
 def test_an_unfinished_folder_has_no_report(tmp_path):

@@ -175,6 +175,37 @@ def test_finished_parts_are_not_made_again(captions_file, tmp_path):
     assert (out / "part-00000.parquet").stat().st_mtime_ns == kept
 
 
+def test_a_part_that_was_lost_is_painted_again(captions_file, tmp_path):
+    captions = captions_file(10)
+    out = run(render_config(), captions, tmp_path / "images")
+    whole = contents(out)
+    (out / "part-00001.parquet").unlink()
+    with pytest.raises(DataError, match=r"lacks part-00001\.parquet. Run synclr render again"):
+        artifacts.open_images(out)
+    run(render_config(), captions, out)
+    assert contents(out) == whole
+
+
+def test_a_part_that_synclr_did_not_make_is_not_removed(captions_file, tmp_path):
+    mine = tmp_path / "images" / "part-mine.parquet"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    with pytest.raises(UsageError, match=r"is no part of synclr's"):
+        run(render_config(), captions_file(2), mine.parent, overwrite=True)
+    assert mine.read_text() == "precious" and list(mine.parent.iterdir()) == [mine]
+
+
+def test_only_one_process_makes_a_shard(captions_file, tmp_path):
+    captions, out = captions_file(4), tmp_path / "images"
+    arguments = ["render", captions, "--engine", "procedural:", "-o", out]
+    command = [sys.executable, "-m", "synclr_cli", *map(str, arguments)]
+    with places.locked(out / ".1-of-1.lock"):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "another synclr works in" in done.stderr
+    assert not out.exists()
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 def test_other_settings_are_refused_and_overwrite_makes_anew(captions_file, tmp_path):
     captions = captions_file(4)
     out = run(render_config(), captions, tmp_path / "images")

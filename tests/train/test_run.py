@@ -105,7 +105,9 @@ def test_a_folder_of_something_else_is_left_alone(
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("name", ["checkpoints/my.ckpt", "backbone.safetensors", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["checkpoints/my.ckpt", "backbone.safetensors", "metrics.jsonl", "config.json"]
+)
 def test_files_that_no_run_wrote_are_left_alone(
     images: Path, small: Callable, tmp_path: Path, name: str, overwrite: bool
 ) -> None:
