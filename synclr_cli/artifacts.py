@@ -280,6 +280,20 @@ def open_parquet(path: Path, schema: str) -> tuple[pq.ParquetFile, Header]:
     return file, header
 
 
+def require_replaceable(path: Path, schema: str) -> None:
+    """Refuse to remove or write over a file that is none of a schema.
+
+    Raises:
+        UsageError: synclr did not make it, or made something else.
+    """
+    try:
+        open_parquet(path, schema)[0].close()
+    except DataError as e:
+        raise UsageError(
+            f"{path} is no {schema} file of synclr's ({e})", do="choose another --out, or delete it"
+        ) from e
+
+
 def _is_kind(found: pa.DataType, wanted: str) -> bool:
     """Return whether a column's type is one of the kind: whole numbers, or text of any width."""
     import pyarrow as pa

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from synclr_cli import artifacts, places
-from synclr_cli.errors import DataError, UsageError
+from synclr_cli.errors import UsageError
 
 ROWS_PER_GROUP = 65536  # of the finished files
 _OTHER_FORMATS = (".arrow", ".csv", ".json", ".jsonl", ".tsv", ".txt")  # captions are Parquet
@@ -38,12 +38,7 @@ def require_place(out: Path, *, overwrite: bool) -> None:
             do=f"try --out {out.with_suffix('.parquet')}",
         )  # fmt: skip
     if overwrite and out.is_file():
-        try:
-            artifacts.open_parquet(out, "captions")[0].close()
-        except DataError as e:
-            raise UsageError(
-                f"{out} is no file of captions ({e})", do="choose another --out, or delete it"
-            ) from e
+        artifacts.require_replaceable(out, "captions")
 
 
 def rejects_path(out: Path) -> Path:

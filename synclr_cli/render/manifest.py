@@ -17,7 +17,7 @@ from typing import Any
 
 from synclr_cli import artifacts, console, places
 from synclr_cli.artifacts import Header
-from synclr_cli.errors import DataError, UsageError
+from synclr_cli.errors import DataError
 
 MANIFEST, REJECTED = "manifest.json", "rejected.jsonl"
 
@@ -130,12 +130,7 @@ def clear(parts: artifacts.Parts) -> None:
     folder = parts.folder
     if not (folder / MANIFEST).is_file():
         for part in parts.present():
-            try:
-                artifacts.open_parquet(part, "images")[0].close()
-            except DataError as e:
-                raise UsageError(
-                    f"{part} is no part of synclr's ({e})", do="choose another --out, or delete it"
-                ) from e
+            artifacts.require_replaceable(part, "images")
     with places.disk_errors(folder):
         for name in (MANIFEST, REJECTED):
             (folder / name).unlink(missing_ok=True)

@@ -79,7 +79,7 @@ def test_joining_over_anything_but_captions_is_refused(tmp_path, monkeypatch):
     made = shards_of(tmp_path, 2)
     other = tmp_path / "notes.parquet"
     other.write_text("mine")
-    with pytest.raises(UsageError, match="is no file of captions"):
+    with pytest.raises(UsageError, match="is no captions file"):
         joining.run(made, other, overwrite=True)
     assert other.read_text() == "mine"
     with pytest.raises(UsageError, match="got a folder"):

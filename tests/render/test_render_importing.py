@@ -210,7 +210,7 @@ def test_a_lost_part_is_imported_again_and_a_foreign_one_left_alone(tmp_path):
     mine = tmp_path / "other" / "part-mine.parquet"
     mine.parent.mkdir()
     mine.write_text("precious")
-    with pytest.raises(UsageError, match=r"is no part of synclr's"):
+    with pytest.raises(UsageError, match=r"is no images file of synclr's"):
         run(source, mine.parent, overwrite=True)
     assert mine.read_text() == "precious"
 

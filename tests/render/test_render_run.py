@@ -190,7 +190,7 @@ def test_a_part_that_synclr_did_not_make_is_not_removed(captions_file, tmp_path)
     mine = tmp_path / "images" / "part-mine.parquet"
     mine.parent.mkdir()
     mine.write_text("precious")
-    with pytest.raises(UsageError, match=r"is no part of synclr's"):
+    with pytest.raises(UsageError, match=r"is no images file of synclr's"):
         run(render_config(), captions_file(2), mine.parent, overwrite=True)
     assert mine.read_text() == "precious" and list(mine.parent.iterdir()) == [mine]
 
