@@ -19,7 +19,8 @@ written, and where they may lie, is in `places`. No pickle, ever.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -278,6 +279,17 @@ def open_parquet(path: Path, schema: str) -> tuple[pq.ParquetFile, Header]:
     if wrong:
         raise DataError(f"{path}: column {', '.join(wrong)}", do=f"make it with synclr {maker}")
     return file, header
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what pyarrow says of a damaged Parquet file into one line."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as e:
+        raise DataError(f"cannot read {path} ({e})", do="make or copy it again") from e
 
 
 def require_replaceable(path: Path, schema: str) -> None:

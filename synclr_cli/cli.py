@@ -585,6 +585,9 @@ def _root(
 
 # --------------------------------------------------------------------------------- the outside
 
+# What torchrun runs as one job of several processes.
+_BY_RANKS = (["train"], ["linear-probe"], ["finetune"], ["segment"])
+
 # typer carries click inside or beside it, by version; its errors' common ancestor either way.
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 
@@ -592,6 +595,7 @@ _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code; what is not our bug ends in one line."""
     given = sys.argv[1:] if arguments is None else arguments
+    together = given[:1] in _BY_RANKS
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with places.disk_errors(Path.cwd()):
@@ -599,13 +603,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             if app(given or ["--help"], standalone_mode=False) == 130:
                 raise KeyboardInterrupt
     except SynclrError as e:
-        console.error(str(e), alike=isinstance(e, UsageError))
+        console.error(str(e), alike=together and isinstance(e, UsageError))
         sys.exit(e.exit_code)
     except _CommandLineError as e:
-        console.error(" ".join(cast(Any, e).format_message().split()), alike=True)
+        console.error(" ".join(cast(Any, e).format_message().split()), alike=together)
         sys.exit(UsageError.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        console.error("interrupted; the same command continues where it stopped", alike=True)
+        console.error("interrupted; the same command continues where it stopped", alike=together)
         sys.exit(130)
     sys.exit(0)
 

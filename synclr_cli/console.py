@@ -58,7 +58,7 @@ def result_json(report: Mapping[str, Any], rows: Sequence[tuple[str, str]] = ())
     if rows and not _captured and sys.stdout.isatty():
         table = Table(show_header=False, box=None, pad_edge=False)
         for name, value in rows:
-            table.add_row(name, Text(value))
+            table.add_row(Text(name), Text(value))
         if _main_rank:
             Console().print(table)
     else:

@@ -1,6 +1,7 @@
 """The ways a command can fail that are not our bug, each with its exit code.
 
-Every message is one line: what is wrong, got, expected, what to do.
+Every message is one line: what is wrong, got, expected, what to do. Ctrl-C and SIGTERM exit with
+130, after what is done was saved.
 """
 
 from __future__ import annotations
@@ -45,9 +46,3 @@ class DivergedError(SynclrError):
     """Training reached a non-finite loss."""
 
     exit_code = 5
-
-
-class InterruptedRun(SynclrError):
-    """Ctrl-C or SIGTERM, after the work so far was saved."""
-
-    exit_code = 130

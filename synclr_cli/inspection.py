@@ -153,7 +153,7 @@ def _record(path: Path) -> Description:
     """Describe a JSON file with a header inside (report, manifest, state), or that is one (run)."""
     record = places.read_json(path)
     told = record.get("header", record)
-    if not isinstance(told, dict) or "schema" not in told:
+    if not isinstance(told, dict) or not isinstance(told.get("schema"), str):
         raise DataError(f"{path} is no record that synclr made")
     header = Header.parse(json.dumps(told), path)
     facts = {

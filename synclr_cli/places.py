@@ -184,7 +184,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     with disk_errors(path):
         shutil.rmtree(partial, ignore_errors=True)
-        make_folder(partial)
+        make_folder(path.parent)
+        partial.mkdir()
         try:
             yield partial
             for file in (found for found in partial.rglob("*") if found.is_file()):
@@ -214,30 +215,34 @@ def lock(path: Path, *, do: str) -> IO[str] | None:
     except ImportError:  # Windows
         return None
     with disk_errors(path):
-        make_folder(path.parent)
-        while True:
-            file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        for _ in range(9):
+            make_folder(path.parent)
+            try:
+                file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+            except FileNotFoundError:  # whoever held it removed the folder just now
+                continue
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as e:
                 file.close()
                 if e.errno in (errno.EACCES, errno.EAGAIN):
                     raise UsageError(f"another synclr works in {path.parent}", do=do) from e
+                path.unlink(missing_ok=True)
                 return None
             # Whoever held it may have removed the file since it was opened here.
-            with suppress(OSError):
+            with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     return file
             file.close()
+    return None  # a file system whose files change their numbers
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Keep every other process out of a block by a file that is there meanwhile.
 
-    Where nothing comes of the block, the file's folder is not left there either.
-
-    A lock at a URI keeps nobody out.
+    Where nothing comes of the block, the file's folder is not left there either. A lock at a URI
+    keeps nobody out.
 
     Raises:
         UsageError: another process is in it.
@@ -245,7 +250,7 @@ def locked(path: Path) -> Iterator[None]:
     if not is_local(path):
         yield
         return
-    is_new = not path.parent.exists()
+    new = [folder for folder in path.parents if not folder.exists()]  # the innermost first
     file = lock(path, do="wait for it, or choose another --out")
     try:
         yield
@@ -254,9 +259,20 @@ def locked(path: Path) -> Iterator[None]:
             with suppress(OSError):
                 path.unlink()
             file.close()
-        if is_new:
-            with suppress(OSError):  # it holds something
-                path.parent.rmdir()
+        with suppress(OSError):  # it holds something
+            for folder in new:
+                folder.rmdir()
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether another process holds a lock file that is there."""
+    try:
+        file = lock(path, do="")
+    except UsageError:
+        return True
+    if file:
+        file.close()
+    return False
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -287,6 +287,13 @@ def test_a_folder_that_cannot_be_made_is_one_line():
             pass
 
 
+@pytest.mark.parametrize("text", ["{}", '{"schema": ["x"]}', '{"header": 3}', '{"header": null}'])
+def test_a_json_file_of_others_is_one_line(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(DataError, match="is no record that synclr made"):
+        inspection.describe(tmp_path / "x.json")
+
+
 def test_a_lock_keeps_others_out_and_leaves_nothing(tmp_path):
     path = tmp_path / ".lock"
     program = "import sys, pathlib; from synclr_cli import places\n"

@@ -85,8 +85,8 @@ def test_print_config_needs_no_torch_and_names_the_paper(synclr_process):
         (["captions", "--preset", "vitb", "--engine", "nothing:x"], 2, "schemes are smollm2"),
         (["render", "--shard", "3"], 2, "got '3', expected I/N"),
         (["render", "--set", "render.least_score=0.3"], 2, "without render.score_model"),
-        (["captions", "-o", "birds.csv"], 2, "try --out birds.parquet"),
-        (["join", "a.parquet", "-o", "birds.csv"], 2, "expected a Parquet file"),
+        (["captions", "-o", "birds.csv"], 2, "try --out birds.csv.parquet"),
+        (["join", "a.parquet", "-o", "birds.csv"], 2, "expected the name of a Parquet file"),
         (["render", "--shard", "65/64", "nowhere.parquet"], 2, "got '65/64'"),
         (["train", "--out", "s3://bucket/run"], 2, "expected a folder of this machine"),
         (["import", "nowhere.csv"], 3, "nowhere.csv"),
@@ -127,14 +127,18 @@ def test_what_all_ranks_end_with_is_said_once(synclr_process):
     for rank, lines in (("0", 1), ("1", 0)):
         outcome = synclr_process("train", "--preset", "vitt", RANK=rank, LOCAL_RANK=rank)
         assert outcome.code == 2 and len(outcome.err.splitlines()) == lines
+    # Jobs of shares each speak for themselves, whatever their launcher calls them.
+    outcome = synclr_process("render", "--shard", "3", RANK="1", LOCAL_RANK="1")
+    assert outcome.code == 2 and len(outcome.err.splitlines()) == 1
 
 
 def test_brackets_in_a_table_are_text(monkeypatch, capsys):
     from synclr_cli import console
 
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    console.result_json({}, [("first", "a [red]fox[/blue] in [the] snow")])
-    assert "a [red]fox[/blue] in [the] snow" in capsys.readouterr().out
+    console.result_json({}, [("source [/b]", "a [red]fox[/blue] in [the] snow")])
+    printed = capsys.readouterr().out
+    assert "source [/b]" in printed and "a [red]fox[/blue] in [the] snow" in printed
 
 
 def test_a_reader_of_the_result_that_went_away_is_no_failure():

@@ -17,28 +17,29 @@ from synclr_cli import artifacts, places
 from synclr_cli.errors import UsageError
 
 ROWS_PER_GROUP = 65536  # of the finished files
-_OTHER_FORMATS = (".arrow", ".csv", ".json", ".jsonl", ".tsv", ".txt")  # captions are Parquet
 
 
 def require_place(out: Path, *, overwrite: bool) -> None:
     """Refuse to write where something else is.
 
     Raises:
-        UsageError: `out` is a folder, has no name or that of another format, or, with `overwrite`,
-            is no file of captions.
+        UsageError: `out` is a folder, or no name of a Parquet file; it (with `overwrite`) or what
+            would lie beside it is something else.
     """
     if not out.name or out.is_dir():
         raise UsageError(
             f"--out {str(out)!r}", got="a folder", expected="a file",
             do=f"try --out {out / 'captions.parquet'}",
         )  # fmt: skip
-    if out.suffix in _OTHER_FORMATS:
+    if out.suffix != ".parquet":
         raise UsageError(
-            f"--out {out}", got=out.suffix, expected="a Parquet file",
-            do=f"try --out {out.with_suffix('.parquet')}",
-        )  # fmt: skip
+            f"--out {out}", expected="the name of a Parquet file", do=f"try --out {out}.parquet"
+        )
     if overwrite and out.is_file():
         artifacts.require_replaceable(out, "captions")
+    for schema in ("rejects", "backgrounds"):
+        if beside(out, schema).is_file():
+            artifacts.require_replaceable(beside(out, schema), schema)
 
 
 def rejects_path(out: Path) -> Path:
@@ -48,7 +49,7 @@ def rejects_path(out: Path) -> Path:
 
 def beside(out: Path, what: str) -> Path:
     """Return where the file lies that holds something else of a captions file's making."""
-    return out.with_name(f"{out.name.removesuffix('.parquet')}.{what}.parquet")
+    return out.with_name(f"{out.stem}.{what}.parquet")
 
 
 def part_numbers(count: int, size: int, shard: str = "1/1", first: int = 0) -> list[int]:

@@ -12,6 +12,7 @@ refused (`captions.rejects.parquet`) and, if the model was asked for backgrounds
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from synclr_cli import artifacts, console, engines, places, settings
@@ -47,9 +48,9 @@ def run(config: CaptionsConfig, out: Path, *, overwrite: bool = False) -> Path:
     bank.require(config.examples)
     header = _header(config, pool, "captions")
     if not overwrite and _count_there(out, header, config) == config.count:
-        remove(_folder(out))  # a kill between the last two lines leaves it
+        _tidy(out, config.count)
         return out
-    with places.locked(out.with_name(f".{out.name}.lock")):
+    with places.locked(_lock(out)):
         return _make(config, out, pool, bank, header, overwrite=overwrite)
 
 
@@ -110,6 +111,18 @@ def _make(
         )
     remove(folder)
     return out
+
+
+def _tidy(out: Path, count: int) -> None:
+    """Remove the parts of a finished file, which a kill at the very end leaves."""
+    first = min(_folder(out).glob("part-*.parquet"), default=None, key=lambda part: part.name)
+    if first and artifacts.open_parquet(first, "captions")[1].config.get("count") == count:
+        with suppress(UsageError), places.locked(_lock(out)):  # another process tidies
+            remove(_folder(out))
+
+
+def _lock(out: Path) -> Path:
+    return out.with_name(f".{out.name}.lock")
 
 
 def _folder(out: Path) -> Path:

@@ -211,16 +211,9 @@ def open_backbone(
         return _open_random(spec, target, image_size, drop_path, seed)
     path = Path(spec)
     if path.is_dir():
-        others = sorted(file.name for file in path.glob("*.safetensors"))
-        begun = (path / "run.json").is_file()
+        if not (path / WEIGHTS_FILE).is_file():
+            raise DataError(f"{spec} holds no {WEIGHTS_FILE}", do=_instead_of(path))
         path = path / WEIGHTS_FILE
-        if not path.is_file():
-            raise DataError(
-                f"{spec} holds no {WEIGHTS_FILE}",
-                do="finish its training: run synclr train again" if begun
-                else f"try {spec}/{others[0]}" if others
-                else "name a run folder, or a file of weights",
-            )  # fmt: skip
     if not path.is_file():
         raise DataError(
             f"no backbone {spec}",
@@ -232,6 +225,15 @@ def open_backbone(
     if not artifacts.is_ours(path):
         return _open_bare(spec, path, load_file(path), image_size, drop_path)
     return _open_saved(spec, path, image_size, drop_path)
+
+
+def _instead_of(folder: Path) -> str:
+    """Return what somebody may do who named a folder without a backbone."""
+    if any((folder / name).is_file() for name in ("run.json", "state.json")):
+        return "finish its training: run synclr train again"
+    if (folder / artifacts.EXPORT_FILE).is_file() or (folder / "report.json").is_file():
+        return "name the backbone that it was made from"
+    return "name a run folder, or a file of weights"
 
 
 def _open_saved(spec: str, path: Path, image_size: int, drop_path: float) -> Backbone:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from synclr_cli.errors import DataError
+from synclr_cli.learning.undecodable import DOES_NOT_DECODE
 
 
 def decode(data: bytes | None, where: str) -> Image.Image:
@@ -41,7 +42,7 @@ def decode(data: bytes | None, where: str) -> Image.Image:
             ImageOps.exif_transpose(picture, in_place=True)
     except UnidentifiedImageError as e:  # its own words name an address in memory
         raise DataError(f"{where} does not decode as a picture (no known format)") from e
-    except (OSError, ValueError, SyntaxError, Warning) as e:
+    except (*DOES_NOT_DECODE, Warning) as e:
         raise DataError(f"{where} does not decode as a picture ({e})") from e
     if picture.mode.startswith(("I", "F")):  # PIL would clip, not scale, 16-bit grey
         grey = np.asarray(picture, dtype=np.float64)

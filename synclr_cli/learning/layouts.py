@@ -247,17 +247,16 @@ def _class_folders(root: Path) -> Found:
     """Find SPLIT/CLASS/pictures, or CLASS/pictures without splits."""
     roots = _split_folders(root) or {"train": root}
     splits, every = {}, []
+    names: set[str] = set()
     for split, folder in roots.items():
-        pictures, labels, empty = [], [], []
+        pictures, labels = [], []
         classes = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
         _require_no_splits(folder, classes)
         for inside in classes:
             files = list(picture_files(inside))
             pictures += files
             labels += [inside.name] * len(files)
-            empty += [] if files else [inside.name]
-        if pictures and empty:
-            console.warn(f"{folder}: folders without pictures are no classes: {_few(empty)}")
+            names.add(inside.name)
         if not pictures:
             taken = f" (taken for the {split} split by its name)" if folder != root else ""
             raise DataError(
@@ -267,6 +266,8 @@ def _class_folders(root: Path) -> Found:
             )
         splits[split] = RawSplit(sources.Files(pictures), np.array(labels))
         every += [(p, str(p.relative_to(root))) for p in pictures]
+    if empty := sorted(names.difference(*(split.labels for split in splits.values()))):
+        console.warn(f"{root}: folders without pictures are no classes: {_few(empty)}")
     return Found(root.resolve().name, splits, functools.partial(_digest_files, every))
 
 

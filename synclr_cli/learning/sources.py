@@ -16,10 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from synclr_cli.errors import DataError
 from synclr_cli.learning import images
+from synclr_cli.learning.undecodable import DOES_NOT_DECODE
 
 CACHE_BYTES = 512 * 2**20  # of Parquet row groups kept by each process
 
@@ -55,7 +56,7 @@ class Encoded(ABC):
     def size(self, i: int) -> tuple[int, int]:
         try:
             return Image.open(io.BytesIO(self._picture(i) or b"")).size
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as e:
+        except DOES_NOT_DECODE as e:
             raise DataError(f"{self.where(i)} does not decode as a picture ({e})") from e
 
     def mask(self, i: int) -> np.ndarray:
@@ -65,7 +66,7 @@ class Encoded(ABC):
         try:
             picture = Image.open(io.BytesIO(data))
             picture.load()
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as e:
+        except DOES_NOT_DECODE as e:
             raise DataError(f"the mask of {self.where(i)} does not decode ({e})") from e
         ids = np.asarray(picture)
         if ids.ndim != 2:
@@ -194,7 +195,7 @@ class Torchvision:
     def image(self, i: int) -> Image.Image:
         try:
             return self.pictures[i][0].convert("RGB")
-        except (OSError, ValueError, SyntaxError) as e:
+        except DOES_NOT_DECODE as e:
             raise DataError(f"{self.where(i)} does not decode ({e})") from e
 
 

@@ -22,7 +22,8 @@ from PIL import Image
 
 from synclr_cli import artifacts, console, places
 from synclr_cli.errors import DataError, UsageError
-from synclr_cli.render import manifest, quality
+from synclr_cli.learning.undecodable import DOES_NOT_DECODE
+from synclr_cli.render import manifest
 from synclr_cli.render.catalogue import Caption, Place, catalogue, kind_of
 
 CAPTIONS_PER_GROUP = 16
@@ -69,8 +70,9 @@ def run(
         artifacts.require_same("render", manifest.header(out), header, out)
         if manifest.is_whole(parts):
             return out
-    with places.locked(out / ".1-of-1.lock"):
+    with manifest.one_at_a_time(out, "1/1"):
         if overwrite:
+            manifest.require_clearable(parts)
             manifest.clear(parts)
         return _make(parts, source, kind, files, roots, captions_per_part, least_views)
 
@@ -209,7 +211,7 @@ def _part(
                 with Image.open(io.BytesIO(data)) as picture:
                     size = picture.size
                     picture.verify()
-            except quality.DOES_NOT_DECODE as e:
+            except DOES_NOT_DECODE as e:
                 missing = isinstance(e, FileNotFoundError)
                 reason = "missing" if missing else "does not decode"
                 rejected.append({"caption_id": caption_id, "view": view, "reason": reason,

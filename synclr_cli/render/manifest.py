@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from synclr_cli import artifacts, console, places
 from synclr_cli.artifacts import Header
-from synclr_cli.errors import DataError
+from synclr_cli.errors import DataError, UsageError
 
 MANIFEST, REJECTED = "manifest.json", "rejected.jsonl"
 
@@ -85,19 +86,26 @@ def header(folder: Path) -> Header:
         DataError: the manifest is no manifest.
     """
     path = folder / MANIFEST
-    return Header.parse(json.dumps(places.read_json(path).get("header")), path)
+    found = Header.parse(json.dumps(places.read_json(path).get("header")), path)
+    if found.schema != "images":
+        raise DataError(f"{path}", got=found.schema, expected="images")
+    return found
 
 
 def is_whole(parts: artifacts.Parts) -> bool:
     """Return whether there is a manifest, and every part that it lists."""
-    path = parts.folder / MANIFEST
-    if not path.is_file():
+    if not (parts.folder / MANIFEST).is_file():
         return False
-    there = {part.name for part in parts.present()}
+    return _listed(parts.folder) <= {part.name for part in parts.present()}
+
+
+def _listed(folder: Path) -> set[str]:
+    """Return the names of the parts that a manifest lists."""
+    header(folder)  # says what is wrong with a manifest that is none
     try:
-        return all(part["name"] in there for part in places.read_json(path)["parts"])
+        return {part["name"] for part in places.read_json(folder / MANIFEST)["parts"]}
     except (KeyError, TypeError) as e:
-        raise DataError(f"{path} lacks {e}") from e
+        raise DataError(f"{folder / MANIFEST} lacks {e}") from e
 
 
 def note_digest(path: Path) -> None:
@@ -121,16 +129,48 @@ def _digest(path: Path) -> str:
     return note.read_text(encoding="utf-8") if note.is_file() else places.digest(path)
 
 
-def clear(parts: artifacts.Parts) -> None:
-    """Remove what an earlier run made, the manifest first.
+def require_clearable(parts: artifacts.Parts) -> None:
+    """Refuse to clear a folder that holds what synclr did not make.
 
     Raises:
-        UsageError: there is no manifest, and a part that synclr did not make.
+        UsageError: names it.
     """
-    folder = parts.folder
-    if not (folder / MANIFEST).is_file():
-        for part in parts.present():
+    listed: set[str] = set()
+    if (parts.folder / MANIFEST).is_file():
+        try:
+            listed = _listed(parts.folder)
+        except DataError as e:
+            raise UsageError(
+                f"{parts.folder} is no folder of pictures ({e})", do="choose another --out"
+            ) from e
+    for part in parts.present():
+        if part.name not in listed:
             artifacts.require_replaceable(part, "images")
+
+
+@contextmanager
+def one_at_a_time(folder: Path, shard: str) -> Iterator[None]:
+    """Keep out every other process that would make the same parts; other shares of the N may.
+
+    Raises:
+        UsageError: there is one.
+    """
+    number, _, jobs = shard.partition("/")
+    with places.locked(folder / f".{number}-of-{jobs}.lock"):
+        others = folder.glob(".*-of-*.lock") if places.is_local(folder) else ()
+        for other in others:
+            if not other.name.endswith(f"-of-{jobs}.lock") and places.is_locked(other):
+                raise UsageError(
+                    f"another synclr works in {folder}", got=f"--shard {shard}",
+                    expected=f"a share of {other.stem.rpartition('-')[2]} like its own",
+                    do="wait for it, or choose another --out",
+                )  # fmt: skip
+        yield
+
+
+def clear(parts: artifacts.Parts) -> None:
+    """Remove what an earlier run made, the manifest first; see `require_clearable`."""
+    folder = parts.folder
     with places.disk_errors(folder):
         for name in (MANIFEST, REJECTED):
             (folder / name).unlink(missing_ok=True)

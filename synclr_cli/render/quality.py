@@ -45,10 +45,6 @@ def entropy(pixels: np.ndarray) -> float:
     return float(-(share * np.log2(share)).sum())
 
 
-# What Pillow raises for bytes that are no whole picture.
-DOES_NOT_DECODE = (OSError, ValueError, SyntaxError)
-
-
 def fingerprint(picture: bytes) -> int:
     """Return a stored picture's 64-bit perceptual hash, as ImageHash's `phash` defines it.
 

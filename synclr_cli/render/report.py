@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from synclr_cli import artifacts, places
+from synclr_cli.learning.undecodable import DOES_NOT_DECODE
 from synclr_cli.render import quality
 from synclr_cli.render.engines.pocket.known import WORDS, Known
 from synclr_cli.render.manifest import MANIFEST, REJECTED
@@ -45,42 +46,31 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
     views: Counter[int] = Counter()
     sizes: Counter[str] = Counter()
     concepts: set[str] = set()
-    lengths: list[int] = []
+    looked = _Looked()
     scores: list[np.ndarray] = []
     known = _known(header.engine)
-    unknown = 0
-    exact: set[bytes] = set()
-    alike: set[int] = set()
-    same_bytes = same_print = masks = unreadable = 0
+    unknown = masks = 0
     for path in parts:
-        file, _ = artifacts.open_parquet(path, "images")
-        light = file.read(columns=["caption_id", "concept", "width", "height", *_score(file)])
-        if known:
-            rows = file.read(columns=["caption_id", "caption"]).to_pylist()
-            unknown += known.count_unknown({r["caption_id"]: r["caption"] for r in rows}.values())
-        if "score" in light.column_names:
-            scores.append(light["score"].drop_null().to_numpy())
-        views.update(Counter(light["caption_id"].to_pylist()).values())
-        concepts.update(light["concept"].unique().to_pylist())
-        pairs = zip(light["width"].to_pylist(), light["height"].to_pylist(), strict=True)
-        sizes.update(f"{w}x{h}" for w, h in pairs)
-        for group in range(file.num_row_groups):
-            if len(lengths) >= looked_at:
-                break
-            table = file.read_row_group(group, columns=["image", "mask"])
-            masks += len(table) - table["mask"].null_count
-            for picture in table["image"].to_pylist():
-                data = (picture or {}).get("bytes") or b""
-                lengths.append(len(data))
-                name = blake2b(data, digest_size=16).digest()
-                try:
-                    look = quality.fingerprint(data)
-                except quality.DOES_NOT_DECODE:
-                    unreadable += 1
-                    continue
-                same_bytes, same_print = same_bytes + (name in exact), same_print + (look in alike)
-                exact.add(name)
-                alike.add(look)
+        with artifacts.readable(path):
+            file, _ = artifacts.open_parquet(path, "images")
+            light = file.read(columns=["caption_id", "concept", "width", "height", *_score(file)])
+            if known:
+                rows = file.read(columns=["caption_id", "caption"]).to_pylist()
+                captions = {r["caption_id"]: r["caption"] for r in rows}
+                unknown += known.count_unknown(captions.values())
+            if "score" in light.column_names:
+                scores.append(light["score"].drop_null().to_numpy())
+            views.update(Counter(light["caption_id"].to_pylist()).values())
+            concepts.update(light["concept"].unique().to_pylist())
+            pairs = zip(light["width"].to_pylist(), light["height"].to_pylist(), strict=True)
+            sizes.update(f"{w}x{h}" for w, h in pairs)
+            for group in range(file.num_row_groups):
+                if len(looked.lengths) >= looked_at:
+                    break
+                table = file.read_row_group(group, columns=["image", "mask"])
+                masks += len(table) - table["mask"].null_count
+                for picture in table["image"].to_pylist():
+                    looked.add((picture or {}).get("bytes") or b"")
     return {
         "folder": folder.name,
         "digest": digest,
@@ -94,17 +84,43 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
         "sizes": dict(sizes.most_common(8)),
         "parts": len(parts),
         "bytes": sum(p.stat().st_size for p in parts),
-        "bytes_per_picture": sorted(lengths)[len(lengths) // 2] if lengths else 0,
+        "bytes_per_picture": looked.median_length(),
         "masks": masks,
         "rejected": manifest.get("rejected", {}),
         "set_aside": manifest.get("set_aside", 0),
         "scores": _quantiles(np.concatenate(scores) if scores else np.zeros(0)),
-        "same_bytes": same_bytes,
-        "alike": same_print,
-        "looked_at": len(lengths),
-        "unreadable": unreadable,
+        "same_bytes": looked.same_bytes,
+        "alike": looked.same_print,
+        "looked_at": len(looked.lengths),
+        "unreadable": looked.unreadable,
         **({"unknown_captions": unknown} if known else {}),
     }
+
+
+class _Looked:
+    """What is known of the pictures whose bytes were looked at."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+        self.same_bytes = self.same_print = self.unreadable = 0
+        self._exact: set[bytes] = set()
+        self._prints: set[int] = set()
+
+    def add(self, data: bytes) -> None:
+        self.lengths.append(len(data))
+        try:
+            print_ = quality.fingerprint(data)
+        except DOES_NOT_DECODE:
+            self.unreadable += 1
+            return
+        exact = blake2b(data, digest_size=16).digest()
+        self.same_bytes += exact in self._exact
+        self.same_print += print_ in self._prints
+        self._exact.add(exact)
+        self._prints.add(print_)
+
+    def median_length(self) -> int:
+        return sorted(self.lengths)[len(self.lengths) // 2] if self.lengths else 0
 
 
 def _known(engine: str) -> Known | None:

@@ -61,21 +61,22 @@ def run(
         parents=(source.parent,),
     )
     parts = artifacts.Parts(out, "images", header)
-    number, _, jobs = config.shard.partition("/")
-    if overwrite and jobs != "1":
+    if overwrite and config.shard != "1/1":
         raise UsageError(
             f"--overwrite with --shard {config.shard} would remove what the other jobs made",
             do="remove the folder before the first job starts",
         )
     if not overwrite and _is_finished(parts):
         return out
-    with places.locked(out / f".{number}-of-{jobs}.lock"):
+    with manifest.one_at_a_time(out, config.shard):
         return _make(parts, plan, captions.name, overwrite=overwrite)
 
 
 def _make(parts: artifacts.Parts, plan: Plan, captions: str, *, overwrite: bool) -> Path:
     """Make what is not there of this job's parts, and the manifest when all are."""
     config, out, header = plan.config, parts.folder, parts.header
+    if overwrite:
+        manifest.require_clearable(parts)
     # Before anything is cleared: a model may not be there.
     models = painting.load(config) if overwrite else None
     if overwrite:

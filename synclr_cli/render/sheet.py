@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from synclr_cli import artifacts, places
-from synclr_cli.render import quality
+from synclr_cli.learning.undecodable import DOES_NOT_DECODE
 
 CELL = 160  # pixels of a picture on the sheet
 GAP, MARGIN, TEXT_WIDTH, LINE = 10, 24, 240, 20
@@ -66,12 +66,13 @@ def spread(images_folder: Path, captions: int, views: int) -> list[Shown]:
     for i, path in enumerate(parts):
         wanted = captions * (i + 1) // len(parts) - captions * i // len(parts)
         if wanted:
-            shown += _some(path, wanted, views)
+            with artifacts.readable(path):
+                shown += _some(path, wanted, views)
     return shown
 
 
 def _some(path: Path, captions: int, views: int) -> list[Shown]:
-    file = places.parquet(path)
+    file, _ = artifacts.open_parquet(path, "images")
     ids = file.read(columns=["caption_id"])["caption_id"].to_pylist()
     distinct = list(dict.fromkeys(ids))
     stride = max(len(distinct) // captions, 1)
@@ -95,7 +96,7 @@ def _decoded(data: bytes) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(data))
         picture.load()
-    except quality.DOES_NOT_DECODE:
+    except DOES_NOT_DECODE:
         return Image.new("RGB", (CELL, CELL), FAINT)
     return picture
 

@@ -100,7 +100,7 @@ class Source:
                 in_order = in_order and bool(ids[0] > last and (np.diff(ids) > 0).all())
                 last = ids[-1]
                 if len(concepts) <= most:
-                    concepts.update(piece["concept"].drop_null().unique().to_pylist())
+                    concepts.update(name or "" for name in piece["concept"].unique().to_pylist())
         return in_order, concepts
 
     def _sort(self) -> pa.Table:

@@ -104,12 +104,8 @@ def open_corpus(parts: Sequence[Path]) -> Corpus:
     for number, path in enumerate(parts):
         file, _ = artifacts.open_parquet(path, "images")
         with file:
-            try:
+            with artifacts.readable(path):
                 table = file.read(["caption_id"], use_threads=False)
-            except (pa.ArrowException, OSError) as e:
-                raise DataError(
-                    f"cannot read the caption_id of {path} ({e})", do="render or copy it again"
-                ) from e
             ids = table["caption_id"].to_numpy()  # [rows]
             smallest += [_least(file.metadata, side) for side in ("width", "height")]
         first = np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1))  # [captions]

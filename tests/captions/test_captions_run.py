@@ -313,3 +313,28 @@ def test_concepts_are_drawn_evenly(tmp_path):
     made = rows(run(config(concepts="cifar10", count=5000), tmp_path / "c.parquet"))
     _, hits = np.unique([r["concept"] for r in made], return_counts=True)
     assert len(hits) == 10 and abs(hits - 500).max() < 4 * np.sqrt(5000 * 0.09)
+
+
+def test_a_smaller_count_leaves_the_parts_of_a_larger_alone(tmp_path):
+    out = run(config(count=128), tmp_path / "captions.parquet")
+    whole = run(config(count=500), tmp_path / "whole.parquet")
+    make_some_parts(out, config(count=500), (1, 2))
+    folder = out.with_name("captions.parquet.parts")
+    assert run(config(count=128), out) == out and len(list(folder.glob("part-*"))) == 2
+    for path in (*folder.glob("part-*"), *tmp_path.glob("source.*")):
+        path.unlink()
+    make_some_parts(out, config(count=128), (0,))  # as a kill at the very end leaves it
+    run(config(count=128), out)
+    assert not folder.exists()
+    assert run(config(count=500), out).read_bytes() == whole.read_bytes()
+
+
+def test_only_one_process_makes_a_file(tmp_path):
+    out = tmp_path / "captions.parquet"
+    arguments = ["captions", "-c", "cifar10", "--engine", "template:", "-n", "9", "-o", str(out)]
+    command = [sys.executable, "-m", "synclr_cli", *arguments]
+    with places.locked(tmp_path / ".captions.parquet.lock"):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "another synclr works in" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0

@@ -91,14 +91,17 @@ def test_joining_over_anything_but_captions_is_refused(tmp_path, monkeypatch):
     assert made[0].read_bytes() == before
 
 
-def test_names_with_dots_have_rejects_of_their_own(tmp_path):
-    names = ("v1.0", "v1.1", "v1.parquet", "v1")
-    assert [rejects_path(tmp_path / name).name for name in names] == [
-        "v1.0.rejects.parquet",
-        "v1.1.rejects.parquet",
-        "v1.rejects.parquet",
-        "v1.rejects.parquet",
-    ]
+def test_what_lies_beside_is_written_over_only_if_it_is_ours(tmp_path):
+    assert rejects_path(tmp_path / "v1.0.parquet").name == "v1.0.rejects.parquet"
+    made = shards_of(tmp_path, 2)
+    other = tmp_path / "joined.rejects.parquet"
+    other.write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="is no rejects file of synclr's"):
+            joining.run(made, tmp_path / "joined.parquet", overwrite=overwrite)
+        with pytest.raises(UsageError, match="is no rejects file of synclr's"):
+            run(config(), tmp_path / "joined.parquet", overwrite=overwrite)
+    assert other.read_text() == "mine"
 
 
 def test_shards_that_do_not_make_a_whole_are_refused(tmp_path):

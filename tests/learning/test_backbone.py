@@ -106,8 +106,8 @@ def test_what_is_no_backbone_is_refused(spec: str, error: type, message: str) ->
 def test_a_folder_without_a_backbone_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"Name a run folder, or a file of weights"):
         backbone.open_backbone(str(tmp_path))
-    (tmp_path / "model.safetensors").touch()  # as in an export
-    with pytest.raises(DataError, match=r"Try .*/model\.safetensors"):
+    (tmp_path / "export.json").touch()
+    with pytest.raises(DataError, match=r"Name the backbone that it was made from"):
         backbone.open_backbone(str(tmp_path))
     (tmp_path / "run.json").touch()
     with pytest.raises(DataError, match=r"holds no backbone.safetensors. Finish its training"):

@@ -70,7 +70,9 @@ def test_a_row_without_an_id_is_refused_and_one_without_a_concept_is_painted(
     with pytest.raises(DataError, match="a row has no caption_id"):
         Source(captions_file(2, ids=[None, 3]), 254)
     captions = captions_file([("a fox", "fox"), ("a bee", None)])
-    assert [row["concept"] for row in Source(captions, 254).rows(0, 2)] == ["fox", ""]
+    source = Source(captions, 254)
+    assert [row["concept"] for row in source.rows(0, 2)] == ["fox", ""]
+    assert source.concepts == ["", "fox"]  # a class of its own in the masks
     assert len(rows_of(run(render_config(), captions, tmp_path / "images"))) == 6
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import struct
+from zlib import crc32
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,7 +51,10 @@ def test_pictures_that_do_not_decode_are_counted_and_shown_empty(captions_file, 
     part = out / "part-00000.parquet"
     table = pq.read_table(part)
     rows = table.to_pylist()
-    rows[1]["image"]["bytes"], rows[4]["image"] = b"garbage", None
+    # A header that claims 1.6 billion pixels, and nothing.
+    huge = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", len(huge)) + b"IHDR" + huge + struct.pack(">I", crc32(b"IHDR" + huge))
+    rows[1]["image"]["bytes"], rows[4]["image"] = b"\x89PNG\r\n\x1a\n" + chunk, None
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), part)
     facts = report(out)
     assert facts["unreadable"] == 2 and facts["pictures"] == facts["looked_at"] == 6
@@ -59,9 +64,14 @@ def test_pictures_that_do_not_decode_are_counted_and_shown_empty(captions_file, 
 def test_a_truncated_part_is_one_line(captions_file, tmp_path):
     out = run(render_config(), captions_file(2), tmp_path / "images")
     part = out / "part-00000.parquet"
-    part.write_bytes(part.read_bytes()[:3000])
+    whole = part.read_bytes()
+    part.write_bytes(whole[:3000])
     with pytest.raises(DataError, match="is no Parquet file, or a truncated one"):
         report(out)
+    part.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
+    for look in (report, lambda folder: contact_sheet(folder, tmp_path / "sheet.png")):
+        with pytest.raises(DataError, match=r"cannot read .*part-00000"):
+            look(out)
 
 
 def test_an_unfinished_folder_is_described(captions_file, tmp_path):

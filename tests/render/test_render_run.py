@@ -193,6 +193,17 @@ def test_a_part_that_synclr_did_not_make_is_not_removed(captions_file, tmp_path)
     with pytest.raises(UsageError, match=r"is no images file of synclr's"):
         run(render_config(), captions_file(2), mine.parent, overwrite=True)
     assert mine.read_text() == "precious" and list(mine.parent.iterdir()) == [mine]
+    theirs = mine.with_name("manifest.json")
+    theirs.write_text('{"name": "an app"}')
+    with pytest.raises(UsageError, match="is no folder of pictures"):
+        run(render_config(), captions_file(2), mine.parent, overwrite=True)
+    assert sorted(mine.parent.iterdir()) == [theirs, mine]
+    out = run(render_config(), captions_file(2), tmp_path / "ours")
+    mine = mine.rename(out / mine.name)
+    with pytest.raises(UsageError, match=r"part-mine.parquet is no images file"):
+        run(render_config(), captions_file(2), out, overwrite=True)
+    mine.unlink()
+    run(render_config(), captions_file(2), out, overwrite=True)
 
 
 def test_only_one_process_makes_a_shard(captions_file, tmp_path):
@@ -203,6 +214,13 @@ def test_only_one_process_makes_a_shard(captions_file, tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "another synclr works in" in done.stderr
     assert not out.exists()
+    with places.locked(out / ".2-of-3.lock"):
+        for shard, code in (("1/1", 2), ("1/2", 2), ("1/3", 0)):
+            sharded = [*command, "--shard", shard]
+            done = subprocess.run(sharded, capture_output=True, text=True, check=False)
+            assert done.returncode == code, done.stderr
+            assert code == 0 or "expected a share of 3 like its own" in done.stderr
+    (out / ".2-of-3.lock").touch()  # as one that was killed leaves it
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
