@@ -147,36 +147,6 @@ def parent(path: Path, header: Header | None, digest: str) -> dict[str, Any]:
     }
 
 
-EXPORT_FILE = "export.json"  # of an export's folder: what it was made from
-
-
-def is_exported(out: Path, record: dict[str, Any], *, overwrite: bool) -> bool:
-    """Return whether folder `out` holds the export that `record` names; if not, it is free.
-
-    Raises:
-        UsageError: it holds another export, or something else.
-    """
-    done = out / EXPORT_FILE
-    if done.is_file():
-        if overwrite:
-            return False
-        found = places.read_json(done)
-        if {key: found.get(key) for key in record} != record:
-            raise UsageError(f"{out} holds another export", do="add --overwrite, or choose --out")
-        return True
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"{out} is there, and is no export", do="choose another --out")
-    return False
-
-
-def record_export(
-    folder: Path, record: dict[str, Any], source: Mapping[str, Any], **facts: float
-) -> None:
-    """Write what `is_exported` looks for; `source` is the `parent()` that was exported."""
-    header = Header("export", {"to": record["to"]}, parents=(source,))
-    places.write_json(folder / EXPORT_FILE, {"header": asdict(header), **record, **facts})
-
-
 def require_same(stage: str, found: Header, wanted: Header, where: Path) -> None:
     """Refuse to continue work that another config or another input began.
 
@@ -261,6 +231,12 @@ def open_parquet(path: Path, schema: str) -> tuple[pq.ParquetFile, Header]:
             missing or holds something else.
     """
     file, header = open_any_parquet(path)
+    require_schema(file, header, schema, path)
+    return file, header
+
+
+def require_schema(file: pq.ParquetFile, header: Header, schema: str, path: Path) -> None:
+    """Refuse an open Parquet file that is none of a schema; errors as `open_parquet`."""
     if header.schema != schema:
         raise DataError(f"{path}", got=f"{header.schema}/{header.version}", expected=schema)
     there = {*file.schema_arrow.names, *OPTIONAL}
@@ -278,7 +254,6 @@ def open_parquet(path: Path, schema: str) -> tuple[pq.ParquetFile, Header]:
     ]
     if wrong:
         raise DataError(f"{path}: column {', '.join(wrong)}", do=f"make it with synclr {maker}")
-    return file, header
 
 
 @contextmanager
@@ -377,6 +352,9 @@ STAGE_OF = {
 }
 
 
+MANIFEST = "manifest.json"  # of an images/1 folder: what says that it is whole
+
+
 def open_images(folder: Path) -> tuple[list[Path], Header, str]:
     """Open a finished images/1 folder: its parts in order, their header, and its digest.
 
@@ -391,7 +369,7 @@ def open_images(folder: Path) -> tuple[list[Path], Header, str]:
         )
     if not folder.is_dir():
         raise DataError(f"no folder {folder}", do="make it with synclr render")
-    manifest_path = folder / "manifest.json"
+    manifest_path = folder / MANIFEST
     parts = sorted(folder.glob("part-*.parquet"))
     if not manifest_path.is_file():
         if not parts:
@@ -403,22 +381,32 @@ def open_images(folder: Path) -> tuple[list[Path], Header, str]:
             f"{folder} holds {len(parts)} parts but is not finished",
             do="run synclr render again: it continues",
         )
-    manifest = places.read_json(manifest_path)
-    try:
-        names = [p["name"] for p in manifest["parts"]]
-        parts_digest, header = manifest["digest"], manifest["header"]
-    except (KeyError, TypeError) as e:
-        raise DataError(f"{manifest_path} lacks {e}") from e
+    names, header, parts_digest = read_manifest(folder)
     missing = [n for n in names if not (folder / n).is_file()]
     if missing:
         raise DataError(f"{folder} lacks {', '.join(missing)}", do="run synclr render again")
     if not names:
         raise DataError(f"{folder} holds no pictures", do="make it with synclr render")
-    return (
-        [folder / n for n in names],
-        Header.parse(json.dumps(header), manifest_path),
-        parts_digest,
-    )
+    return [folder / n for n in names], header, parts_digest
+
+
+def read_manifest(folder: Path) -> tuple[list[str], Header, str]:
+    """Return the names of an images/1 folder's parts, their header and digest, as it tells them.
+
+    Raises:
+        DataError: its manifest is not there, or none.
+    """
+    path = folder / MANIFEST
+    manifest = places.read_json(path)
+    try:
+        names = [str(part["name"]) for part in manifest["parts"]]
+        told, digest = manifest["header"], str(manifest["digest"])
+    except (KeyError, TypeError) as e:
+        raise DataError(f"{path} lacks {e}") from e
+    header = Header.parse(json.dumps(told), path)
+    if header.schema != "images":
+        raise DataError(f"{path}", got=header.schema, expected="images")
+    return names, header, digest
 
 
 # -------------------------------------------------------------------------------- safetensors

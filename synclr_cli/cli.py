@@ -586,7 +586,7 @@ def _root(
 # --------------------------------------------------------------------------------- the outside
 
 # What torchrun runs as one job of several processes.
-_BY_RANKS = (["train"], ["linear-probe"], ["finetune"], ["segment"])
+_BY_RANKS = {"train", "linear-probe", "finetune", "segment"}
 
 # typer carries click inside or beside it, by version; its errors' common ancestor either way.
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -595,7 +595,7 @@ _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code; what is not our bug ends in one line."""
     given = sys.argv[1:] if arguments is None else arguments
-    together = given[:1] in _BY_RANKS
+    together = bool(_BY_RANKS.intersection(given[:1]))
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with places.disk_errors(Path.cwd()):

@@ -70,12 +70,7 @@ def result_table(value: Mapping[str, Any], grid: Sequence[Sequence[str]]) -> Non
     if _captured or not sys.stdout.isatty():
         result(json.dumps(value, ensure_ascii=False, allow_nan=False))
     elif _main_rank:
-        shown = Table(box=None, pad_edge=False)
-        for i, column in enumerate(grid[0]):
-            shown.add_column(Text(column), justify="left" if i == 0 else "right", overflow="fold")
-        for row in grid[1:]:
-            shown.add_row(*map(Text, row))
-        Console().print(shown)
+        Console().print(_filled(Table(box=None, pad_edge=False), grid[0], grid[1:]))
 
 
 @contextmanager
@@ -115,12 +110,15 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     """Show a table on stderr; numbers are right-aligned from the second column on."""
     if not _main_rank or _quiet:
         return
-    shown = Table(title=Text(title), title_justify="left")
+    _stderr.print(_filled(Table(title=Text(title), title_justify="left"), columns, rows))
+
+
+def _filled(shown: Table, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for i, column in enumerate(columns):
         shown.add_column(Text(column), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         shown.add_row(*map(Text, row))  # a caption may hold [brackets]
-    _stderr.print(shown)
+    return shown
 
 
 class _Rate(ProgressColumn):

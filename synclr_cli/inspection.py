@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from synclr_cli import artifacts, places
+from synclr_cli import artifacts, exports, places
 from synclr_cli.artifacts import Header
 from synclr_cli.errors import DataError
 
@@ -58,15 +58,15 @@ def describe(path: Path) -> Description:
         DataError: it is none of these.
     """
     if path.is_dir():
-        if (path / "manifest.json").is_file():
+        if (path / artifacts.MANIFEST).is_file():
             return _images(path)
         if (path / "run.json").is_file() or (path / "backbone.safetensors").is_file():
             return _run(path)
-        if any(path.glob("part-*.parquet")):
-            return _unfinished(path)
+        if parts := sorted(path.glob("part-*.parquet")):
+            return _unfinished(path, parts)
         if (path / "state.json").is_file():
             return _checkpoint(path)
-        for name in ("report.json", artifacts.EXPORT_FILE):
+        for name in ("report.json", exports.EXPORT_FILE):
             if (path / name).is_file():
                 return _record(path / name)
         if any(path.glob("*/report.json")):
@@ -119,8 +119,7 @@ def _images(path: Path) -> Description:
     return Description(path, "images", header, {"parts": len(parts), "digest": digest})
 
 
-def _unfinished(path: Path) -> Description:
-    parts = sorted(path.glob("part-*.parquet"))
+def _unfinished(path: Path, parts: list[Path]) -> Description:
     header = artifacts.open_any_parquet(parts[0])[1]
     return Description(path, "part", header, {"finished": False, "parts": len(parts)})
 
@@ -156,9 +155,8 @@ def _record(path: Path) -> Description:
     if not isinstance(told, dict) or not isinstance(told.get("schema"), str):
         raise DataError(f"{path} is no record that synclr made")
     header = Header.parse(json.dumps(told), path)
-    facts = {
-        k: v for k, v in record.items() if told is not record and isinstance(v, str | int | float)
-    }
+    rest = {} if told is record else record
+    facts = {k: v for k, v in rest.items() if isinstance(v, str | int | float)}
     return Description(path, "record", header, facts)
 
 

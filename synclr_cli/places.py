@@ -70,6 +70,11 @@ def is_local(path: Path) -> bool:
     return isinstance(path, Path)
 
 
+def resolved(path: Path) -> Path:
+    """Return a path of this machine as it is written from the root on; a URI as it is."""
+    return path.resolve() if is_local(path) else path
+
+
 def _elsewhere(path: Any) -> tuple[Any, str]:
     """Return the fsspec file system of a path that is not local, and its name there."""
     # A path keeps the file system of the process that it was made in. S3's and GCS's refuse to work

@@ -9,7 +9,6 @@ absent. Bounds are Wilson's 95 % interval of the realised share.
 from __future__ import annotations
 
 import itertools
-import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -23,10 +22,10 @@ from synclr_cli.captions import concepts, quality
 from synclr_cli.captions.completing import FALLBACK
 from synclr_cli.captions.pieces import rejects_path
 from synclr_cli.errors import DataError
+from synclr_cli.learning.metrics import wilson
 
 VARIETY_ROWS = 100_000  # distinct-n is of so many captions, the first; it falls with their number
 NAMED = 20  # of the concepts never drawn, so many are named
-_Z = 1.959964  # of a 95 % interval
 
 
 def report(path: Path) -> dict[str, Any]:
@@ -199,17 +198,6 @@ def _shares(
             "intended": intended.get(name, 0.0) if intended is not None else None,
         }
     return found
-
-
-def wilson(hits: int, of: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share."""
-    if not of:
-        return 0.0, 1.0
-    p, z2 = hits / of, _Z * _Z
-    centre = (p + z2 / (2 * of)) / (1 + z2 / of)
-    half = _Z * math.sqrt(p * (1 - p) / of + z2 / (4 * of * of)) / (1 + z2 / of)
-    # The share itself where it is 0 or 1 and the bound a rounding inside.
-    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
 def _concepts(

@@ -44,7 +44,7 @@ def run(shards: Sequence[Path], out: Path, *, overwrite: bool = False) -> Path:
     """
     require_place(out, overwrite=overwrite)
     by_number, header = _opened(shards)
-    if any(_is_same(out, shard) for shard in shards):
+    if places.resolved(out) in map(places.resolved, shards):
         raise UsageError(f"{out} is one of the shards", do="choose another --out")
     if out.exists() and not overwrite:
         _, found = artifacts.open_parquet(out, "captions")
@@ -81,9 +81,10 @@ def _opened(shards: Sequence[Path]) -> tuple[dict[int, Path], artifacts.Header]:
     by_number: dict[int, Path] = {}
     whole: artifacts.Header | None = None
     for path in shards:
-        if artifacts.open_any_parquet(path)[1].schema in ("rejects", "backgrounds"):
+        file, found = artifacts.open_any_parquet(path)
+        if found.schema in ("rejects", "backgrounds"):
             continue  # captions-*.parquet finds what lies beside the shards as well
-        _, found = artifacts.open_parquet(path, "captions")
+        artifacts.require_schema(file, found, "captions", path)
         number, _, of = str(found.config["shard"]).partition("/")
         header = replace(found, config={**found.config, "shard": f"1/{of}"})
         if whole is None:
@@ -104,12 +105,6 @@ def _opened(shards: Sequence[Path]) -> tuple[dict[int, Path], artifacts.Header]:
             do=f"make them with synclr captions --shard {missing[0]}/{total}",
         )
     return by_number, replace(whole, config={**whole.config, "shard": "1/1"})
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    if places.is_local(one) and places.is_local(other):
-        return one.resolve() == other.resolve()
-    return one == other
 
 
 def _differing(one: artifacts.Header, other: artifacts.Header) -> str | None:

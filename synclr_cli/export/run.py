@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from synclr_cli import artifacts, console, places
+from synclr_cli import artifacts, console, exports, places
 from synclr_cli.errors import EngineError, UsageError
 from synclr_cli.export import onnx, timm, transformers
 from synclr_cli.learning import backbone as backbones
@@ -41,7 +41,7 @@ def run(backbone: str, to: str, out: Path, *, overwrite: bool = False) -> Path:
         _require(package, to)
     opened = backbones.open_backbone(backbone)
     record = {"to": to, "backbone": opened.digest}
-    if artifacts.is_exported(out, record, overwrite=overwrite):
+    if exports.is_exported(out, record, overwrite=overwrite):
         return out
     opened.model.eval()
     images = _pictures(opened)
@@ -56,7 +56,7 @@ def run(backbone: str, to: str, out: Path, *, overwrite: bool = False) -> Path:
                 do=f"report it with the versions of torch and {to}",
             )
         source = artifacts.parent(Path(opened.name), opened.header, opened.digest)
-        artifacts.record_export(partial, record, source, features_apart=apart)
+        exports.record_export(partial, record, source, features_apart=apart)
     console.note(f"{to} gives the same features to {apart:.1e} of the largest")
     return out
 

@@ -27,7 +27,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer
 from torch import Tensor
 
-from synclr_cli import artifacts, places
+from synclr_cli import artifacts, exports, places
 from synclr_cli.artifacts import Header
 from synclr_cli.errors import DataError, EngineError, UsageError
 from synclr_cli.learning import runtime
@@ -231,7 +231,7 @@ def _instead_of(folder: Path) -> str:
     """Return what somebody may do who named a folder without a backbone."""
     if any((folder / name).is_file() for name in ("run.json", "state.json")):
         return "finish its training: run synclr train again"
-    if (folder / artifacts.EXPORT_FILE).is_file() or (folder / "report.json").is_file():
+    if (folder / exports.EXPORT_FILE).is_file() or (folder / "report.json").is_file():
         return "name the backbone that it was made from"
     return "name a run folder, or a file of weights"
 

@@ -5,6 +5,7 @@ Shapes: n pictures, K classes. A confusion matrix is [K, K] with the truth along
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -98,6 +99,18 @@ def mean_average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
     return float(np.mean([average_precision(truth[:, k] > 0, scores[:, k]) for k in occurs]))
 
 
+def wilson(hits: int, of: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share."""
+    if not of:
+        return 0.0, 1.0
+    z = 1.959964
+    p, z2 = hits / of, z * z
+    centre = (p + z2 / (2 * of)) / (1 + z2 / of)
+    half = z * math.sqrt(p * (1 - p) / of + z2 / (4 * of * of)) / (1 + z2 / of)
+    # The share itself where it is 0 or 1 and the bound a rounding inside.
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
+
+
 def accuracy_interval(
     correct: np.ndarray, seed: int, *, labels: np.ndarray | None = None, resamples: int = 10_000
 ) -> tuple[float, float]:
@@ -113,10 +126,7 @@ def accuracy_interval(
             of the mean per class.
     """
     if labels is None:
-        n, p, z = len(correct), float(correct.mean()), 1.959964
-        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
-        return max(middle - half, 0.0), min(middle + half, 1.0)
+        return wilson(int(correct.sum()), len(correct))
     rng = np.random.default_rng(seed)
     groups = [correct[labels == k] for k in np.unique(labels)]
     means = [rng.binomial(len(g), g.mean(), resamples) / len(g) for g in groups]

@@ -66,8 +66,8 @@ def run(
         parents=(artifacts.parent(source, None, _digest(files)),),
     )
     parts = artifacts.Parts(out, "images", header)
-    if not overwrite and (out / manifest.MANIFEST).is_file():
-        artifacts.require_same("render", manifest.header(out), header, out)
+    if not overwrite and (out / artifacts.MANIFEST).is_file():
+        artifacts.require_same("render", artifacts.read_manifest(out)[1], header, out)
         if manifest.is_whole(parts):
             return out
     with manifest.one_at_a_time(out, "1/1"):
@@ -135,8 +135,7 @@ def _make(
 
 def _is_inside(folder: Path, path: Path) -> bool:
     """Return whether a path is a folder or in it, however the two are written."""
-    if places.is_local(folder) and places.is_local(path):
-        folder, path = folder.resolve(), path.resolve()
+    folder, path = places.resolved(folder), places.resolved(path)
     return folder == path or folder in path.parents
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from synclr_cli import artifacts, console, places
-from synclr_cli.artifacts import Header
+from synclr_cli.artifacts import MANIFEST
 from synclr_cli.errors import DataError, UsageError
 
-MANIFEST, REJECTED = "manifest.json", "rejected.jsonl"
+REJECTED = "rejected.jsonl"
 
 
 def write(
@@ -79,33 +79,12 @@ def write(
         forget_digest(parts.path(index))
 
 
-def header(folder: Path) -> Header:
-    """Return the header of a folder that has a manifest; its parts are not looked at.
-
-    Raises:
-        DataError: the manifest is no manifest.
-    """
-    path = folder / MANIFEST
-    found = Header.parse(json.dumps(places.read_json(path).get("header")), path)
-    if found.schema != "images":
-        raise DataError(f"{path}", got=found.schema, expected="images")
-    return found
-
-
 def is_whole(parts: artifacts.Parts) -> bool:
     """Return whether there is a manifest, and every part that it lists."""
     if not (parts.folder / MANIFEST).is_file():
         return False
-    return _listed(parts.folder) <= {part.name for part in parts.present()}
-
-
-def _listed(folder: Path) -> set[str]:
-    """Return the names of the parts that a manifest lists."""
-    header(folder)  # says what is wrong with a manifest that is none
-    try:
-        return {part["name"] for part in places.read_json(folder / MANIFEST)["parts"]}
-    except (KeyError, TypeError) as e:
-        raise DataError(f"{folder / MANIFEST} lacks {e}") from e
+    there = {part.name for part in parts.present()}
+    return there.issuperset(artifacts.read_manifest(parts.folder)[0])
 
 
 def note_digest(path: Path) -> None:
@@ -138,7 +117,7 @@ def require_clearable(parts: artifacts.Parts) -> None:
     listed: set[str] = set()
     if (parts.folder / MANIFEST).is_file():
         try:
-            listed = _listed(parts.folder)
+            listed = set(artifacts.read_manifest(parts.folder)[0])
         except DataError as e:
             raise UsageError(
                 f"{parts.folder} is no folder of pictures ({e})", do="choose another --out"

@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from synclr_cli import artifacts, places
+from synclr_cli.artifacts import MANIFEST
 from synclr_cli.learning.undecodable import DOES_NOT_DECODE
 from synclr_cli.render import quality
 from synclr_cli.render.engines.pocket.known import WORDS, Known
-from synclr_cli.render.manifest import MANIFEST, REJECTED
+from synclr_cli.render.manifest import REJECTED
 from synclr_cli.render.sheet import spread
 
 THUMBNAIL = 144  # pixels of a picture on the page

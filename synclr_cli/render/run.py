@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from synclr_cli import artifacts, console, places, settings
+from synclr_cli.artifacts import MANIFEST
 from synclr_cli.config import RenderConfig
 from synclr_cli.engines import ImageEngine
 from synclr_cli.errors import UsageError
 from synclr_cli.render import manifest, painting
-from synclr_cli.render.manifest import MANIFEST
 from synclr_cli.render.part import LARGEST_CLASS, Part, Plan
 from synclr_cli.render.source import Source
 from synclr_cli.render.writing import Writer
@@ -157,7 +157,7 @@ def _paint(
 def _found_header(out: Path) -> artifacts.Header | None:
     """Return the header of what an earlier run left in `out`, finished or not."""
     if (out / MANIFEST).is_file():
-        return manifest.header(out)
+        return artifacts.read_manifest(out)[1]
     first = min(out.glob("part-*.parquet"), default=None, key=lambda p: p.name)
     return artifacts.open_parquet(first, "images")[1] if first else None
 
@@ -166,7 +166,7 @@ def _is_finished(parts: artifacts.Parts) -> bool:
     """Return whether a folder holds just what is asked for, whole."""
     if not manifest.is_whole(parts):
         return False
-    found, wanted = manifest.header(parts.folder), parts.header
+    found, wanted = artifacts.read_manifest(parts.folder)[1], parts.header
     same_config = not settings.differing_keys("render", found.config, wanted.config)
     return same_config and [p["digest"] for p in found.parents] == [
         p["digest"] for p in wanted.parents

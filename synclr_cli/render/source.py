@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ class Source:
         if self._sorted is not None:
             return self._sorted.slice(start, stop - start).to_pylist()
         found: list[dict[str, Any]] = []
-        with self._readable():
+        with artifacts.readable(self._path):
             self._go_to(start)
             while self._piece is not None:
                 within = max(start - self._first, 0), min(stop - self._first, len(self._piece))
@@ -92,7 +91,7 @@ class Source:
         """Return whether the ids rise from row to row, and the concepts, a few more than `most`."""
         last, in_order = -1, True
         concepts: set[str] = set()
-        with self._readable():
+        with artifacts.readable(self._path):
             for piece in self._file.iter_batches(PIECE, columns=["caption_id", "concept"]):
                 if piece["caption_id"].null_count:
                     raise DataError(f"{self._path}: a row has no caption_id")
@@ -109,17 +108,10 @@ class Source:
                 f"{self._path}: {self.count} captions that are not in the order of caption_id",
                 do="sort the file by caption_id",
             )
-        with self._readable():
+        with artifacts.readable(self._path):
             table = self._file.read(columns=_COLUMNS).sort_by("caption_id")
         ids = table["caption_id"].to_numpy()
         repeated = ids[1:][np.diff(ids) == 0]
         if len(repeated):
             raise DataError(f"{self._path}: caption_id {repeated[0]} occurs twice")
         return table
-
-    @contextmanager
-    def _readable(self) -> Iterator[None]:
-        try:
-            yield
-        except (pa.ArrowInvalid, OSError) as e:
-            raise DataError(f"{self._path} is truncated or damaged ({e})") from e

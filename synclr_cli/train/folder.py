@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from synclr_cli import artifacts, places
+from synclr_cli import artifacts, exports, places
 from synclr_cli.artifacts import Header
 from synclr_cli.errors import DataError, UsageError
 from synclr_cli.learning import backbone, checkpoint
@@ -35,7 +35,7 @@ from synclr_cli.train.verdict import METRICS_FILE
 OTHERS = {
     "manifest.json": "pictures",
     "report.json": "a judge's report",
-    artifacts.EXPORT_FILE: "an exported backbone",
+    exports.EXPORT_FILE: "an exported backbone",
 }
 
 

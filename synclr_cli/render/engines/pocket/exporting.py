@@ -15,7 +15,7 @@ from pathlib import Path
 import diffusers
 import torch
 
-from synclr_cli import artifacts, console, places
+from synclr_cli import artifacts, console, exports, places
 from synclr_cli.errors import EngineError
 from synclr_cli.render.engines.pocket import weights
 from synclr_cli.render.engines.pocket.pipeline import SHAPE, PocketPipeline
@@ -35,7 +35,7 @@ def run(target: str, out: Path, *, overwrite: bool = False) -> Path:
     path = Path(target).expanduser() if target else weights.SHIPPED
     pipe = weights.load(path)
     record = {"to": "diffusers", "weights": places.digest(path)}
-    if artifacts.is_exported(out, record, overwrite=overwrite):
+    if exports.is_exported(out, record, overwrite=overwrite):
         return out
     with places.atomic_folder(out) as partial:
         diffusers.utils.logging.disable_progress_bar()
@@ -49,7 +49,7 @@ def run(target: str, out: Path, *, overwrite: bool = False) -> Path:
                 f"{path} in diffusers: its pictures differ",
                 do="report it with the versions of torch and diffusers",
             )
-        artifacts.record_export(partial, record, artifacts.parent(path, None, record["weights"]))
+        exports.record_export(partial, record, artifacts.parent(path, None, record["weights"]))
     console.note("diffusers paints the same pictures")
     return out
 
