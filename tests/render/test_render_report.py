@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 from zlib import crc32
@@ -9,6 +10,7 @@ from zlib import crc32
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from test_render_run import render_config
 
 from synclr_cli import inspection
@@ -53,8 +55,14 @@ def test_pictures_that_do_not_decode_are_counted_and_shown_empty(captions_file, 
     rows = table.to_pylist()
     # A header that claims 1.6 billion pixels, and nothing.
     huge = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", len(huge)) + b"IHDR" + huge + struct.pack(">I", crc32(b"IHDR" + huge))
-    rows[1]["image"]["bytes"], rows[4]["image"] = b"\x89PNG\r\n\x1a\n" + chunk, None
+    chunks = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
+        for kind, data in ((b"IHDR", huge), (b"IDAT", b""))
+    ]
+    claims = b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(claims))
+    rows[1]["image"]["bytes"], rows[4]["image"] = claims, None
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), part)
     facts = report(out)
     assert facts["unreadable"] == 2 and facts["pictures"] == facts["looked_at"] == 6
