@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from synclr_cli import console, places, presets
-from synclr_cli.captions import coverage
+from synclr_cli import console, presets
+from synclr_cli.captions import report
 from synclr_cli.captions.run import run
+from synclr_cli.data import storage
 
 
 def main() -> None:
@@ -36,8 +37,8 @@ def main() -> None:
         start = time.perf_counter()
         out = run(config, Path(folder) / "captions.parquet")
         seconds = time.perf_counter() - start
-        measured = coverage.report(out)
-        rows = places.table(out).to_pylist()
+        measured = report.report(out)
+        rows = storage.table(out).to_pylist()
     refused = measured["refusals"]
     figures = {
         "captions": arguments.count,

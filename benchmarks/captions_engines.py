@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from synclr_cli.captions import concepts, prompts, quality
-from synclr_cli.captions.completing import prompts_of
-from synclr_cli.captions.drawing import Drawer, noise_seeds
 from synclr_cli.captions.engines.smollm2 import SmolLM2Engine
+from synclr_cli.captions.generate import prompts_of
+from synclr_cli.captions.sampler import Drawer, noise_seeds
 from synclr_cli.config import CaptionEngineConfig
 from synclr_cli.learning import smollm2
 

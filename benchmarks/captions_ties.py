@@ -15,9 +15,9 @@ import json
 import numpy as np
 
 from synclr_cli.captions import concepts, prompts
-from synclr_cli.captions.completing import prompts_of
-from synclr_cli.captions.drawing import Drawer, noise_seeds
 from synclr_cli.captions.engines import smollm2
+from synclr_cli.captions.generate import prompts_of
+from synclr_cli.captions.sampler import Drawer, noise_seeds
 from synclr_cli.config import CaptionEngineConfig
 
 

@@ -38,7 +38,7 @@ from train_result import (
     with_sets,
 )
 
-from synclr_cli import artifacts
+from synclr_cli.data import artifacts
 
 ROWS = {  # pictures, switches
     "SynCLR, painted": ("painted", ()),

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from synclr_cli import artifacts
-from synclr_cli.render.source import Source
+from synclr_cli.data import artifacts
+from synclr_cli.render.captions_reader import Source
 
 PART = 1024
 PIECE = 100_000  # rows written at once

@@ -33,10 +33,11 @@ import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from synclr_cli import artifacts, config as configs, console, settings
+from synclr_cli import config as configs, console, settings
+from synclr_cli.data import artifacts
 from synclr_cli.engines import load
-from synclr_cli.render import painting
-from synclr_cli.render.painting import Row, view_seed
+from synclr_cli.render import generate
+from synclr_cli.render.generate import Row, view_seed
 from synclr_cli.render.writing import CAPTIONS_PER_GROUP
 
 VIEWS = 4
@@ -129,7 +130,7 @@ def reference_way(
 def our_way(engine, config: configs.RenderConfig, rows: list[Row], out: Path) -> None:
     """Paint, encode and write as `synclr render` does."""
     header = artifacts.Header(schema="images", config={})
-    with painting.painter(engine, config, len(rows)) as painter:
+    with generate.painter(engine, config, len(rows)) as painter:
         records = [r for batch in painter.submit(rows) for r in batch.result()]
     columns = artifacts.COLUMNS["images"]
     table = pa.Table.from_pylist(

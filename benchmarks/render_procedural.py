@@ -24,9 +24,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from synclr_cli.engines import Painting
-from synclr_cli.render import painting
+from synclr_cli.render import generate
 from synclr_cli.render.engines.procedural import scene
-from synclr_cli.render.painting import Row
+from synclr_cli.render.generate import Row
 
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "purple", "orange")
 CONCEPTS = (
@@ -54,9 +54,9 @@ def speed() -> None:
         start = time.process_time()
         painted = [Painting(*scene.paint(r.caption, r.concept, r.seed, side)) for r in rows]
         drawn = time.process_time()
-        painting.encode(painted, rows, config)
+        generate.encode(painted, rows, config)
         stored = time.process_time()
-        painting.encode(painted, rows, unmasked)
+        generate.encode(painted, rows, unmasked)
         end = time.process_time()
         pixels, masks = stored - drawn, (stored - drawn) - (end - stored)
         print(

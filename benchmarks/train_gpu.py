@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from train_step import random_batch
 
-from synclr_cli import artifacts, draws
+from synclr_cli import rng
 from synclr_cli.config import TrainConfig
+from synclr_cli.data import artifacts
 from synclr_cli.learning import runtime
-from synclr_cli.train import batches, cost, crops, timetable
+from synclr_cli.train import batches, crops, flops, timetable
 from synclr_cli.train.batches import Batch
-from synclr_cli.train.corpus import open_corpus
+from synclr_cli.train.image_index import open_corpus
 from synclr_cli.train.learner import Learner
 
 
@@ -48,8 +49,8 @@ def speed(learner: Learner, every: Iterator[Batch], steps: int) -> dict[str, flo
         learner.update(next(every), now)
     finish(device)
     seconds = (time.perf_counter() - start) / steps
-    teraflops = cost.step_flops(config, learner.student) / seconds / 1e12
-    peak = cost.peak_tflops(device)
+    teraflops = flops.step_flops(config, learner.student) / seconds / 1e12
+    peak = flops.peak_tflops(device)
     found = {
         "images_per_s": round(config.captions_per_batch * config.views / seconds, 1),
         "model_tflop_per_s": round(teraflops, 2),
@@ -75,7 +76,7 @@ def cutting(config: TrainConfig, device: torch.device, pictures: int, rounds: in
         if round_ == 1:
             finish(device)
             start = time.perf_counter()
-        drawn = crops.plan(config, round_, draws.key("picture", np.arange(pictures)), sizes)
+        drawn = crops.plan(config, round_, rng.key("picture", np.arange(pictures)), sizes)
         crops.cut_and_paint(config, pixels.clone(), drawn)
     finish(device)
     return rounds * pictures / (time.perf_counter() - start)

@@ -27,12 +27,12 @@ from torchvision import transforms as v1
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
-from synclr_cli import artifacts, places
-from synclr_cli.artifacts import Header
 from synclr_cli.config import TrainConfig
+from synclr_cli.data import artifacts, storage
+from synclr_cli.data.artifacts import Header
 from synclr_cli.learning import runtime
-from synclr_cli.train import batches, shelf
-from synclr_cli.train.corpus import open_corpus
+from synclr_cli.train import batches, image_reader
+from synclr_cli.train.image_index import open_corpus
 from synclr_cli.train.run import run as train
 
 VIEWS = 4
@@ -138,7 +138,7 @@ def waiting(folder: Path, steps: int) -> dict[str, float]:
     """Train on the part in a folder; return speed and waiting share of all steps but the first."""
     header = json.loads(Header(schema="images", config={}).json())
     manifest = {"header": header, "parts": [{"name": "part-00000.parquet"}], "digest": "none"}
-    places.write_json(folder / "manifest.json", manifest)
+    storage.write_json(folder / "manifest.json", manifest)
     config = TrainConfig(
         arch="vit_small_patch16_224",
         captions_per_batch=4,
@@ -189,7 +189,7 @@ def main() -> None:
 
         def decoding(_: int) -> None:
             for data in pictures:
-                shelf.decode(data, "")
+                image_reader.decode(data, "")
 
         variants = {
             "ours": ours,

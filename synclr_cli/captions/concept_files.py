@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from synclr_cli import places
+from synclr_cli.data import storage
 from synclr_cli.errors import DataError
 
 KINDS = ("object", "place", "texture")
@@ -134,7 +134,7 @@ def _read_csv(path: Path) -> Iterator[_Row]:
 
 def _read_parquet(path: Path) -> Iterator[_Row]:
     try:
-        file = places.parquet(path)
+        file = storage.parquet(path)
     except (pa.ArrowInvalid, OSError) as e:
         raise DataError(f"{path} is no Parquet file, or a truncated one ({e})") from e
     columns = _require_columns(path, file.schema_arrow.names)

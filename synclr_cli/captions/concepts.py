@@ -23,8 +23,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from synclr_cli import places
 from synclr_cli.captions.concept_files import SUFFIXES, ConceptList, read_file
+from synclr_cli.data import storage
 from synclr_cli.errors import DataError, EngineError, UsageError
 
 # The paper's sampling probabilities (Table 11). Its "IN-21k" are the 13k most frequent synsets;
@@ -146,7 +146,7 @@ def read(spec: str, cap: float = 1.0) -> Pool:
                 columns["domains"].append(domain)
                 group_weights.append(one.weights[i])
             if one.path:
-                files.append((one.path, places.digest(one.path)))
+                files.append((one.path, storage.digest(one.path)))
             if one.merged:
                 notes.append(f"{one.source}: {one.merged} repeated concepts were put together")
         shares = np.asarray(group_weights, dtype=np.float64)
@@ -202,7 +202,7 @@ def plain_name(concept: str) -> str:
 
 
 def _parse(spec: str) -> list[tuple[tuple[str, ...], float]]:
-    if _suffix(spec) in SUFFIXES and places.place(spec).exists():
+    if _suffix(spec) in SUFFIXES and storage.place(spec).exists():
         return [((spec,), 1.0)]
     groups: list[tuple[tuple[str, ...], float]] = []
     weighted = 0
@@ -225,7 +225,7 @@ def _parse(spec: str) -> list[tuple[tuple[str, ...], float]]:
                 )
             item = head.strip()
         parts = (
-            (item,) if places.place(item).exists() else tuple(p.strip() for p in item.split("+"))
+            (item,) if storage.place(item).exists() else tuple(p.strip() for p in item.split("+"))
         )
         for part in parts:
             _require_source(part)
@@ -266,7 +266,7 @@ def _load(name: str) -> ConceptList:
         return _imagenet(name)
     if name in _BANKS:
         return _bank(name)
-    return read_file(places.place(name))
+    return read_file(storage.place(name))
 
 
 # ------------------------------------------------------------------------------- by name

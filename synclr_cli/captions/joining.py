@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from synclr_cli import artifacts, console, places
+from synclr_cli import console
 from synclr_cli.captions import listing
 from synclr_cli.captions.pieces import (
     ROWS_PER_GROUP,
@@ -27,6 +27,7 @@ from synclr_cli.captions.pieces import (
     rejects_path,
     require_place,
 )
+from synclr_cli.data import artifacts, storage
 from synclr_cli.errors import DataError, UsageError
 
 _BATCH = 4096  # rows of a shard in memory
@@ -44,7 +45,7 @@ def run(shards: Sequence[Path], out: Path, *, overwrite: bool = False) -> Path:
     """
     require_place(out, overwrite=overwrite)
     by_number, header = _opened(shards)
-    if places.resolved(out) in map(places.resolved, shards):
+    if storage.resolved(out) in map(storage.resolved, shards):
         raise UsageError(f"{out} is one of the shards", do="choose another --out")
     if out.exists() and not overwrite:
         _, found = artifacts.open_parquet(out, "captions")

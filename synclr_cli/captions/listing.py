@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from synclr_cli import artifacts, console, draws, places
+from synclr_cli import console, rng
 from synclr_cli.captions.concepts import Pool, plain_name
 from synclr_cli.captions.pieces import beside, remove
+from synclr_cli.data import artifacts, storage
 from synclr_cli.engines import CaptionEngine, Prompt
 
 LISTS = 4  # completions asked for per concept; their union is its list
@@ -70,10 +71,10 @@ def write(
     if path.exists():
         _, found = artifacts.open_parquet(path, "backgrounds")
         artifacts.require_same("captions", found, header, path)
-        known |= set(places.table(path, ["concept"])["concept"].to_pylist())
+        known |= set(storage.table(path, ["concept"])["concept"].to_pylist())
     parts.missing(1)  # refuses parts of other settings
     for part in parts.present():
-        known |= set(places.table(part, ["concept"])["concept"].to_pylist())
+        known |= set(storage.table(part, ["concept"])["concept"].to_pylist())
     todo = sorted({pool.names[n] for n in numbers} - known)
     if not todo and not parts.present() and path.exists():
         return
@@ -113,7 +114,7 @@ def joined(paths: Sequence[Path]) -> pa.Table:
     for path in paths:
         mine: dict[str, list[str]] = {}
         artifacts.open_parquet(path, "backgrounds")
-        for row in places.table(path, ["concept", "background"]).to_pylist():
+        for row in storage.table(path, ["concept", "background"]).to_pylist():
             mine.setdefault(row["concept"], []).append(row["background"])
         lists |= mine
     rows = [(concept, background) for concept in sorted(lists) for background in lists[concept]]
@@ -140,7 +141,7 @@ def _listed(names: Sequence[str], engine: CaptionEngine, seed: int) -> pa.Table:
     ids = np.array([zlib.crc32(name.encode()) for name in names], dtype=np.int64)
     lists: list[dict[str, str]] = [{} for _ in names]
     for attempt in range(LISTS):
-        seeds = draws.seeds("captions.listing", seed, attempt, ids).tolist()
+        seeds = rng.seeds("captions.listing", seed, attempt, ids).tolist()
         for found, completion, name in zip(
             lists, engine.complete(asked, seeds), names, strict=True
         ):
@@ -154,6 +155,6 @@ def _listed(names: Sequence[str], engine: CaptionEngine, seed: int) -> pa.Table:
 
 def _all(path: Path, parts: artifacts.Parts) -> Iterator[pa.Table]:
     if path.exists():
-        yield places.table(path).replace_schema_metadata(None)
+        yield storage.table(path).replace_schema_metadata(None)
     for part in parts.present():
-        yield places.table(part).replace_schema_metadata(None)
+        yield storage.table(part).replace_schema_metadata(None)

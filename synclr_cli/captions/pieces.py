@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from synclr_cli import artifacts, places
+from synclr_cli.data import artifacts, storage
 from synclr_cli.errors import UsageError
 
 ROWS_PER_GROUP = 65536  # of the finished files
@@ -66,13 +66,13 @@ def ids_of(index: int, count: int, size: int) -> np.ndarray:
 def continued(old: Path, before: int, parts: Iterable[Path]) -> Iterator[pa.Table]:
     """Yield the rows of `old` with ids below `before`, then the parts."""
     if before and old.exists():
-        for batch in places.parquet(old).iter_batches(ROWS_PER_GROUP):
+        for batch in storage.parquet(old).iter_batches(ROWS_PER_GROUP):
             kept = batch.filter(pc.less(batch["caption_id"], before))
             yield pa.Table.from_batches([kept]).replace_schema_metadata(None)
             if kept.num_rows < batch.num_rows:
                 break
     for path in parts:
-        yield places.table(path).replace_schema_metadata(None)
+        yield storage.table(path).replace_schema_metadata(None)
 
 
 def grouped(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -97,10 +97,10 @@ def grouped(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
 def remove(*paths: Path) -> None:
     """Remove files and folders, wherever they lie, if they are there."""
     for path in paths:
-        with places.disk_errors(path):
+        with storage.disk_errors(path):
             if not path.exists():
                 continue
-            if not places.is_local(path):
+            if not storage.is_local(path):
                 path.fs.rm(path.path, recursive=True)  # type: ignore[attr-defined]
             elif path.is_dir():
                 shutil.rmtree(path)

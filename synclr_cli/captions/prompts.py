@@ -19,8 +19,8 @@ import tomllib
 from functools import cache
 from importlib import resources
 
-from synclr_cli import places
 from synclr_cli.captions.concepts import plain_name
+from synclr_cli.data import storage
 from synclr_cli.errors import DataError
 
 ARROW = " =>"
@@ -119,7 +119,7 @@ def read(path: str) -> Bank:
     if not path:
         return shipped()
     try:
-        tables = tomllib.loads(places.place(path).read_text(encoding="utf-8-sig"))
+        tables = tomllib.loads(storage.place(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise DataError(f"cannot read demonstrations {path} ({e})") from e
     unknown = [name for name in tables if name not in BANKS]

@@ -15,10 +15,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from synclr_cli import artifacts, console, engines, places, settings
+from synclr_cli import console, engines, settings
 from synclr_cli.captions import concepts, listing, prompts
-from synclr_cli.captions.completing import complete
-from synclr_cli.captions.drawing import Drawer
+from synclr_cli.captions.generate import complete
 from synclr_cli.captions.pieces import (
     ROWS_PER_GROUP,
     continued,
@@ -29,7 +28,9 @@ from synclr_cli.captions.pieces import (
     remove,
     require_place,
 )
+from synclr_cli.captions.sampler import Drawer
 from synclr_cli.config import CaptionsConfig
+from synclr_cli.data import artifacts, storage
 from synclr_cli.errors import UsageError
 
 
@@ -50,7 +51,7 @@ def run(config: CaptionsConfig, out: Path, *, overwrite: bool = False) -> Path:
     if not overwrite and _count_there(out, header, config) == config.count:
         _tidy(out, config.count)
         return out
-    with places.locked(_lock(out)):
+    with storage.locked(_lock(out)):
         return _make(config, out, pool, bank, header, overwrite=overwrite)
 
 
@@ -117,7 +118,7 @@ def _tidy(out: Path, count: int) -> None:
     """Remove the parts of a finished file, which a kill at the very end leaves."""
     first = min(_folder(out).glob("part-*.parquet"), default=None, key=lambda part: part.name)
     if first and artifacts.open_parquet(first, "captions")[1].config.get("count") == count:
-        with suppress(UsageError), places.locked(_lock(out)):  # another process tidies
+        with suppress(UsageError), storage.locked(_lock(out)):  # another process tidies
             remove(_folder(out))
 
 
@@ -182,7 +183,7 @@ def _missing(parts: artifacts.Parts, mine: list[int], count: int, size: int) -> 
     missing = set(parts.missing(max(mine, default=-1) + 1))
 
     def rows(index: int) -> int:
-        with places.parquet(parts.path(index)) as file:
+        with storage.parquet(parts.path(index)) as file:
             return int(file.metadata.num_rows)
 
     return [i for i in mine if i in missing or rows(i) != len(ids_of(i, count, size))]

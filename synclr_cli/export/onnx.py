@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from synclr_cli import places
+from synclr_cli.data import storage
 from synclr_cli.learning import backbone as backbones
 from synclr_cli.learning.backbone import Backbone
 
@@ -53,7 +53,7 @@ def write(opened: Backbone, folder: Path) -> None:
             )
     finally:
         loud.setLevel(level)
-    places.write_json(
+    storage.write_json(
         folder / "preprocessing.json",
         {
             "resize_shorter_side": size,

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from synclr_cli import artifacts, console, exports, places
+from synclr_cli import console
+from synclr_cli.data import artifacts, exports, storage
 from synclr_cli.errors import EngineError, UsageError
 from synclr_cli.export import onnx, timm, transformers
 from synclr_cli.learning import backbone as backbones
@@ -45,7 +46,7 @@ def run(backbone: str, to: str, out: Path, *, overwrite: bool = False) -> Path:
         return out
     opened.model.eval()
     images = _pictures(opened)
-    with places.atomic_folder(out) as partial:
+    with storage.atomic_folder(out) as partial:
         FORMATS[to].write(opened, partial)
         apart = _apart(_features(opened, images), FORMATS[to].features(partial, images))
         if not apart <= TOLERANCE:

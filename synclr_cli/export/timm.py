@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from synclr_cli import places
+from synclr_cli.data import storage
 from synclr_cli.learning import backbone as backbones
 from synclr_cli.learning.backbone import Backbone
 
@@ -18,7 +18,7 @@ PACKAGES = ("timm",)
 
 def write(opened: Backbone, folder: Path) -> None:
     """Write `model.safetensors` and timm's `config.json`."""
-    places.write_json(folder / "config.json", backbones.timm_config(opened))
+    storage.write_json(folder / "config.json", backbones.timm_config(opened))
     state = {k: v.contiguous() for k, v in opened.model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 

@@ -17,7 +17,7 @@ from timm.models import VisionTransformer
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
-from synclr_cli import places
+from synclr_cli.data import storage
 from synclr_cli.errors import UsageError
 from synclr_cli.learning.backbone import Backbone
 
@@ -42,7 +42,7 @@ def write(opened: Backbone, folder: Path) -> None:
     vit = opened.model
     _require_plain(opened)
     block = vit.blocks[0]
-    places.write_json(
+    storage.write_json(
         folder / "config.json",
         {
             "architectures": ["ViTModel"],
@@ -61,7 +61,7 @@ def write(opened: Backbone, folder: Path) -> None:
             "attention_probs_dropout_prob": 0.0,
         },
     )
-    places.write_json(
+    storage.write_json(
         folder / "preprocessor_config.json",
         {
             "image_processor_type": "CLIPImageProcessor",

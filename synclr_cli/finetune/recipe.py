@@ -17,12 +17,12 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from synclr_cli.config import FinetuneConfig
+from synclr_cli.data.labelled import Split
 from synclr_cli.errors import UsageError
-from synclr_cli.learning import loading, runtime, schedules
+from synclr_cli.learning import loader, runtime, schedules
 from synclr_cli.learning.backbone import Backbone
-from synclr_cli.learning.images import EvalTransform
-from synclr_cli.learning.labelled import Split
 from synclr_cli.learning.runtime import Runtime
+from synclr_cli.learning.transforms import EvalTransform
 
 _HEAD_STD = 2e-5  # of the new head's weights, in the released code
 
@@ -128,9 +128,9 @@ def predict(
     mine = range(rt.rank, len(split), rt.world)
     found = {name: torch.zeros(len(split), dtype=torch.long) for name in models}
     make = functools.partial(_test_item, split, view)
-    keys = loading.in_batches(mine, batch_size)
+    keys = loader.in_batches(mine, batch_size)
     with torch.inference_mode():
-        for images, rows in loading.load(make, keys, workers=workers):
+        for images, rows in loader.load(make, keys, workers=workers):
             for name, model in models.items():
                 model.eval()
                 with rt.autocast():

@@ -24,8 +24,10 @@ from timm.models import VisionTransformer
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from synclr_cli import console, draws
+from synclr_cli import console, rng
 from synclr_cli.config import FinetuneConfig
+from synclr_cli.data import labelled
+from synclr_cli.data.labelled import Labelled
 from synclr_cli.errors import UsageError
 from synclr_cli.finetune import recipe
 from synclr_cli.finetune.mixing import Mixing
@@ -33,17 +35,15 @@ from synclr_cli.learning import (
     backbone as backbones,
     checkpoint,
     confusions,
-    fitting,
-    labelled,
     metrics,
     optim,
     reports,
     runtime,
+    supervised,
 )
 from synclr_cli.learning.backbone import Backbone
-from synclr_cli.learning.fitting import Best
-from synclr_cli.learning.labelled import Labelled
 from synclr_cli.learning.run_folder import RunFolder
+from synclr_cli.learning.supervised import Best
 
 PLAIN, AVERAGED = "plain", "ema"  # the trained weights, and their moving average
 
@@ -90,12 +90,12 @@ def run(
             console.progress("finetune", steps, done=start, unit="step") as meter,
         ):
             make = functools.partial(recipe.train_item, pictures.splits["train"], view, config.seed)
-            batches = fitting.batches(config, pictures, make, rt, start=start, steps=steps)
+            batches = supervised.batches(config, pictures, make, rt, start=start, steps=steps)
             for step, (images, labels) in enumerate(batches, start):
                 lr = recipe.learning_rate(config, step, steps_per_epoch)
                 optim.set_learning_rate(now.optimizer.param_groups, lr)
                 images, targets = mixing(images.to(rt.device), labels.to(rt.device), step, rt.rank)
-                drawn = draws.seed("finetune.drop path", config.seed, step, rt.rank)
+                drawn = rng.seed("finetune.drop path", config.seed, step, rt.rank)
                 runtime.seed_everything(drawn)
                 now.model.train()
                 now.optimizer.zero_grad(set_to_none=True)
@@ -105,7 +105,7 @@ def run(
                         loss = loss_of(trained(some), wanted) * (len(some) / len(images))
                     loss.backward()
                     value += loss.item()
-                fitting.require_finite(value, step, "lower finetune.base_lr")
+                supervised.require_finite(value, step, "lower finetune.base_lr")
                 now.optimizer.step()
                 now.average.update(now.model, step + 1 if config.weight_ema_warmup else None)
                 now.losses.append(value)
@@ -117,7 +117,7 @@ def run(
                     now.look(epoch, grade("val", now.weights()))
                     folder.log({"step": step + 1, "epoch": epoch, "lr": lr, **now.summary()})
                     now.losses.clear()
-                paused = fitting.pause(
+                paused = supervised.pause(
                     folder, stop, now, done=step + 1, steps=steps, due=not inside
                 )
                 if paused is not None:
@@ -194,7 +194,7 @@ class _Moment:
 def _steps_per_epoch(
     config: FinetuneConfig, opened: Backbone, pictures: Labelled, world: int
 ) -> int:
-    fitting.require_fit("finetune", config.batch_size, opened, pictures)
+    supervised.require_fit("finetune", config.batch_size, opened, pictures)
     batch = config.batch_size
     mixes = config.mixup > 0 or config.cutmix > 0
     unit = world * (2 if mixes else 1)

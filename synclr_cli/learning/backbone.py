@@ -27,8 +27,8 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer
 from torch import Tensor
 
-from synclr_cli import artifacts, exports, places
-from synclr_cli.artifacts import Header
+from synclr_cli.data import artifacts, exports, storage
+from synclr_cli.data.artifacts import Header
 from synclr_cli.errors import DataError, EngineError, UsageError
 from synclr_cli.learning import runtime
 
@@ -183,7 +183,7 @@ def save(
         mean=mean, std=std, interpolation=interpolation, arch=arch,
         arguments=facts["arch_arguments"],
     )  # fmt: skip
-    places.write_json(folder / CONFIG_FILE, timm_config(made))
+    storage.write_json(folder / CONFIG_FILE, timm_config(made))
     artifacts.write_tensors(weights, model.state_dict(), described)
     return weights
 
@@ -245,7 +245,7 @@ def _open_saved(spec: str, path: Path, image_size: int, drop_path: float) -> Bac
         model=model,
         spec=spec,
         name=path.parent.resolve().name if path.name == WEIGHTS_FILE else path.stem,
-        digest=places.digest(path),
+        digest=storage.digest(path),
         image_size=image_size or facts["image_size"],
         mean=facts["mean"],
         std=facts["std"],
@@ -353,7 +353,7 @@ def _open_bare(
         model=model,
         spec=spec,
         name=path.stem,
-        digest=places.digest(path),
+        digest=storage.digest(path),
         image_size=image_size or arguments["image_size"],
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synclr_cli import artifacts, places
-from synclr_cli.artifacts import Header
+from synclr_cli.data import artifacts, storage
+from synclr_cli.data.artifacts import Header
 from synclr_cli.errors import DataError
 
 
@@ -46,10 +46,10 @@ def save(
 ) -> Path:
     """Write `folder/step-N`, then drop all but the newest `keep`."""
     target = path(folder, step)
-    with places.atomic_folder(target) as partial:
+    with storage.atomic_folder(target) as partial:
         for name, tensors in groups.items():
             artifacts.write_tensors(partial / f"{name}.safetensors", tensors, header)
-        places.write_json(
+        storage.write_json(
             partial / "state.json",
             {
                 "step": step,
@@ -119,7 +119,7 @@ def load(saved: Path) -> Checkpoint:
     Raises:
         DataError: a file is missing or damaged.
     """
-    meta = places.read_json(saved / "state.json")
+    meta = storage.read_json(saved / "state.json")
     Header.parse(json.dumps(meta.get("header")), saved / "state.json")
     groups = {
         file.stem: artifacts.read_tensors(file, "checkpoint")[0]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from synclr_cli import places
+from synclr_cli.data import storage
 
 FILE = "confusion.png"
 LONGEST = 28  # letters of a name in a picture
@@ -61,6 +61,6 @@ def draw(counts: np.ndarray, classes: Sequence[str], png: Path) -> None:
                 panel.text(
                     column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=colour
                 )
-    with places.atomic_file(png) as partial, warnings.catch_warnings():
+    with storage.atomic_file(png) as partial, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box for each is drawn
         figure.savefig(partial, format="png", dpi=130)

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from synclr_cli import artifacts, config as configs, places, settings
-from synclr_cli.artifacts import Header
+from synclr_cli import config as configs, settings
+from synclr_cli.data import artifacts, storage
+from synclr_cli.data.artifacts import Header
+from synclr_cli.data.labelled import Labelled
 from synclr_cli.errors import DataError
 from synclr_cli.learning.backbone import Backbone
-from synclr_cli.learning.labelled import Labelled
 
 FILE = "report.json"
 
@@ -56,7 +57,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is missing or no report.
     """
-    report = places.read_json(path)
+    report = storage.read_json(path)
     if report.get("schema") != "report" or "header" not in report:
         raise DataError(f"{path}", got=f"schema {report.get('schema')}", expected="a report")
     Header.parse(json.dumps(report["header"]), path)
@@ -119,7 +120,7 @@ def build(
 
 def write(path: Path, report: Mapping[str, Any]) -> None:
     """Write a report, whole or not at all."""
-    places.write_json(path, report)
+    storage.write_json(path, report)
 
 
 def _percent(fraction: float) -> float:

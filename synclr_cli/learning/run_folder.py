@@ -20,8 +20,8 @@ from typing import Any
 
 from torch import Tensor
 
-from synclr_cli import artifacts, places
-from synclr_cli.artifacts import Header
+from synclr_cli.data import artifacts, storage
+from synclr_cli.data.artifacts import Header
 from synclr_cli.learning import checkpoint, reports
 from synclr_cli.learning.checkpoint import Checkpoint
 from synclr_cli.learning.runtime import Runtime
@@ -67,14 +67,14 @@ class RunFolder:
             UsageError: the checkpoint is of other settings, another backbone or other data, or the
                 folder cannot be made.
         """
-        with places.disk_errors(self.path):
+        with storage.disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         newest = checkpoint.newest(self.checkpoints)
         if newest is None:
             if self.runtime.is_main:
                 (self.path / METRICS_FILE).unlink(missing_ok=True)
             return None
-        meta = places.read_json(newest / "state.json")
+        meta = storage.read_json(newest / "state.json")
         found = Header.parse(json.dumps(meta.get("header")), newest / "state.json")
         artifacts.require_same(self.stage, found, self.header, self.path)
         loaded = checkpoint.load(newest)
@@ -96,7 +96,7 @@ class RunFolder:
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl; `record` names its step."""
         if self.runtime.is_main:
-            places.append_line(self.path / METRICS_FILE, record)
+            storage.append_line(self.path / METRICS_FILE, record)
 
     def finish(
         self, report: dict[str, Any], model: Mapping[str, Tensor], facts: Mapping[str, Any]
@@ -125,5 +125,5 @@ class RunFolder:
                     kept.append(line)
             except ValueError:  # the line a killed process was writing
                 break
-        with places.atomic_file(log) as partial:
+        with storage.atomic_file(log) as partial:
             partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from synclr_cli import console, draws
+from synclr_cli import console, rng
 from synclr_cli.errors import EngineError
 
 
@@ -267,7 +267,7 @@ def seeded(name: str, *ids: int) -> Iterator[None]:
     For libraries that take no generator (timm's augmentation and mixup): what they draw is then a
     function of the ids, whatever was drawn before and in whichever process.
     """
-    seed = draws.seed(name, *ids)
+    seed = rng.seed(name, *ids)
     before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -21,15 +21,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from synclr_cli import artifacts, console
-from synclr_cli.artifacts import Header
+from synclr_cli import console
 from synclr_cli.config import LinearProbeConfig
+from synclr_cli.data import artifacts
+from synclr_cli.data.artifacts import Header
+from synclr_cli.data.labelled import Labelled, Split
 from synclr_cli.errors import DataError, UsageError
-from synclr_cli.learning import backbone as backbones, loading
+from synclr_cli.learning import backbone as backbones, loader
 from synclr_cli.learning.backbone import Backbone
-from synclr_cli.learning.images import EvalTransform
-from synclr_cli.learning.labelled import Labelled, Split
 from synclr_cli.learning.runtime import Runtime
+from synclr_cli.learning.transforms import EvalTransform
 
 
 @dataclass(frozen=True)
@@ -188,9 +189,9 @@ def _extract(
 ) -> Tensor:
     """Return the features of some pictures of a split, [n, D] float32."""
     found = []
-    batches = loading.in_batches(rows, config.batch_size)
+    batches = loader.in_batches(rows, config.batch_size)
     view = functools.partial(transform(backbone).of, split)
-    loaded = loading.load(view, batches, workers=config.workers)
+    loaded = loader.load(view, batches, workers=config.workers)
     for keys, images in zip(batches, loaded, strict=True):
         with torch.inference_mode(), rt.autocast():
             x = backbones.cls_features(model, images.to(rt.device)).float().cpu()  # [B, D]

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from synclr_cli import console
-from synclr_cli.artifacts import Header
 from synclr_cli.config import LinearProbeConfig
+from synclr_cli.data.artifacts import Header
+from synclr_cli.data.labelled import Labelled
 from synclr_cli.errors import DataError
-from synclr_cli.learning import confusions, metrics, neighbours
+from synclr_cli.learning import confusions, knn as neighbours, metrics
 from synclr_cli.learning.backbone import Backbone
-from synclr_cli.learning.labelled import Labelled
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.linear_probe import features, logistic
 from synclr_cli.linear_probe.features import Features

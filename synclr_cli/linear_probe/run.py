@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from synclr_cli.config import LinearProbeConfig
+from synclr_cli.data import labelled
 from synclr_cli.errors import UsageError
-from synclr_cli.learning import labelled, reports, runtime
+from synclr_cli.learning import reports, runtime
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.linear_probe import features, protocols, sgd
 from synclr_cli.linear_probe.protocols import Case

@@ -24,14 +24,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode, v2
 
-from synclr_cli import console, draws
+from synclr_cli import console, rng
+from synclr_cli.data.labelled import Labelled
 from synclr_cli.errors import DataError, DivergedError, UsageError
-from synclr_cli.learning import backbone as backbones, fitting, images, loading, runtime, schedules
+from synclr_cli.learning import (
+    backbone as backbones,
+    loader,
+    runtime,
+    schedules,
+    supervised,
+    transforms,
+)
 from synclr_cli.learning.backbone import Backbone
 from synclr_cli.learning.checkpoint import Checkpoint
-from synclr_cli.learning.images import EvalTransform
-from synclr_cli.learning.labelled import Labelled
 from synclr_cli.learning.run_folder import RunFolder
+from synclr_cli.learning.transforms import EvalTransform
 from synclr_cli.linear_probe.protocols import Case, Outcome, graded
 
 MOMENTUM = 0.9
@@ -46,7 +53,7 @@ class Heads(nn.Module):
 
     def __init__(self, rates: int, width: int, classes: int, *, batch_norm: bool, seed: int):
         super().__init__()
-        generator = torch.Generator().manual_seed(draws.seed("linear-probe.sgd order", seed))
+        generator = torch.Generator().manual_seed(rng.seed("linear-probe.sgd order", seed))
         weight = torch.randn(width, classes, generator=generator) * INITIAL_STD
         self.weight = nn.Parameter(weight.repeat(rates, 1, 1))  # [R, D, K], all start alike
         self.bias = nn.Parameter(torch.zeros(rates, 1, classes))
@@ -101,7 +108,7 @@ class _Moment:
         for heads in (self.choosing, self.result):
             heads.to(case.rt.device)
             heads.momenta = [v.to(case.rt.device) for v in heads.momenta]
-        self.best = fitting.Best()  # the result's weights when the choosing did best
+        self.best = supervised.Best()  # the result's weights when the choosing did best
         self.rate = 0  # index of the rate that did
 
     def look(self, epoch: int, scores: list[float]) -> None:
@@ -128,7 +135,9 @@ class _Moment:
             return 0
         self.choosing.restore(dict(found.groups["choosing"]))
         self.result.restore(dict(found.groups["result"]))
-        self.best = fitting.Best(**found.state["best"], weights=dict(found.groups.get("best", {})))
+        self.best = supervised.Best(
+            **found.state["best"], weights=dict(found.groups.get("best", {}))
+        )
         self.rate = found.state["rate"]
         return found.step
 
@@ -159,7 +168,7 @@ def sgd(case: Case) -> Outcome:
     peaks = torch.tensor(config.base_lrs, device=rt.device) * config.sgd_batch_size / 256  # [R]
 
     # Loop.
-    keys = loading.EpochOrder(
+    keys = loader.EpochOrder(
         n, config.sgd_batch_size, seed=config.seed, start=start, steps=steps,
         rank=rt.rank, world=rt.world,
     )  # fmt: skip
@@ -168,7 +177,7 @@ def sgd(case: Case) -> Outcome:
         runtime.StopFlag() as stop,
         console.progress("linear probe", steps, done=start, unit="step") as meter,
     ):
-        batches = loading.load(make, keys, workers=config.workers)
+        batches = loader.load(make, keys, workers=config.workers)
         for step, (views, labels, held_out) in enumerate(batches, start):
             x = rt.gather(_features(case, model, views))  # [B, D]
             y, held = rt.gather(labels.to(rt.device)), rt.gather(held_out.to(rt.device)) > 0  # [B]
@@ -190,7 +199,7 @@ def sgd(case: Case) -> Outcome:
                 found = _predict(case, model, now.choosing, "val")
                 now.look(epoch, [case.score(truth, each) for each in found])
                 folder.log({"step": step + 1, "epoch": epoch, "validation": now.best.score})
-            fitting.pause(folder, stop, now, done=step + 1, steps=steps, due=not inside)
+            supervised.pause(folder, stop, now, done=step + 1, steps=steps, due=not inside)
 
     # Write: the test split, for the last epoch and the chosen one.
     return _conclude(case, model, now)
@@ -224,7 +233,7 @@ def training_item(
     at = i - len(data.splits["train"]) if held_out else i
     with runtime.seeded("linear-probe.augmentation", seed, epoch, i):
         view = _augment(split.image(at), backbone.image_size)
-    x = images.normalise(view, backbone.mean, backbone.std)
+    x = transforms.normalise(view, backbone.mean, backbone.std)
     return x, int(split.labels[at]), int(held_out)
 
 
@@ -261,8 +270,8 @@ def _predict(case: Case, model: nn.Module, heads: Heads, name: str) -> np.ndarra
     split, view, rt = case.data.splits[name], test_view(case.backbone), case.rt
     heads.eval()
     found = torch.zeros(len(heads.weight), len(split), dtype=torch.long, device=rt.device)
-    batches = loading.in_batches(range(rt.rank, len(split), rt.world), case.config.batch_size)
-    loaded = loading.load(functools.partial(view.of, split), batches, workers=case.config.workers)
+    batches = loader.in_batches(range(rt.rank, len(split), rt.world), case.config.batch_size)
+    loaded = loader.load(functools.partial(view.of, split), batches, workers=case.config.workers)
     for rows, views in zip(batches, loaded, strict=True):
         with torch.no_grad():
             found[:, rows] = heads(_features(case, model, views)).argmax(-1)  # [R, B]

@@ -20,12 +20,12 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from synclr_cli import artifacts, places
 from synclr_cli.config import RenderConfig
+from synclr_cli.data import artifacts, storage
 from synclr_cli.errors import UsageError
 from synclr_cli.render import quality
-from synclr_cli.render.painting import Row, mask_png, view_seed
-from synclr_cli.render.source import Source
+from synclr_cli.render.captions_reader import Source
+from synclr_cli.render.generate import Row, mask_png, view_seed
 
 LARGEST_CLASS = 254  # mask ids: 0 is background, 255 is left for "ignore"
 _COLUMNS = tuple(artifacts.COLUMNS["images"])
@@ -96,7 +96,7 @@ class Part:
         Raises:
             UsageError: it holds pictures of a caption that is not in this part now.
         """
-        table = places.table(path, ["caption_id", "caption", "concept"])
+        table = storage.table(path, ["caption_id", "caption", "concept"])
         for record in table.group_by(table.column_names).aggregate([]).to_pylist():
             if record != self._captions.get(record["caption_id"]):
                 raise UsageError(

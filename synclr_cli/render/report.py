@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from synclr_cli import artifacts, places
-from synclr_cli.artifacts import MANIFEST
-from synclr_cli.learning.undecodable import DOES_NOT_DECODE
+from synclr_cli.data import artifacts, storage
+from synclr_cli.data.artifacts import MANIFEST
+from synclr_cli.data.images import DECODE_ERRORS
+from synclr_cli.data.shards import REJECTED
 from synclr_cli.render import quality
 from synclr_cli.render.engines.pocket.known import WORDS, Known
-from synclr_cli.render.manifest import REJECTED
 from synclr_cli.render.sheet import spread
 
 THUMBNAIL = 144  # pixels of a picture on the page
@@ -43,7 +43,7 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
         DataError: no finished images/1 folder, or a damaged part.
     """
     parts, header, digest = artifacts.open_images(folder)
-    manifest = places.read_json(folder / MANIFEST)
+    manifest = storage.read_json(folder / MANIFEST)
     views: Counter[int] = Counter()
     sizes: Counter[str] = Counter()
     concepts: set[str] = set()
@@ -111,7 +111,7 @@ class _Looked:
         self.lengths.append(len(data))
         try:
             print_ = quality.fingerprint(data)
-        except DOES_NOT_DECODE:
+        except DECODE_ERRORS:
             self.unreadable += 1
             return
         exact = blake2b(data, digest_size=16).digest()
@@ -176,7 +176,7 @@ def page(folder: Path, out_html: Path, captions: int = 24, views: int = 6) -> Pa
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(folder.name)}'
         f"</title><style>{_STYLE}</style><body>{''.join(body)}</body></html>\n"
     )
-    with places.atomic_file(out_html) as partial:
+    with storage.atomic_file(out_html) as partial:
         partial.write_text(document, encoding="utf-8")
     return out_html
 

@@ -19,14 +19,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from synclr_cli import artifacts, console, places, settings
-from synclr_cli.artifacts import MANIFEST
+from synclr_cli import console, settings
 from synclr_cli.config import RenderConfig
+from synclr_cli.data import artifacts, shards, storage
+from synclr_cli.data.artifacts import MANIFEST
 from synclr_cli.engines import ImageEngine
 from synclr_cli.errors import UsageError
-from synclr_cli.render import manifest, painting
+from synclr_cli.render import generate
+from synclr_cli.render.captions_reader import Source
 from synclr_cli.render.part import LARGEST_CLASS, Part, Plan
-from synclr_cli.render.source import Source
 from synclr_cli.render.writing import Writer
 
 PARTS_IN_FLIGHT = 2  # parts being painted, encoded or written at the same time
@@ -68,7 +69,7 @@ def run(
         )
     if not overwrite and _is_finished(parts):
         return out
-    with manifest.one_at_a_time(out, config.shard):
+    with shards.one_at_a_time(out, config.shard):
         return _make(parts, plan, captions.name, overwrite=overwrite)
 
 
@@ -76,11 +77,11 @@ def _make(parts: artifacts.Parts, plan: Plan, captions: str, *, overwrite: bool)
     """Make what is not there of this job's parts, and the manifest when all are."""
     config, out, header = plan.config, parts.folder, parts.header
     if overwrite:
-        manifest.require_clearable(parts)
+        shards.require_clearable(parts)
     # Before anything is cleared: a model may not be there.
-    models = painting.load(config) if overwrite else None
+    models = generate.load(config) if overwrite else None
     if overwrite:
-        manifest.clear(parts)
+        shards.clear(parts)
     found = _found_header(out)
     if found:
         _require_continuable(found, header, out)
@@ -91,8 +92,8 @@ def _make(parts: artifacts.Parts, plan: Plan, captions: str, *, overwrite: bool)
 
     # --- build, loop
     if mine and models is None:
-        models = painting.load(config)
-    places.make_folder(out)
+        models = generate.load(config)
+    storage.make_folder(out)
     if models and mine:
         engine, score = models
         if found and found.revision != engine.revision:
@@ -109,7 +110,7 @@ def _make(parts: artifacts.Parts, plan: Plan, captions: str, *, overwrite: bool)
         console.note(f"{out} is not whole yet: other parts of it are for the other jobs")
         return out
     try:
-        manifest.write(
+        shards.write(
             parts,
             plan.parts,
             captions=captions,
@@ -127,14 +128,14 @@ def _paint(
     plan: Plan,
     mine: list[int],
     engine: ImageEngine,
-    score: painting.Score | None,
+    score: generate.Score | None,
 ) -> None:
     """Paint and write these parts, each one's views that are not there yet."""
     config = plan.config
     total = plan.captions.count * config.views
     left = min(len(mine) * config.captions_per_part * config.views, total)
     with (
-        painting.painter(engine, config, left, score) as painter,
+        generate.painter(engine, config, left, score) as painter,
         Writer(parts) as writer,
         console.progress("render", total, done=total - left, unit="pictures") as meter,
     ):
@@ -164,7 +165,7 @@ def _found_header(out: Path) -> artifacts.Header | None:
 
 def _is_finished(parts: artifacts.Parts) -> bool:
     """Return whether a folder holds just what is asked for, whole."""
-    if not manifest.is_whole(parts):
+    if not shards.is_whole(parts):
         return False
     found, wanted = artifacts.read_manifest(parts.folder)[1], parts.header
     same_config = not settings.differing_keys("render", found.config, wanted.config)
@@ -218,7 +219,7 @@ def _lacking(parts: artifacts.Parts, plan: Plan, indices: Iterable[int]) -> Iter
             yield index
 
 
-def _settled(part: Part, batches: list[Future[Any]], painter: painting.Painter) -> Part:
+def _settled(part: Part, batches: list[Future[Any]], painter: generate.Painter) -> Part:
     """Wait for a part's pictures, have the rejected ones painted again, and return the part."""
     while again := part.settle([record for batch in batches for record in batch.result()]):
         batches = painter.submit(again)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from synclr_cli import artifacts, places
-from synclr_cli.learning.undecodable import DOES_NOT_DECODE
+from synclr_cli.data import artifacts, storage
+from synclr_cli.data.images import DECODE_ERRORS
 
 CELL = 160  # pixels of a picture on the sheet
 GAP, MARGIN, TEXT_WIDTH, LINE = 10, 24, 240, 20
@@ -54,7 +54,7 @@ def contact_sheet(images_folder: Path, out_png: Path, captions: int = 8, views: 
             draw.text((MARGIN, y + 20 + j * LINE), line, INK, words)
         for column, picture in enumerate(row.pictures):
             sheet.paste(_fitted(picture), (MARGIN + TEXT_WIDTH + column * (CELL + GAP), y))
-    with places.atomic_file(out_png) as partial:
+    with storage.atomic_file(out_png) as partial:
         sheet.save(partial, "PNG")
     return out_png
 
@@ -96,7 +96,7 @@ def _decoded(data: bytes) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(data))
         picture.load()
-    except DOES_NOT_DECODE:
+    except DECODE_ERRORS:
         return Image.new("RGB", (CELL, CELL), FAINT)
     return picture
 

@@ -10,8 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
 
-from synclr_cli import artifacts
-from synclr_cli.render import manifest
+from synclr_cli.data import artifacts, shards
 from synclr_cli.render.part import Part
 
 CAPTIONS_PER_GROUP = 16  # a row group is what a reader fetches at once; no caption is split
@@ -34,7 +33,7 @@ class Writer:
 
     def _write(self, part: Part) -> None:
         path = self._parts.path(part.index)
-        manifest.forget_digest(path)
+        shards.forget_digest(path)
         artifacts.write_parquet(
             path,
             "images",
@@ -42,7 +41,7 @@ class Writer:
             [part.table()],
             rows_per_group=CAPTIONS_PER_GROUP * part.plan.config.views,
         )
-        manifest.note_digest(path)
+        shards.note_digest(path)
 
     def __enter__(self) -> Writer:
         return self

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
 from synclr_cli.config import SegmentConfig
-from synclr_cli.learning import images
-from synclr_cli.learning.labelled import Split
+from synclr_cli.data.labelled import Split
+from synclr_cli.learning import transforms
 
 IGNORED = -1  # the id of pixels that teach and count nothing, inside this stage
 _TRIES = 10  # crops drawn, at most, in search of one that no class fills
@@ -130,7 +130,7 @@ def test_view(
         zoom = short_side / min(picture.size)
         size = max(1, round(picture.width * zoom)), max(1, round(picture.height * zoom))
         picture = picture.resize(size, Image.Resampling.BILINEAR)
-    return images.normalise(picture, mean, std)
+    return transforms.normalise(picture, mean, std)
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:

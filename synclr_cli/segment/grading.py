@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synclr_cli.config import SegmentConfig
+from synclr_cli.data.labelled import Labelled
 from synclr_cli.errors import DataError
-from synclr_cli.learning import loading, metrics
+from synclr_cli.learning import loader, metrics
 from synclr_cli.learning.backbone import Backbone
-from synclr_cli.learning.labelled import Labelled
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.segment import dense
 
@@ -81,7 +81,7 @@ def grade(
     make = functools.partial(_test_item, config, pictures, opened, split)
     keys = [[i] for i in range(rt.rank, n, rt.world)]
     with torch.inference_mode():
-        for x, ids, i in loading.load(make, keys, workers=config.workers, collate=_the_only):
+        for x, ids, i in loader.load(make, keys, workers=config.workers, collate=_the_only):
             for name, model in models.items():
                 model.eval()
                 predicted = segment_picture(model, x.to(rt.device), ids.shape, config, rt)

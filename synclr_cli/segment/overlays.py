@@ -14,11 +14,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from synclr_cli import places
 from synclr_cli.config import SegmentConfig
+from synclr_cli.data import storage
+from synclr_cli.data.labelled import Labelled
 from synclr_cli.learning import confusions
 from synclr_cli.learning.backbone import Backbone
-from synclr_cli.learning.labelled import Labelled
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.segment import dense, grading
 
@@ -54,7 +54,7 @@ def draw(
     rows.append(legend(pictures.classes, sorted(shown), colours, max(r.shape[1] for r in rows)))
     width = max(row.shape[1] for row in rows)
     sheet = np.vstack([np.pad(r, ((0, _GAP), (0, width - r.shape[1]), (0, 0))) for r in rows])
-    with places.atomic_file(path) as partial:
+    with storage.atomic_file(path) as partial:
         Image.fromarray(sheet).save(partial, "PNG")
 
 

@@ -23,25 +23,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from synclr_cli import console, draws
+from synclr_cli import console, rng
 from synclr_cli.config import SegmentConfig
+from synclr_cli.data import labelled
+from synclr_cli.data.labelled import Labelled
 from synclr_cli.errors import UsageError
 from synclr_cli.learning import (
     backbone as backbones,
     checkpoint,
-    fitting,
-    labelled,
     metrics,
     optim,
     reports,
     runtime,
     schedules,
+    supervised,
 )
 from synclr_cli.learning.backbone import Backbone
-from synclr_cli.learning.fitting import Best
-from synclr_cli.learning.labelled import Labelled
 from synclr_cli.learning.run_folder import RunFolder
 from synclr_cli.learning.runtime import Runtime
+from synclr_cli.learning.supervised import Best
 from synclr_cli.segment import dense, grading, overlays
 from synclr_cli.segment.linear import LinearSegmenter
 from synclr_cli.segment.upernet import UperNetSegmenter
@@ -85,21 +85,23 @@ def run(
             console.progress("segment", config.steps, done=start, unit="step") as meter,
         ):
             make = functools.partial(grading.train_item, config, pictures, opened.mean, opened.std)
-            batches = fitting.batches(config, pictures, make, rt, start=start, steps=config.steps)
+            batches = supervised.batches(
+                config, pictures, make, rt, start=start, steps=config.steps
+            )
             for step, (crops, ids) in enumerate(batches, start):
                 lr = schedules.warmup_poly(
                     step, config.steps, config.warmup_steps, config.lr, config.poly_power
                 )
                 optim.set_learning_rate(now.optimizer.param_groups, lr)
                 runtime.seed_everything(
-                    draws.seed("segment.dropout", config.seed, step, rt.rank)
+                    rng.seed("segment.dropout", config.seed, step, rt.rank)
                 )  # dropout
                 trained.train()
                 with rt.autocast():
                     logits = trained(crops.to(rt.device))
                 loss = loss_of(logits, ids.to(rt.device), config.auxiliary_weight, rt)
                 value = loss.item()
-                fitting.require_finite(value, step, "lower segment.lr")
+                supervised.require_finite(value, step, "lower segment.lr")
                 now.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 now.optimizer.step()
@@ -115,7 +117,7 @@ def run(
                     folder.log({"step": done, "lr": lr, **now.summary()})
                     now.losses.clear()
                 due = done % config.checkpoint_steps == 0 or done == config.steps
-                paused = fitting.pause(folder, stop, now, done=done, steps=config.steps, due=due)
+                paused = supervised.pause(folder, stop, now, done=done, steps=config.steps, due=due)
                 if paused is not None:
                     return paused
 
@@ -204,7 +206,7 @@ class _Moment:
 
 
 def _check(config: SegmentConfig, opened: Backbone, pictures: Labelled, world: int) -> None:
-    fitting.require_fit("segment", config.batch_size, opened, pictures)
+    supervised.require_fit("segment", config.batch_size, opened, pictures)
     batch = config.batch_size
     if batch % world or batch // world < 2:
         raise UsageError(

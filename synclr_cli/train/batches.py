@@ -27,13 +27,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synclr_cli import draws
+from synclr_cli import rng
 from synclr_cli.config import TrainConfig
 from synclr_cli.errors import DataError
-from synclr_cli.learning import loading
+from synclr_cli.learning import loader
 from synclr_cli.train import crops, masks
-from synclr_cli.train.corpus import Corpus
-from synclr_cli.train.shelf import Shelf, decode
+from synclr_cli.train.image_index import Corpus
+from synclr_cli.train.image_reader import Shelf, decode
 
 DAMAGED_SHARE = 0.01  # of the pictures read; more stop the run
 DAMAGED_FROM = 2000  # pictures read before the share is taken literally
@@ -121,14 +121,14 @@ class Batches:
     ) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
         most = int(self.corpus.views[captions].max())
         every = np.arange(most)
-        ids = draws.key(
+        ids = rng.key(
             "train.picture", self.corpus.caption_id[captions][:, None], every
         )  # [captions, most]
-        lots = draws.uniform("train.views", self.config.seed, step, ids)  # [captions, most]
+        lots = rng.uniform("train.views", self.config.seed, step, ids)  # [captions, most]
         lots[every >= self.corpus.views[captions][:, None]] = 2  # not there: comes last
         views = lots.argsort(axis=1, kind="stable")[:, : self.config.views]  # [captions, V]
         ids = np.take_along_axis(ids, views, axis=1)  # [captions, V]
-        again = [draws.key("train.again", ids, i) for i in range(1, self.config.global_crops)]
+        again = [rng.key("train.again", ids, i) for i in range(1, self.config.global_crops)]
         ids = np.stack([ids, *again], axis=2)  # [captions, V, G]
         return views.repeat(self.config.global_crops, axis=1), ids.reshape(-1)
 
@@ -292,7 +292,7 @@ def load(
     """
     device = device or torch.device("cpu")
     here = device.type == "cpu"
-    ahead = loading.load(
+    ahead = loader.load(
         batches.make if here else batches.read,
         [[step] for step in steps],
         workers=workers,

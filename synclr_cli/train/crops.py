@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from synclr_cli import draws
+from synclr_cli import rng
 from synclr_cli.config import TrainConfig
 from synclr_cli.train import resampling
 
@@ -67,9 +67,9 @@ def plan(config: TrainConfig, step: int, ids: NDArray[np.uint64], sizes: NDArray
     seed, crops = config.seed, np.arange(1 + config.local_crops)
     is_global = crops == 0  # [K]
     ids = ids[:, None, None]  # [B, 1, 1]
-    lots = draws.uniform("train.downsample", seed, step, ids[..., 0], np.arange(2))  # [B, 2]
+    lots = rng.uniform("train.downsample", seed, step, ids[..., 0], np.arange(2))  # [B, 2]
     choice = np.asarray(DOWNSAMPLED)[(lots[:, 1] * len(DOWNSAMPLED)).astype(int)]  # [B]
-    u = draws.uniform("train.colour", seed, step, ids, crops[:, None], np.arange(15))  # [B, K, 15]
+    u = rng.uniform("train.colour", seed, step, ids, crops[:, None], np.arange(15))  # [B, K, 15]
     spread = np.array([BRIGHTNESS, CONTRAST, SATURATION, HUE])
     factor = np.array([1, 1, 1, 0]) + spread * (2 * u[..., 0:4] - 1)  # [B, K, 4]
     order = np.where(u[..., 8, None] < config.jitter, u[..., 4:8].argsort(-1), -1)  # [B, K, 4]
@@ -97,7 +97,7 @@ def _boxes(
 ) -> NDArray[np.int64]:
     """Draw RandomResizedCrop's boxes, [B, K, 4]: the first of ten tries that fits."""
     crops = np.arange(1 + config.local_crops)
-    u = draws.uniform(
+    u = rng.uniform(
         "train.crop", config.seed, step, ids[..., None], crops[:, None, None],
         np.arange(TRIES)[:, None], np.arange(4),
     )  # [B, K, T, 4]  # fmt: skip

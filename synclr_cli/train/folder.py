@@ -22,8 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from synclr_cli import artifacts, exports, places
-from synclr_cli.artifacts import Header
+from synclr_cli.data import artifacts, exports, storage
+from synclr_cli.data.artifacts import Header
 from synclr_cli.errors import DataError, UsageError
 from synclr_cli.learning import backbone, checkpoint
 from synclr_cli.learning.checkpoint import Checkpoint
@@ -75,7 +75,7 @@ class Folder:
             )
         if overwrite or not self._run.is_file():
             return False
-        found = Header.parse(json.dumps(places.read_json(self._run)), self._run)
+        found = Header.parse(json.dumps(storage.read_json(self._run)), self._run)
         artifacts.require_same("train", found, self.header, self.path)
         return (self.path / backbone.WEIGHTS_FILE).is_file()
 
@@ -88,7 +88,7 @@ class Folder:
         taken: UsageError | None = None
         if self._runtime.is_main:
             try:
-                self._lock = places.lock(
+                self._lock = storage.lock(
                     self.path / ".lock", do="wait for it, or choose another --out"
                 )
             except UsageError as e:
@@ -97,12 +97,12 @@ class Folder:
             raise taken or UsageError(f"another synclr works in {self.path}")
         if self._runtime.is_main and (overwrite or not self._run.is_file()):
             weights = self.path / backbone.WEIGHTS_FILE
-            with places.disk_errors(self.path):
+            with storage.disk_errors(self.path):
                 for file in (weights, self._metrics, self.damaged, self._skipped):
                     file.unlink(missing_ok=True)
             shutil.rmtree(self._checkpoints, ignore_errors=True)
             shutil.rmtree(self._backbones, ignore_errors=True)
-            places.write_json(self._run, json.loads(self.header.json()))
+            storage.write_json(self._run, json.loads(self.header.json()))
         self._runtime.barrier()
 
     def newest(self) -> Checkpoint | None:
@@ -124,7 +124,7 @@ class Folder:
             _drop_lines(self._metrics, after=done)
             _drop_lines(self._skipped, after=done - 1)  # a line of steps that start at 0
         self._runtime.barrier()
-        self._skips = len(places.read_lines(self._skipped))
+        self._skips = len(storage.read_lines(self._skipped))
         return saved
 
     def save(self, step: int, learner: Learner, *, keep: int) -> None:
@@ -147,14 +147,14 @@ class Folder:
     def log(self, record: Mapping[str, object]) -> None:
         """Append one line to metrics.jsonl."""
         if self._runtime.is_main:
-            places.append_line(self._metrics, record)
+            storage.append_line(self._metrics, record)
 
     def skip(self, step: int, lr: float, caption_ids: Sequence[int]) -> None:
         """Append a step whose update was skipped to skipped.jsonl."""
         self._skips += 1
         if self._runtime.is_main:
             record = {"step": step, "lr": lr, "caption_ids": list(caption_ids)}
-            places.append_line(self._skipped, record)
+            storage.append_line(self._skipped, record)
 
     def skips(self) -> int:
         """Return how many updates of this run were skipped, before a resume or since."""
@@ -164,12 +164,12 @@ class Folder:
         """Append pictures that did not decode to damaged.jsonl, each once over all resumes."""
         if not pictures:
             return
-        known = {(line["caption_id"], line["view"]) for line in places.read_lines(self.damaged)}
+        known = {(line["caption_id"], line["view"]) for line in storage.read_lines(self.damaged)}
         for caption_id, view, what in pictures:
             if (caption_id, view) not in known:
                 known.add((caption_id, view))
                 record = {"caption_id": caption_id, "view": view, "what": what}
-                places.append_line(self.damaged, record)
+                storage.append_line(self.damaged, record)
 
     def keep_backbone(self, learner: Learner, facts: Mapping[str, object]) -> None:
         """Write the teacher's ViT of now beside the run's own."""
@@ -197,6 +197,6 @@ class Folder:
 def _drop_lines(file: Path, *, after: int) -> None:
     """Drop the lines of later steps, which are about to be made again."""
     if file.is_file():
-        kept = [line for line in places.read_lines(file) if line["step"] <= after]
-        with places.atomic_file(file) as partial:
+        kept = [line for line in storage.read_lines(file) if line["step"] <= after]
+        with storage.atomic_file(file) as partial:
             partial.write_text("".join(f"{json.dumps(k)}\n" for k in kept), encoding="utf-8")

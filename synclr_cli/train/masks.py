@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from synclr_cli import draws
+from synclr_cli import rng
 from synclr_cli.config import TrainConfig
 from synclr_cli.errors import UsageError
 
@@ -63,14 +63,14 @@ def draw(
     """
     masked_pictures = int(len(ids) * probability)
     masked_patches = int(patches * ratio)
-    lots = draws.uniform("train.masked pictures", seed, step, ids)  # [B]
+    lots = rng.uniform("train.masked pictures", seed, step, ids)  # [B]
     if of_caption:
         lots = np.arange(len(ids)) % of_caption  # [B]
     masked = np.zeros(len(ids), bool)  # [B]
     masked[np.argsort(lots, kind="stable")[:masked_pictures]] = True
     masks = np.zeros((len(ids[own]), patches), bool)  # [b, N]
     rows = np.flatnonzero(masked[own])  # [m]
-    lots = draws.uniform(
+    lots = rng.uniform(
         "train.masked patches", seed, step, ids[own][rows][:, None], np.arange(patches)
     )  # [m, N]
     chosen = np.argsort(lots, axis=1, kind="stable")[:, :masked_patches]  # [m, K]

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from synclr_cli import artifacts, console, settings
-from synclr_cli.artifacts import Header
+from synclr_cli import console, settings
 from synclr_cli.config import TrainConfig
+from synclr_cli.data import artifacts
+from synclr_cli.data.artifacts import Header
 from synclr_cli.errors import DataError, DivergedError
 from synclr_cli.learning import runtime
-from synclr_cli.train import batches, masks, neighbourhood, starting, timetable, trackers
-from synclr_cli.train.corpus import Corpus, open_corpus, require_trainable
+from synclr_cli.train import batches, init, knn, masks, timetable, trackers
 from synclr_cli.train.folder import Folder
+from synclr_cli.train.image_index import Corpus, open_corpus, require_trainable
 from synclr_cli.train.learner import Learner, NotFinite
-from synclr_cli.train.monitor import Monitor
+from synclr_cli.train.metrics import Monitor
 from synclr_cli.train.verdict import collapse
 
 
@@ -38,14 +39,14 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
         KeyboardInterrupt: on SIGINT or SIGTERM, after a checkpoint was saved.
     """
     parts, parent, digest = artifacts.open_images(images)
-    start = starting.open_start(config)
+    start = init.open_start(config)
     header = Header(
         schema="backbone",
         config=settings.flatten(config),
         seed=config.seed,
         parents=(
             artifacts.parent(images, parent, digest),
-            *([starting.parent(start)] if start else []),
+            *([init.parent(start)] if start else []),
         ),
     )
     with runtime.started(config.precision) as rt:
@@ -53,7 +54,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
         if folder.is_finished(overwrite=overwrite):
             return out
         trackers.require(config.trackers)
-        grader = neighbourhood.open_neighbourhood(config)
+        grader = knn.open_neighbourhood(config)
         corpus = open_corpus(parts)
         require_trainable(corpus, config, images, rt.world)
 
@@ -61,7 +62,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
             config,
             rt,
             classes=corpus.classes(config.positives) if config.objective != "contrast" else 0,
-            start=starting.fit(start) if start else None,
+            start=init.fit(start) if start else None,
         )
         masks.require(config, learner.patches)
         folder.claim(overwrite=overwrite)  # only now: what is refused leaves nothing behind

@@ -22,12 +22,12 @@ from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from synclr_cli import draws
+from synclr_cli import rng
 from synclr_cli.config import TrainConfig
 from synclr_cli.errors import UsageError
 from synclr_cli.learning import backbone
 from synclr_cli.learning.runtime import Runtime
-from synclr_cli.train import blocks
+from synclr_cli.train import cpu_blocks
 from synclr_cli.train.heads import PrototypeHead, contrast_head, linear
 
 # A product of fewer rows is summed in another order by some libraries (MKL: fewer than four a
@@ -107,7 +107,7 @@ class Reading:
     patches: list[Tensor]  # of each view, which of the W are its wanted patches, [M]
 
     @staticmethod
-    def of(wanted: Sequence[Tensor | None], shapes: Sequence[blocks.Shape]) -> Reading:
+    def of(wanted: Sequence[Tensor | None], shapes: Sequence[cpu_blocks.Shape]) -> Reading:
         """Read each crop's cls token and the wanted patches, [B, N] of each view or None.
 
         Never fewer than `FEWEST_ROWS`: the first row is read again if need be, and no one asks.
@@ -173,10 +173,10 @@ class Encoder(nn.Module):
                 block.attn.fused_attn = False  # several times slower than plain products there
         # On a GPU timm's modules are as fast, with its fused attention.
         self.written_out = runtime.device.type == "cpu" and all(
-            map(blocks.is_plain, self.vit.blocks)
+            map(cpu_blocks.is_plain, self.vit.blocks)
         )
         self._product_dtype = runtime.amp_dtype
-        self._cast: list[blocks.Weights] | None = None
+        self._cast: list[cpu_blocks.Weights] | None = None
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile the blocks where they run as modules; names of weights stay what they are."""
@@ -193,11 +193,13 @@ class Encoder(nn.Module):
         finally:
             self._cast = None
 
-    def _weights(self) -> list[blocks.Weights]:
+    def _weights(self) -> list[cpu_blocks.Weights]:
         if self._cast is not None:
             return self._cast
         own = self.vit.pos_embed.dtype
-        return [blocks.Weights.cast(b, self._product_dtype or own) for b in self.vit.blocks[:-1]]
+        return [
+            cpu_blocks.Weights.cast(b, self._product_dtype or own) for b in self.vit.blocks[:-1]
+        ]
 
     def encode(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
         """Return the tokens after the final norm, [B, 1 + N, D], the cls token first.
@@ -226,7 +228,7 @@ class Encoder(nn.Module):
         here = {"device": read.device, "non_blocking": True}
         return [tuple(read.index_select(0, at.to(**here)) for at in pair) for pair in pairs]
 
-    def _run_modules(self, every: list[Tensor], shapes: list[blocks.Shape]) -> Tensor:
+    def _run_modules(self, every: list[Tensor], shapes: list[cpu_blocks.Shape]) -> Tensor:
         """Return what all blocks but the last make of the tokens, [R, D], view by view."""
         ends = np.cumsum([n for n, _ in shapes])
         done = []
@@ -237,16 +239,16 @@ class Encoder(nn.Module):
             done.append(x.flatten(0, 1))
         return torch.cat(done)
 
-    def _run_written_out(self, every: list[Tensor], shapes: list[blocks.Shape]) -> Tensor:
+    def _run_written_out(self, every: list[Tensor], shapes: list[cpu_blocks.Shape]) -> Tensor:
         """Do as `_run_modules`, with the crops of all views at once."""
         rows = torch.cat([x.flatten(0, 1) for x in every])  # [R, D]
         tokens = torch.tensor([t for n, t in shapes for _ in range(n)])  # [crops]
         crops = torch.arange(len(tokens)).repeat_interleave(tokens)  # [R]
         for block, weights in zip(self.vit.blocks, self._weights(), strict=False):
-            rows = blocks.run(block, weights, rows, shapes, _kept(block, crops, weights.dtype))
+            rows = cpu_blocks.run(block, weights, rows, shapes, _kept(block, crops, weights.dtype))
         return rows
 
-    def _finish(self, rows: Tensor, shapes: list[blocks.Shape], reading: Reading) -> Tensor:
+    def _finish(self, rows: Tensor, shapes: list[cpu_blocks.Shape], reading: Reading) -> Tensor:
         """Run the last block and the final norm for the tokens that are read.
 
         Args:
@@ -327,9 +329,7 @@ class Student(Encoder):
                     continue
                 layer.keep = None
                 if ids is not None:
-                    lots = draws.uniform(
-                        "train.depth", seed, step, ids, crop, number, branch
-                    )  # [B]
+                    lots = rng.uniform("train.depth", seed, step, ids, crop, number, branch)  # [B]
                     device = self.vit.pos_embed.device
                     layer.keep = torch.from_numpy(lots >= layer.rate).to(device)
 
@@ -368,7 +368,7 @@ def positions(table: Tensor, side: int) -> Tensor:
     return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
-def _kept(block: nn.Module, crops: Tensor, dtype: torch.dtype) -> blocks.Kept:
+def _kept(block: nn.Module, crops: Tensor, dtype: torch.dtype) -> cpu_blocks.Kept:
     """Return what the two branches of rows are multiplied by; `crops` are theirs, [R]."""
     first, second = (
         layer.of_rows(crops, dtype) if isinstance(layer, StochasticDepth) else None

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-from synclr_cli.artifacts import Header
+from synclr_cli.data.artifacts import Header
 from synclr_cli.errors import EngineError
 from synclr_cli.learning.runtime import Runtime
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from engine_contract import assert_caption_engine
 
-from synclr_cli.captions import concepts, prompts, sampling
-from synclr_cli.captions.completing import prompts_of
-from synclr_cli.captions.drawing import Drawer
+from synclr_cli.captions import concepts, prompts
+from synclr_cli.captions.engines.local import sampling
 from synclr_cli.captions.engines.template import TemplateEngine, with_article
+from synclr_cli.captions.generate import prompts_of
+from synclr_cli.captions.sampler import Drawer
 from synclr_cli.config import CaptionEngineConfig
 from synclr_cli.engines import load
 from synclr_cli.errors import EngineError, UsageError

@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from synclr_cli import artifacts, places
 from synclr_cli.captions import quality
 from synclr_cli.captions.run import rejects_path, run
 from synclr_cli.config import CaptionEngineConfig, CaptionsConfig
+from synclr_cli.data import artifacts, storage
 from synclr_cli.errors import DataError, UsageError
 
 TEMPLATE = CaptionEngineConfig(name="template:")
@@ -39,7 +39,7 @@ def test_the_artifact_has_every_column_and_says_where_it_came_from(tmp_path):
     assert file.metadata.num_rows == 40
     assert header.engine == "template:" and header.revision.startswith("synclr ")
     assert header.parents[0]["name"] == "birds.txt"
-    assert header.parents[0]["digest"] == places.digest(listed)
+    assert header.parents[0]["digest"] == storage.digest(listed)
     assert header.config["share_c"] == 0.44
     for i, row in enumerate(rows(out)):
         assert row["caption_id"] == i
@@ -333,7 +333,7 @@ def test_only_one_process_makes_a_file(tmp_path):
     out = tmp_path / "captions.parquet"
     arguments = ["captions", "-c", "cifar10", "--engine", "template:", "-n", "9", "-o", str(out)]
     command = [sys.executable, "-m", "synclr_cli", *arguments]
-    with places.locked(tmp_path / ".captions.parquet.lock"):
+    with storage.locked(tmp_path / ".captions.parquet.lock"):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "another synclr works in" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -3,11 +3,12 @@
 import pyarrow.parquet as pq
 import pytest
 
-from synclr_cli import artifacts, places, presets
+from synclr_cli import presets
 from synclr_cli.captions import joining, listing
 from synclr_cli.captions.pieces import rejects_path
 from synclr_cli.captions.run import run
 from synclr_cli.config import CaptionEngineConfig, CaptionsConfig
+from synclr_cli.data import artifacts, storage
 from synclr_cli.errors import DataError, UsageError
 
 TEMPLATE = CaptionEngineConfig(name="template:")
@@ -87,7 +88,7 @@ def test_joining_over_anything_but_captions_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = made[0].read_bytes()
     with pytest.raises(UsageError, match="is one of the shards"):
-        joining.run(made, places.place(made[0].name), overwrite=True)
+        joining.run(made, storage.place(made[0].name), overwrite=True)
     assert made[0].read_bytes() == before
 
 
@@ -156,18 +157,18 @@ def test_listed_backgrounds_are_joined_by_concept(tmp_path):
 
 
 def test_captions_and_concepts_may_lie_at_a_uri(tmp_path):
-    listed = places.place("memory://captions-test/birds.csv")
+    listed = storage.place("memory://captions-test/birds.csv")
     listed.parent.mkdir(parents=True, exist_ok=True)
     listed.write_text("concept,weight\nbarn owl,2\nheron,1\n")
     (tmp_path / "birds.csv").write_text("concept,weight\nbarn owl,2\nheron,1\n")
-    there = places.place("memory://captions-test/out/captions.parquet")
+    there = storage.place("memory://captions-test/out/captions.parquet")
     out = run(config(concepts=str(listed), count=100), there)
     here = run(
         config(concepts=str(tmp_path / "birds.csv"), count=100), tmp_path / "captions.parquet"
     )
-    assert places.table(out)["caption"].equals(places.table(here)["caption"])
+    assert storage.table(out)["caption"].equals(storage.table(here)["caption"])
     run(config(concepts=str(listed), count=250), there)  # grows there
-    assert places.parquet(there).metadata.num_rows == 250
+    assert storage.parquet(there).metadata.num_rows == 250
     names = sorted(p.name for p in there.parent.iterdir())
     assert names == ["captions.parquet", "captions.rejects.parquet"]
     with pytest.raises(UsageError, match=r"captions\.seed"):
@@ -175,14 +176,14 @@ def test_captions_and_concepts_may_lie_at_a_uri(tmp_path):
 
 
 def test_shards_at_a_uri_are_joined_there(tmp_path):
-    folder = places.place("memory://join-test")
+    folder = storage.place("memory://join-test")
     out = joining.run(shards_of(folder, 3), folder / "joined.parquet")
     whole = run(config(), tmp_path / "whole.parquet")
     assert out.read_bytes() == whole.read_bytes()
 
 
 def test_a_mix_may_name_a_uri_with_a_weight():
-    listed = places.place("memory://mix-test/birds.txt")
+    listed = storage.place("memory://mix-test/birds.txt")
     listed.parent.mkdir(parents=True, exist_ok=True)
     listed.write_text("barn owl\nheron\n")
     from synclr_cli.captions import concepts

@@ -3,7 +3,7 @@
 import pytest
 
 from synclr_cli.captions import prompts, quality
-from synclr_cli.captions.drawing import RELATIONS
+from synclr_cli.captions.sampler import RELATIONS
 from synclr_cli.errors import DataError
 
 bank = prompts.shipped()

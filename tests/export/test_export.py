@@ -10,13 +10,13 @@ import timm
 import torch
 from PIL import Image
 
-from synclr_cli import inspection, places
-from synclr_cli.artifacts import Header
+from synclr_cli.data import describe, storage
+from synclr_cli.data.artifacts import Header
 from synclr_cli.errors import EngineError, UsageError
 from synclr_cli.export import run as exporting
 from synclr_cli.export.run import run
 from synclr_cli.learning import backbone
-from synclr_cli.learning.images import EvalTransform
+from synclr_cli.learning.transforms import EvalTransform
 
 ARCH = "vit_tiny_patch16_224"
 
@@ -46,7 +46,7 @@ def ours(trained: Path, picture: Image.Image) -> torch.Tensor:
 
 def test_timm_opens_the_export_by_itself(trained: Path, tmp_path: Path) -> None:
     out = run(str(trained), "timm", tmp_path / "out")
-    told = inspection.describe(out)
+    told = describe.describe(out)
     assert told.json()["schema"] == "export/1" and told.chain()[1].strip().startswith(
         "small: backb"
     )
@@ -110,7 +110,7 @@ def test_the_same_export_again_is_there_and_another_is_refused(
     with pytest.raises(UsageError, match="holds another export"):
         run(str(trained), "transformers", out)
     run(str(trained), "transformers", out, overwrite=True)
-    assert places.read_json(out / "config.json")["model_type"] == "vit"
+    assert storage.read_json(out / "config.json")["model_type"] == "vit"
 
 
 def test_what_is_there_and_no_export_is_left_alone(trained: Path) -> None:

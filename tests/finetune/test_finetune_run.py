@@ -13,7 +13,7 @@ from judged import lines, same, weights
 from PIL import Image
 from safetensors.torch import load_file
 
-from synclr_cli import artifacts
+from synclr_cli.data import artifacts
 from synclr_cli.errors import DivergedError, UsageError
 from synclr_cli.finetune import recipe
 from synclr_cli.finetune.run import run
@@ -136,8 +136,9 @@ def test_the_model_opens_with_timm_and_gives_the_reported_accuracy(
 ):
     import timm
 
+    from synclr_cli.data import labelled
     from synclr_cli.finetune import recipe
-    from synclr_cli.learning import backbone, labelled, metrics, runtime
+    from synclr_cli.learning import backbone, metrics, runtime
 
     report = run(settings(), small_vit, stripes, tmp_path / "out")
     model = timm.create_model(
@@ -189,8 +190,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(settings, stripes, small_vit, tm
 
 
 def test_a_view_depends_on_seed_epoch_and_picture_alone(settings, stripes, small_vit):
+    from synclr_cli.data import labelled
     from synclr_cli.finetune import recipe
-    from synclr_cli.learning import backbone, labelled
+    from synclr_cli.learning import backbone
 
     split = labelled.open_data(stripes, validation_share=0.2, seed=0).splits["train"]
     view = recipe.train_view(settings(), backbone.open_backbone(small_vit))

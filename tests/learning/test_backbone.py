@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from synclr_cli.artifacts import Header
+from synclr_cli.data.artifacts import Header
 from synclr_cli.errors import DataError, UsageError
 from synclr_cli.learning import backbone
 

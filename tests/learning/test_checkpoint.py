@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from synclr_cli.artifacts import Header
+from synclr_cli.data.artifacts import Header
 from synclr_cli.errors import DataError, UsageError
 from synclr_cli.learning import checkpoint
 

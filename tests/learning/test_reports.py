@@ -5,8 +5,9 @@ import json
 import pytest
 
 from synclr_cli.config import LinearProbeConfig
+from synclr_cli.data import labelled
 from synclr_cli.errors import DataError, UsageError
-from synclr_cli.learning import backbone as backbones, labelled, reports
+from synclr_cli.learning import backbone as backbones, reports
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from synclr_cli.data import labelled
 from synclr_cli.errors import DataError
-from synclr_cli.learning import backbone as backbones, labelled, reports, runtime
+from synclr_cli.learning import backbone as backbones, reports, runtime
 from synclr_cli.linear_probe import features
 
 

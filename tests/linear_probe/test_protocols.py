@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from synclr_cli.data import labelled
 from synclr_cli.errors import DataError, UsageError
-from synclr_cli.learning import backbone as backbones, labelled
+from synclr_cli.learning import backbone as backbones
 from synclr_cli.learning.run_folder import RunFolder
 from synclr_cli.linear_probe import features, sgd
 from synclr_cli.linear_probe.run import run
@@ -93,7 +94,7 @@ def test_the_updates_are_those_of_torchs_sgd(trained, stripes, kind):
     layer.weight.data, layer.bias.data = start.T.detach().clone(), torch.zeros(3)
     peak = 0.2 * 12 / 256
     optimizer = torch.optim.SGD(layer.parameters(), lr=peak, momentum=0.9)
-    keys = sgd.loading.EpochOrder(n, 12, seed=0, start=0, steps=16, rank=0, world=1)
+    keys = sgd.loader.EpochOrder(n, 12, seed=0, start=0, steps=16, rank=0, world=1)
     for step, batch in enumerate(keys):
         learnt_from = [(epoch, i) for epoch, i in batch if kind == "result" or i < train]
         items = [sgd.training_item(data, opened, 0, key) for key in learnt_from]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from synclr_cli import artifacts
+from synclr_cli.data import artifacts
 
 CONCEPTS = ("red fox", "fire truck", "teapot", "sunflower")
 PLACES = ("in the snow", "on a beach", "next to a blue bench", "in a kitchen", "")

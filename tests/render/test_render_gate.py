@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_folders import contents, rejected, rows_of
 from PIL import Image
-from test_render_run import contents, picture, render_config, rows_of
+from test_render_run import picture, render_config
 
-from synclr_cli import artifacts
+from synclr_cli.data import artifacts, shards
 from synclr_cli.errors import DataError, UsageError
-from synclr_cli.render import manifest, quality
-from synclr_cli.render.painting import view_seed
+from synclr_cli.render import quality
+from synclr_cli.render.generate import view_seed
 from synclr_cli.render.run import run
 
 PICKY = {"duplicate_bits": 25, "redraws": 2, "least_views": 2}  # so many redraws happen
@@ -24,11 +25,6 @@ def jpeg(pixels: np.ndarray, level: int = 95) -> bytes:
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, "JPEG", quality=level)
     return sink.getvalue()
-
-
-def rejected(folder: Path) -> list[dict]:
-    path = folder / "rejected.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def pictures_of(folder: Path) -> dict[tuple[int, int], bytes]:
@@ -186,9 +182,9 @@ def test_a_part_written_anew_and_killed_before_its_digest_was_noted_is_read(
     out = run(render_config(views=2), captions, tmp_path / "images")
     assert not list(out.glob(".*"))
     (out / "manifest.json").unlink()
-    manifest.note_digest(out / "part-00001.parquet")
-    manifest.note_digest(out / "part-00002.parquet")
-    manifest.forget_digest(out / "part-00001.parquet")
+    shards.note_digest(out / "part-00001.parquet")
+    shards.note_digest(out / "part-00002.parquet")
+    shards.forget_digest(out / "part-00001.parquet")
     assert contents(run(render_config(views=3), captions, out)) == contents(
         run(render_config(views=3), captions, tmp_path / "fresh")
     )

@@ -10,16 +10,17 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_render_importing import picture, reference_set, tar_of
-from test_render_run import contents, render_config, rows_of
+from image_folders import contents, picture, reference_set, rows_of, tar_of
+from test_render_run import render_config
 
-from synclr_cli import artifacts, places
+from synclr_cli.data import artifacts, storage
 from synclr_cli.errors import DataError
-from synclr_cli.render import importing, source
+from synclr_cli.import_ import run as import_run
+from synclr_cli.render import captions_reader
+from synclr_cli.render.captions_reader import Source
 from synclr_cli.render.report import page, report
 from synclr_cli.render.run import run
 from synclr_cli.render.sheet import contact_sheet
-from synclr_cli.render.source import Source
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def elsewhere():
 
 
 def test_captions_are_found_wherever_they_lie_in_the_file(captions_file, monkeypatch):
-    monkeypatch.setattr(source, "PIECE", 5)
+    monkeypatch.setattr(captions_reader, "PIECE", 5)
     captions = captions_file(100)  # row groups of 16
     every = pq.read_table(captions, columns=["caption_id", "caption", "concept"]).to_pylist()
     found = Source(captions, 254)
@@ -42,7 +43,7 @@ def test_captions_are_found_wherever_they_lie_in_the_file(captions_file, monkeyp
 
 
 def test_captions_are_decoded_a_piece_at_a_time(captions_file, monkeypatch):
-    monkeypatch.setattr(source, "PIECE", 5)
+    monkeypatch.setattr(captions_reader, "PIECE", 5)
     found = Source(captions_file(100), 254)
     decoded = []
     iter_batches = pq.ParquetFile.iter_batches
@@ -59,7 +60,7 @@ def test_captions_are_decoded_a_piece_at_a_time(captions_file, monkeypatch):
 
 
 def test_a_large_file_in_disorder_is_refused(captions_file, monkeypatch):
-    monkeypatch.setattr(source, "MOST_TO_SORT", 2)
+    monkeypatch.setattr(captions_reader, "MOST_TO_SORT", 2)
     with pytest.raises(DataError, match="Sort the file by caption_id"):
         Source(captions_file(3, ids=[4, 1, 2]), 254)
 
@@ -96,23 +97,23 @@ def test_a_truncated_captions_file_is_one_line(captions_file, tmp_path):
 
 def test_captions_and_pictures_may_lie_elsewhere(captions_file, tmp_path, elsewhere):
     local = captions_file(9)
-    there = places.place(f"{elsewhere}/captions.parquet")
+    there = storage.place(f"{elsewhere}/captions.parquet")
     there.parent.mkdir(parents=True, exist_ok=True)
     there.write_bytes(local.read_bytes())
     config = render_config(duplicate_bits=24, redraws=1, least_views=1)
     wanted = run(config, local, tmp_path / "images")
-    out = run(config, there, places.place(f"{elsewhere}/images"))
+    out = run(config, there, storage.place(f"{elsewhere}/images"))
     assert contents(out) == contents(wanted)
     assert report(out) == report(wanted)
     sheets = [contact_sheet(f, tmp_path / name) for f, name in ((out, "a.png"), (wanted, "b.png"))]
     assert sheets[0].read_bytes() == sheets[1].read_bytes()
-    page(out, places.place(f"{elsewhere}/page.html"))
-    assert "<html" in places.place(f"{elsewhere}/page.html").read_text()
+    page(out, storage.place(f"{elsewhere}/page.html"))
+    assert "<html" in storage.place(f"{elsewhere}/page.html").read_text()
 
 
 def test_a_set_elsewhere_is_continued(captions_file, tmp_path, elsewhere):
     captions = captions_file(9)
-    out = run(render_config(views=2), captions, places.place(f"{elsewhere}/images"))
+    out = run(render_config(views=2), captions, storage.place(f"{elsewhere}/images"))
     (out / "manifest.json").unlink()
     (out / "part-00001.parquet").unlink()
     run(render_config(views=3), captions, out)
@@ -122,12 +123,12 @@ def test_a_set_elsewhere_is_continued(captions_file, tmp_path, elsewhere):
 
 
 def test_a_set_is_imported_from_here_to_elsewhere_and_back(tmp_path, elsewhere):
-    local = importing.run(reference_set(tmp_path / "set"), tmp_path / "images")
-    there = places.place(f"{elsewhere}/images")
-    importing.run(tmp_path / "set" / "all.csv", there)
+    local = import_run.run(reference_set(tmp_path / "set"), tmp_path / "images")
+    there = storage.place(f"{elsewhere}/images")
+    import_run.run(tmp_path / "set" / "all.csv", there)
     assert contents(there) == contents(local)
     shutil.rmtree(local)
-    importing.run(places.place(f"{elsewhere}/images"), local)
+    import_run.run(storage.place(f"{elsewhere}/images"), local)
     assert len(rows_of(local)) == 15
 
 
@@ -137,7 +138,7 @@ def test_pictures_without_a_caption_are_counted(tmp_path, capsys):
         members[f"{i}.png"] = picture(i)
         if i != 3:
             members[f"{i}.txt"] = b"a fox"
-    out = importing.run(tar_of(tmp_path / "a.tar", members), tmp_path / "images")
+    out = import_run.run(tar_of(tmp_path / "a.tar", members), tmp_path / "images")
     assert len(rows_of(out)) == 5
     assert "1 pictures have no caption" in capsys.readouterr().err
 
@@ -152,7 +153,7 @@ def test_a_caption_whose_pictures_lie_far_apart_is_gathered(tmp_path):
     (tmp_path / "set").mkdir()
     for name in ("a", "b"):
         (tmp_path / f"{name}.parquet").rename(tmp_path / "set" / f"{name}.parquet")
-    rows = rows_of(importing.run(tmp_path / "set", tmp_path / "images", captions_per_part=4))
+    rows = rows_of(import_run.run(tmp_path / "set", tmp_path / "images", captions_per_part=4))
     assert [r["caption"] for r in rows] == [f"caption {c}" for c in range(10) for _ in range(4)]
     wanted = [picture(i) for c in range(10) for i in (c, c + 10, c + 20, c + 30)]
     assert [r["image"]["bytes"] for r in rows] == wanted

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from test_render_run import render_config
 
-from synclr_cli import inspection
+from synclr_cli.data import describe
 from synclr_cli.errors import DataError
 from synclr_cli.render.report import page, report
 from synclr_cli.render.run import run
@@ -85,7 +85,7 @@ def test_a_truncated_part_is_one_line(captions_file, tmp_path):
 def test_an_unfinished_folder_is_described(captions_file, tmp_path):
     out = run(render_config(), captions_file(10), tmp_path / "images")
     (out / "manifest.json").unlink()
-    told = inspection.describe(out).json()
+    told = describe.describe(out).json()
     assert told["schema"] == "images/1" and not told["finished"] and told["parts"] == 3
 
 

@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from image_folders import contents, rows_of
 from PIL import Image
 
-from synclr_cli import artifacts, places, settings
+from synclr_cli import settings
+from synclr_cli.data import artifacts, storage
 from synclr_cli.errors import DataError, EngineError, UsageError
-from synclr_cli.render import painting
+from synclr_cli.render import generate
 from synclr_cli.render.run import run
 from synclr_cli.render.sheet import contact_sheet
 
@@ -38,17 +40,8 @@ def render_config(**values):
     )
 
 
-def rows_of(folder: Path) -> list[dict]:
-    parts, _, _ = artifacts.open_images(folder)
-    return [row for part in parts for row in pq.read_table(part).to_pylist()]
-
-
 def picture(row: dict, column: str = "image") -> Image.Image:
     return Image.open(io.BytesIO(row[column]["bytes"]))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir()}  # here or elsewhere
 
 
 def test_every_caption_has_its_views_side_by_side(captions_file, tmp_path):
@@ -63,7 +56,7 @@ def test_every_caption_has_its_views_side_by_side(captions_file, tmp_path):
     assert [p["rows"] for p in manifest["parts"]] == [12, 12, 6]
     assert manifest["views"] == 3
     assert [p["digest"] for p in manifest["parts"]] == [
-        places.digest(out / p["name"]) for p in manifest["parts"]
+        storage.digest(out / p["name"]) for p in manifest["parts"]
     ]
 
 
@@ -142,7 +135,7 @@ def test_a_view_depends_on_neither_its_neighbours_nor_the_batch(captions_file, t
 
 
 def test_seeds_differ_between_views_captions_and_runs():
-    seeds = {painting.view_seed(s, c, v) for s in range(5) for c in range(50) for v in range(8)}
+    seeds = {generate.view_seed(s, c, v) for s in range(5) for c in range(50) for v in range(8)}
     assert len(seeds) == 5 * 50 * 8
     assert all(0 <= s < 2**63 for s in seeds)
 
@@ -150,7 +143,7 @@ def test_seeds_differ_between_views_captions_and_runs():
 def test_several_processes_paint_the_same_files_as_one(captions_file, tmp_path, monkeypatch):
     captions = captions_file(10)
     alone = run(render_config(), captions, tmp_path / "alone")
-    monkeypatch.setattr(painting, "WORTH_PROCESSES", 1)
+    monkeypatch.setattr(generate, "WORTH_PROCESSES", 1)
     many = run(render_config(), captions, tmp_path / "many")
     assert contents(alone) == contents(many)
 
@@ -210,11 +203,11 @@ def test_only_one_process_makes_a_shard(captions_file, tmp_path):
     captions, out = captions_file(4), tmp_path / "images"
     arguments = ["render", captions, "--engine", "procedural:", "-o", out]
     command = [sys.executable, "-m", "synclr_cli", *map(str, arguments)]
-    with places.locked(out / ".1-of-1.lock"):
+    with storage.locked(out / ".1-of-1.lock"):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "another synclr works in" in done.stderr
     assert not out.exists()
-    with places.locked(out / ".2-of-3.lock"):
+    with storage.locked(out / ".2-of-3.lock"):
         for shard, code in (("1/1", 2), ("1/2", 2), ("1/3", 0)):
             sharded = [*command, "--shard", shard]
             done = subprocess.run(sharded, capture_output=True, text=True, check=False)
@@ -266,6 +259,7 @@ def test_a_full_disk_is_one_line_and_leaves_only_whole_parts(captions_file, tmp_
         "import resource, signal, sys; from pathlib import Path\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+        "sys.path.insert(0, '..')\n"
         "from test_render_run import render_config\n"
         "from synclr_cli.render.run import run\n"
         "run(render_config(), Path(sys.argv[1]), Path(sys.argv[2]))\n"
@@ -302,9 +296,9 @@ def _kill_and_continue(captions: Path, out: Path, kills: int, seed: int) -> int:
     program = (
         "import sys; from pathlib import Path\n"
         "from test_render_run import render_config\n"
-        "from synclr_cli.render import painting\n"
+        "from synclr_cli.render import generate\n"
         "from synclr_cli.render.run import run\n"
-        "painting.WORTH_PROCESSES = int(sys.argv[3])\n"
+        "generate.WORTH_PROCESSES = int(sys.argv[3])\n"
         "if __name__ == '__main__':\n"
         "    print('begun', flush=True)\n"
         "    config = render_config(captions_per_part=8, duplicate_bits=16)\n"
@@ -319,7 +313,10 @@ def _kill_and_continue(captions: Path, out: Path, kills: int, seed: int) -> int:
         process = subprocess.Popen(
             [sys.executable, str(script), str(captions), str(out), many],
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+            env={
+                **os.environ,
+                "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[1]}",
+            },
         )
         process.stdout.readline()
         time.sleep(rng.uniform(0.05, 0.6))

@@ -10,8 +10,8 @@ import pytest
 import tiny_pipelines
 import torch
 import transformers
-from test_render_gate import rejected
-from test_render_run import contents, render_config, rows_of
+from image_folders import contents, rejected, rows_of
+from test_render_run import render_config
 
 from synclr_cli.errors import EngineError
 from synclr_cli.render.run import run

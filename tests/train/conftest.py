@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from synclr_cli import artifacts, places
-from synclr_cli.artifacts import Header
 from synclr_cli.config import TrainConfig
+from synclr_cli.data import artifacts, storage
+from synclr_cli.data.artifacts import Header
 
 CONCEPTS = 8
 
@@ -69,10 +69,10 @@ def write_images(
         table = pa.Table.from_pylist([r for r in rows if r["caption_id"] in own], schema=schema)
         path = folder / f"part-{i:05d}.parquet"
         artifacts.write_parquet(path, "images", header, [table], rows_per_group=2 * views)
-        names.append({"name": path.name, "digest": places.digest(path)})
+        names.append({"name": path.name, "digest": storage.digest(path)})
     import json
 
-    places.write_json(
+    storage.write_json(
         folder / "manifest.json",
         {"header": json.loads(header.json()), "parts": names, "digest": f"sha256:{names}"},
     )

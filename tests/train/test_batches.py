@@ -15,11 +15,11 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
-from synclr_cli import artifacts, places
 from synclr_cli.config import TrainConfig
+from synclr_cli.data import artifacts, storage
 from synclr_cli.errors import DataError, UsageError
 from synclr_cli.train import batches
-from synclr_cli.train.corpus import open_corpus, require_trainable
+from synclr_cli.train.image_index import open_corpus, require_trainable
 
 TENSORS = ("globals", "locals", "masks", "ids", "labels")
 
@@ -196,8 +196,8 @@ def test_no_pictures_at_all_is_one_line(
     tmp_path: Path, make_images: Callable, small: Callable
 ) -> None:
     folder = make_images(tmp_path / "images")
-    manifest = places.read_json(folder / "manifest.json")
-    places.write_json(folder / "manifest.json", manifest | {"parts": []})
+    manifest = storage.read_json(folder / "manifest.json")
+    storage.write_json(folder / "manifest.json", manifest | {"parts": []})
     with pytest.raises(DataError, match="images holds no pictures"):
         source(folder, small())
     empty = make_images(tmp_path / "empty", parts=1)
@@ -206,7 +206,7 @@ def test_no_pictures_at_all_is_one_line(
     with pytest.raises(DataError, match="empty holds no pictures"):
         source(empty, small())
     del manifest["header"]
-    places.write_json(folder / "manifest.json", manifest)
+    storage.write_json(folder / "manifest.json", manifest)
     with pytest.raises(DataError, match=r"manifest.json lacks 'header'"):
         source(folder, small())
 
@@ -355,7 +355,7 @@ def test_crops_of_the_pictures_size_are_no_reason_to_warn(
 
 
 def test_pictures_stream_from_a_uri(images: Path, small: Callable) -> None:
-    there = places.place("memory://train-test/images")
+    there = storage.place("memory://train-test/images")
     there.mkdir(parents=True, exist_ok=True)
     for file in images.iterdir():
         (there / file.name).write_bytes(file.read_bytes())
@@ -382,7 +382,7 @@ class OfOneProcess(MemoryFileSystem):
 @pytest.mark.filterwarnings("ignore:.*filesystem not explicitly implemented")
 def test_loader_processes_read_from_a_uri_too(images: Path, small: Callable) -> None:
     fsspec.register_implementation("ofoneprocess", OfOneProcess, clobber=True)
-    there = places.place("ofoneprocess://train-test/images")
+    there = storage.place("ofoneprocess://train-test/images")
     there.mkdir(parents=True, exist_ok=True)
     for file in images.iterdir():
         (there / file.name).write_bytes(file.read_bytes())

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from synclr_cli import draws
+from synclr_cli import rng
 from synclr_cli.config import TrainConfig
 from synclr_cli.train import crops, resampling
 
@@ -93,7 +93,7 @@ def test_blur_is_torchvisions(pictures: Tensor, sigma: float) -> None:
 
 def test_a_painted_crop_is_torchvisions_step_after_step() -> None:
     config = TrainConfig(local_crops=0)
-    drawn = crops.plan(config, 3, draws.key("picture", np.arange(40)), np.full((40, 2), 64))
+    drawn = crops.plan(config, 3, rng.key("picture", np.arange(40)), np.full((40, 2), 64))
     noise = torch.randint(0, 256, (40, 3, 9, 9), generator=torch.Generator().manual_seed(2))
     original = F.resize(noise.to(torch.uint8), [32, 32])
     done = crops.paint(original.clone(), drawn, slice(0, 1)).float()
@@ -134,7 +134,7 @@ def test_cutting_together_is_cutting_one_by_one() -> None:
         F.resize(x[None].to(torch.uint8), size)
         for x, size in zip(noise, sizes.tolist(), strict=True)
     ]
-    drawn = crops.plan(config, 0, draws.key("picture", np.arange(20)), sizes)
+    drawn = crops.plan(config, 0, rng.key("picture", np.arange(20)), sizes)
     assert (drawn.divisor > 1).any()
     drawn = replace(drawn, order=np.full_like(drawn.order, -1), solarise=drawn.solarise & False)
     one_by_one = crops.cut_and_paint(config, pictures, drawn)
@@ -169,7 +169,7 @@ def test_a_downsampled_picture_loses_detail_and_keeps_its_size() -> None:
 @pytest.fixture(scope="module")
 def many() -> tuple[TrainConfig, crops.Plan]:
     config = TrainConfig(local_crops=4)
-    ids = draws.key("picture", np.arange(6000))
+    ids = rng.key("picture", np.arange(6000))
     return config, crops.plan(config, 1, ids, np.full((6000, 2), (256, 192)))
 
 
@@ -218,7 +218,7 @@ def test_colours_are_as_likely_as_in_the_released_code(
 
 def test_a_picture_is_drawn_alike_in_any_company() -> None:
     config = TrainConfig(local_crops=2)
-    ids, sizes = draws.key("picture", np.arange(10)), np.full((10, 2), 64)
+    ids, sizes = rng.key("picture", np.arange(10)), np.full((10, 2), 64)
     whole = crops.plan(config, 4, ids, sizes)
     part = crops.plan(config, 4, ids[[7, 2]], sizes[:2])
     for name in vars(whole):
@@ -229,7 +229,7 @@ def test_a_picture_is_drawn_alike_in_any_company() -> None:
 
 def test_painting_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(local_crops=1)
-    drawn = crops.plan(config, 0, draws.key("picture", np.arange(9)), np.full((9, 2), 64))
+    drawn = crops.plan(config, 0, rng.key("picture", np.arange(9)), np.full((9, 2), 64))
     original = torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8)
     whole = crops.paint(original.clone(), drawn, slice(0, 1))
     monkeypatch.setattr(crops, "CHUNK", 1)

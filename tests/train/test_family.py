@@ -11,12 +11,12 @@ import pytest
 import reference
 import torch
 
-from synclr_cli import artifacts
 from synclr_cli.config import TrainConfig
+from synclr_cli.data import artifacts
 from synclr_cli.errors import UsageError
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import batches, losses, masks, timetable
-from synclr_cli.train.corpus import open_corpus
+from synclr_cli.train.image_index import open_corpus
 from synclr_cli.train.learner import Learner
 from synclr_cli.train.run import run
 

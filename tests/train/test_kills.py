@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from synclr_cli import artifacts
 from synclr_cli.config import TrainConfig
+from synclr_cli.data import artifacts
 from synclr_cli.train.run import run
 
 KILLS = 5

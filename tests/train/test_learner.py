@@ -10,11 +10,11 @@ import pytest
 import reference
 import torch
 
-from synclr_cli import artifacts
 from synclr_cli.config import TrainConfig
+from synclr_cli.data import artifacts
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import batches, timetable
-from synclr_cli.train.corpus import open_corpus
+from synclr_cli.train.image_index import open_corpus
 from synclr_cli.train.learner import Learner, NotFinite
 from synclr_cli.train.student_teacher import Encoder
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from synclr_cli import draws
+from synclr_cli import rng
 from synclr_cli.train import masks
 
 
 def draw(step: int, n: int = 32, own: slice = slice(None), **changes: float) -> np.ndarray:
-    ids = draws.key("picture", np.arange(n))
+    ids = rng.key("picture", np.arange(n))
     return masks.draw(
         3, step, ids, own, **{"patches": 49, "probability": 0.5, "ratio": 0.5} | changes
     )

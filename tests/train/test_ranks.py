@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from synclr_cli import artifacts
 from synclr_cli.config import TrainConfig
+from synclr_cli.data import artifacts
 from synclr_cli.errors import DataError
 from synclr_cli.learning import checkpoint, runtime
 from synclr_cli.train import batches, timetable
-from synclr_cli.train.corpus import open_corpus
+from synclr_cli.train.image_index import open_corpus
 from synclr_cli.train.learner import Learner
 from synclr_cli.train.run import run
 

@@ -19,7 +19,7 @@ import pytest
 import timm
 import torch
 
-from synclr_cli import artifacts, inspection
+from synclr_cli.data import artifacts, describe
 from synclr_cli.errors import DataError, DivergedError, EngineError, UsageError
 from synclr_cli.learning import backbone, checkpoint
 from synclr_cli.train import batches
@@ -129,8 +129,8 @@ def test_a_second_process_in_the_folder_is_refused(
     hold = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from synclr_cli import places
-        held = places.lock(Path(sys.argv[1]), do="wait")
+        from synclr_cli.data import storage
+        held = storage.lock(Path(sys.argv[1]), do="wait")
         print("held", flush=True)
         sys.stdin.read()
     """)
@@ -251,7 +251,7 @@ def test_a_damaged_picture_is_listed(
     assert [line["damaged"] for line in lines(out)] == [1, 1, 1]
     said = capsys.readouterr().err
     assert said.count("1 pictures did not decode and were replaced") == 1
-    assert inspection.describe(out).facts["damaged"] == 1
+    assert describe.describe(out).facts["damaged"] == 1
     (listed,) = [json.loads(x) for x in (out / "damaged.jsonl").read_text().splitlines()]
     assert (listed["caption_id"], listed["view"]) == (110, 2)
     assert "part-00000.parquet row 42" in listed["what"]

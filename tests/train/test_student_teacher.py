@@ -9,7 +9,7 @@ import pytest
 import reference
 import torch
 
-from synclr_cli import draws
+from synclr_cli import rng
 from synclr_cli.errors import UsageError
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train.heads import BatchNorm, contrast_head
@@ -38,7 +38,7 @@ def test_features_are_the_wanted_tokens_of_the_encoder(student: Student, way: st
     student.written_out = way == "written out"
     for block in student.vit.blocks:
         block.attn.fused_attn = not student.written_out
-    student.set_depth(0, 1, draws.key("picture", np.arange(6)))
+    student.set_depth(0, 1, rng.key("picture", np.arange(6)))
     x = images(6, 32)
     masks = torch.zeros(6, 16, dtype=torch.bool)
     for row, patches in ((1, [2, 5, 9]), (4, [0, 1, 15]), (5, [3, 4, 8])):
@@ -117,7 +117,7 @@ def test_positions_of_the_own_size_are_the_table() -> None:
 
 
 def test_dropped_layers_are_a_function_of_the_picture(student: Student) -> None:
-    ids, x = draws.key("picture", np.arange(8)), images(8, 32)
+    ids, x = rng.key("picture", np.arange(8)), images(8, 32)
     student.set_depth(0, 3, ids)
     whole = student.encode(x)
     student.set_depth(0, 3, ids[4:])
@@ -132,7 +132,7 @@ def test_layers_are_dropped_at_their_rate_and_the_mean_is_kept(small: Callable) 
     student = Student(small(drop_path=0.4), ALONE)
     first, last = student.vit.blocks
     assert isinstance(first.drop_path1, torch.nn.Identity)  # the rate rises from 0
-    student.set_depth(0, 0, draws.key("picture", np.arange(20_000)))
+    student.set_depth(0, 0, rng.key("picture", np.arange(20_000)))
     branch = last.drop_path1(torch.ones(20_000, 1, 1))
     assert branch.unique().tolist() == [0.0, pytest.approx(1 / 0.6)]
     assert branch.mean().item() == pytest.approx(1, abs=4 * 0.82 / 20_000**0.5)

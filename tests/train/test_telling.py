@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from synclr_cli import places
+from synclr_cli.data import storage
 from synclr_cli.errors import DataError, DivergedError, EngineError
 from synclr_cli.learning import checkpoint
 from synclr_cli.learning.runtime import Runtime
-from synclr_cli.train import curves, learner as learners, neighbourhood
+from synclr_cli.train import knn, learner as learners, report
 from synclr_cli.train.learner import Learner, NotFinite
 from synclr_cli.train.run import run
 from synclr_cli.train.verdict import collapse
@@ -63,13 +63,13 @@ def test_the_grade_is_that_of_the_nearest_pictures(
 ) -> None:
     held_out = make_images(tmp_path / "held-out", captions=64, views=2)
     config = small(knn_data=str(held_out), knn_pictures=40)
-    grader = neighbourhood.open_neighbourhood(config)
+    grader = knn.open_neighbourhood(config)
     assert grader is not None and len(grader.known) == 40
     # Stripes of eight colours and directions: even drawn weights tell some of them apart.
     assert grader.grade(Learner(small(), ALONE), ALONE) > 100 / 8
-    assert neighbourhood.open_neighbourhood(small()) is None
+    assert knn.open_neighbourhood(small()) is None
     with pytest.raises(DataError):
-        neighbourhood.open_neighbourhood(small(knn_data=str(tmp_path / "nowhere")))
+        knn.open_neighbourhood(small(knn_data=str(tmp_path / "nowhere")))
 
 
 def test_tensorboard_holds_the_numbers_of_the_lines(told: Path) -> None:
@@ -175,10 +175,10 @@ def test_a_run_that_skips_every_step_still_writes_its_lines(
 def test_the_verdict_on_a_collapsed_run_is_said_and_drawn(tmp_path: Path) -> None:
     for step, rank in ((10, 8.0), (20, 1.1), (30, 1.0)):
         line = {"step": step, "loss_global": 3.0, "effective_rank": rank, "grad_norm": None}
-        places.append_line(tmp_path / "metrics.jsonl", line)
-    assert "step 30" in curves.verdict(tmp_path) and "collapsed" in curves.verdict(tmp_path)
-    assert curves._collapsed_at(curves._read(tmp_path)) == 20
-    assert curves.plot(tmp_path, tmp_path / "curves.png").stat().st_size > 5000
+        storage.append_line(tmp_path / "metrics.jsonl", line)
+    assert "step 30" in report.verdict(tmp_path) and "collapsed" in report.verdict(tmp_path)
+    assert report._collapsed_at(report._read(tmp_path)) == 20
+    assert report.plot(tmp_path, tmp_path / "curves.png").stat().st_size > 5000
 
 
 def test_a_run_that_really_collapses_is_recognised(
@@ -186,7 +186,7 @@ def test_a_run_that_really_collapses_is_recognised(
 ) -> None:
     config = small(head_norm="layer", peak_lr=0.1, steps=32, log_steps=8)
     out = run(config, images, tmp_path / "run")
-    assert "the run has collapsed" in curves.verdict(out)
+    assert "the run has collapsed" in report.verdict(out)
     assert lines(out)[-1]["similarity_gap"] == pytest.approx(0, abs=0.02)
 
 

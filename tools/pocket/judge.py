@@ -42,7 +42,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from synclr_cli import artifacts
+from synclr_cli.data import artifacts
 from synclr_cli.learning import runtime
 from synclr_cli.render.engines.pocket import weights
 from synclr_cli.render.engines.pocket.pipeline import suit

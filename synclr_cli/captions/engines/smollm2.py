@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from synclr_cli import places
-from synclr_cli.captions.attention import Attention
-from synclr_cli.captions.decoding import Decoder, computing
+from synclr_cli.captions.engines.local.attention import Attention
+from synclr_cli.captions.engines.local.decoding import Decoder, computing
 from synclr_cli.config import CaptionEngineConfig
+from synclr_cli.data import storage
 from synclr_cli.errors import UsageError
 from synclr_cli.learning import smollm2
 
@@ -22,4 +22,4 @@ class SmolLM2Engine(Decoder):
         model, tokenizer = smollm2.read_gguf(path, attention.name, dtype)
         super().__init__(model.to(device), tokenizer, attention, config)
         precision = str(dtype).removeprefix("torch.")
-        self.revision = f"{path.name} {places.short_digest(path)} {precision}"
+        self.revision = f"{path.name} {storage.short_digest(path)} {precision}"

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from synclr_cli.captions.attention import Attention
-from synclr_cli.captions.decoding import Decoder, computing
+from synclr_cli.captions.engines.local.attention import Attention
+from synclr_cli.captions.engines.local.decoding import Decoder, computing
 from synclr_cli.config import CaptionEngineConfig
 from synclr_cli.errors import EngineError, UsageError
 

@@ -18,8 +18,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from torch import Tensor
 
-from synclr_cli import console, places
+from synclr_cli import console
 from synclr_cli.config import RenderEngineConfig
+from synclr_cli.data import storage
 from synclr_cli.engines import Painting
 from synclr_cli.errors import UsageError
 from synclr_cli.learning import runtime, smollm2
@@ -60,8 +61,8 @@ class PocketEngine:
         if config.compile:
             self._pipe.unet.compile()
         self.revision = (
-            f"{path.name} {places.short_digest(path)}, "
-            f"text {places.short_digest(smollm2.weights_file())}, "
+            f"{path.name} {storage.short_digest(path)}, "
+            f"text {storage.short_digest(smollm2.weights_file())}, "
             f"{str(dtype).removeprefix('torch.')}"
         )
         self._vectors: OrderedDict[str, Tensor] = OrderedDict()  # caption -> [128], newest last

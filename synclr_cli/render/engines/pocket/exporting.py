@@ -15,7 +15,8 @@ from pathlib import Path
 import diffusers
 import torch
 
-from synclr_cli import artifacts, console, exports, places
+from synclr_cli import console
+from synclr_cli.data import artifacts, exports, storage
 from synclr_cli.errors import EngineError
 from synclr_cli.render.engines.pocket import weights
 from synclr_cli.render.engines.pocket.pipeline import SHAPE, PocketPipeline
@@ -34,10 +35,10 @@ def run(target: str, out: Path, *, overwrite: bool = False) -> Path:
     """
     path = Path(target).expanduser() if target else weights.SHIPPED
     pipe = weights.load(path)
-    record = {"to": "diffusers", "weights": places.digest(path)}
+    record = {"to": "diffusers", "weights": storage.digest(path)}
     if exports.is_exported(out, record, overwrite=overwrite):
         return out
-    with places.atomic_folder(out) as partial:
+    with storage.atomic_folder(out) as partial:
         diffusers.utils.logging.disable_progress_bar()
         diffusers.utils.logging.set_verbosity_error()
         pipe.save_pretrained(partial)

@@ -1,0 +1,460 @@
+"""What the stages hand each other: files that say what they are, and are whole or not there.
+
+    captions/1    one Parquet file               words and the caption drawn for them
+    rejects/1     one Parquet file               completions the quality gate refused, and why
+    backgrounds/1 one Parquet file               where a photo of a concept could be taken
+    images/1      folder of part-*.parquet       pictures in the Hugging Face `Image` layout
+    backbone/1    safetensors + config.json      a ViT under timm's key names
+    checkpoint/1  folder of safetensors + JSON   everything a training run needs to go on
+    features/1    safetensors                    frozen features and labels
+    model/1       safetensors                    a fine-tuned classifier or segmenter
+    report/1      JSON                           a grade and what it was measured on
+    export/1      folder of another library's    a backbone or painter, and export.json
+
+Each carries a `Header`: schema, version, the resolved config, engine and revision, seed, and its
+parent's digest *and* header, so one file tells the chain back to the word list. How they are
+written, and where they may lie, is in `places`. No pickle, ever.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from synclr_cli import __version__, settings
+from synclr_cli.data import storage
+from synclr_cli.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+VERSIONS = {
+    "captions": 1,
+    "rejects": 1,
+    "backgrounds": 1,
+    "images": 1,
+    "backbone": 1,
+    "checkpoint": 1,
+    "features": 1,
+    "model": 1,
+    "report": 1,
+    "export": 1,
+}
+
+# Column -> Arrow type, by schema. `picture` is the Hugging Face Image layout.
+COLUMNS = {
+    "captions": {
+        "caption_id": "int64",
+        "caption": "string",
+        "concept": "string",
+        "source": "string",  # concept list the concept came from
+        "template": "string",  # c | c_bg | c_rel
+        "companion": "string",  # the background or relation word; "" for c
+        "engine": "string",
+        "seed": "int64",  # of the engine's sampling noise for this row
+        "examples": "ids",  # demonstrations shown in the prompt
+        "weight": "float32",  # of the caption, for samplers that honour it
+    },
+    "rejects": {
+        "caption_id": "int64",
+        "attempt": "int32",  # which draw of the row it was, from 0
+        "reason": "string",  # one of captions/quality.py's REASONS
+        "caption": "string",
+        "concept": "string",
+        "template": "string",
+        "companion": "string",
+        "seed": "int64",
+    },
+    "backgrounds": {
+        "concept": "string",
+        "background": "string",  # "" says that a concept was asked for and nothing came
+    },
+    "images": {
+        "caption_id": "int64",
+        "view": "int32",
+        "caption": "string",
+        "concept": "string",
+        "image": "picture",
+        "width": "int32",
+        "height": "int32",
+        "seed": "int64",  # of this view's starting noise
+        "mask": "picture",  # PNG of class ids; null if the engine yields none
+        "score": "float32",  # of picture against caption by `render.score_model`, or null
+    },
+}
+OPTIONAL = {"score"}  # columns that files of earlier days may lack
+
+_HEADER_KEY = "synclr"
+
+
+@dataclass(frozen=True)
+class Header:
+    """Where an artifact came from."""
+
+    schema: str
+    config: Mapping[str, Any]  # flat, by key path
+    engine: str = ""  # scheme:target
+    revision: str = ""  # of the engine: package version, file digest
+    seed: int = 0
+    parents: tuple[Mapping[str, Any], ...] = ()  # of `parent()`
+    facts: Mapping[str, Any] | None = None  # what else the schema wants to say
+    version: int = 0  # 0: the one this program writes
+    made_by: str = f"synclr {__version__}"
+
+    def __post_init__(self) -> None:
+        if self.version == 0:
+            object.__setattr__(self, "version", VERSIONS[self.schema])
+
+    def json(self) -> str:
+        """Return the header as one line of JSON."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @staticmethod
+    def parse(text: str | bytes | None, path: Path) -> Header:
+        """Read a header back; refuse schemas and versions this program does not know."""
+        if text is None:
+            raise DataError(f"{path} has no synclr header", do="make it with synclr")
+        try:
+            full = json.loads(text)
+            full["parents"] = tuple(full["parents"])
+            header = Header(**full)
+        except (ValueError, TypeError, KeyError) as e:
+            raise DataError(f"{path} has an unreadable synclr header ({e})") from e
+        if header.schema not in VERSIONS:
+            raise DataError(
+                f"{path}: schema", got=repr(header.schema), expected=" | ".join(VERSIONS)
+            )
+        if header.version != VERSIONS[header.schema]:
+            raise DataError(
+                f"{path}: version of {header.schema}",
+                got=header.version,
+                expected=VERSIONS[header.schema],
+                do="read it with the synclr that wrote it: " + header.made_by,
+            )
+        return header
+
+
+def parent(path: Path, header: Header | None, digest: str) -> dict[str, Any]:
+    """Describe an input for the header of what is made from it."""
+    return {
+        "name": path.name,
+        "digest": digest,
+        "header": json.loads(header.json()) if header else None,
+    }
+
+
+def require_same(stage: str, found: Header, wanted: Header, where: Path) -> None:
+    """Refuse to continue work that another config or another input began.
+
+    Raises:
+        UsageError: names the keys that differ, a few with their values, or the input.
+    """
+    differing = settings.differing_keys(stage, found.config, wanted.config)
+    keys = [key.removeprefix(f"{stage}.") for key in differing]
+    here, there = (
+        ", ".join(json.dumps(config.get(key)) for key in keys) if len(keys) < 4 else ""
+        for config in (wanted.config, found.config)
+    )
+    if found.engine != wanted.engine and f"{stage}.engine.name" not in differing:
+        differing.append("engine")
+    known = [p["digest"] for p in found.parents]
+    if known != [p["digest"] for p in wanted.parents]:
+        new = [p for p in wanted.parents if p["digest"] not in known] or wanted.parents
+        differing.append("the input " + ", ".join(str(p["name"]) for p in new))
+    elif "train.init" in differing:  # the same start by another name
+        differing.remove("train.init")
+    if differing:
+        do = "add --overwrite to make it anew, or --out for another place"
+        if "train.steps" in differing:
+            do += f", or --init {where} with another --out to train it further"
+        raise UsageError(
+            f"{where} was made with other settings ({', '.join(differing)} differ)",
+            got=here or None,
+            expected=there or None,
+            do=do,
+        )
+
+
+# ------------------------------------------------------------------------------------ Parquet
+
+
+def arrow_schema(schema: str, header: Header | None = None) -> pa.Schema:
+    """Return a schema's Arrow form, with the header and Hugging Face's feature types inside."""
+    import pyarrow as pa
+
+    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    special = {"picture": picture, "ids": pa.list_(pa.int32())}
+    fields = [
+        pa.field(name, special.get(kind) or pa.type_for_alias(kind))
+        for name, kind in COLUMNS[schema].items()
+    ]
+    # datasets reads this key to know that a struct of bytes is a picture.
+    features = {
+        name: {"_type": "Image"}
+        if kind == "picture"
+        else {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"}
+        if kind == "ids"
+        else {"dtype": kind, "_type": "Value"}
+        for name, kind in COLUMNS[schema].items()
+    }
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    if header:
+        metadata[_HEADER_KEY] = header.json()
+    return pa.schema(fields, metadata=metadata)
+
+
+def write_parquet(
+    path: Path, schema: str, header: Header, batches: Iterable[pa.Table], *, rows_per_group: int
+) -> None:
+    """Write tables of a schema as one Parquet file, whole or not at all."""
+    import pyarrow.parquet as pq
+
+    arrow = arrow_schema(schema, header)
+    with (
+        storage.atomic_file(path) as partial,
+        pq.ParquetWriter(partial, arrow, compression="zstd") as sink,
+    ):
+        for batch in batches:
+            table = batch.select(arrow.names).cast(arrow.remove_metadata())
+            sink.write_table(table.replace_schema_metadata(arrow.metadata), rows_per_group)
+
+
+def open_parquet(path: Path, schema: str) -> tuple[pq.ParquetFile, Header]:
+    """Open a Parquet file of a schema.
+
+    Raises:
+        DataError: missing, truncated, not Parquet, no header, another schema, a column that is
+            missing or holds something else.
+    """
+    file, header = open_any_parquet(path)
+    require_schema(file, header, schema, path)
+    return file, header
+
+
+def require_schema(file: pq.ParquetFile, header: Header, schema: str, path: Path) -> None:
+    """Refuse an open Parquet file that is none of a schema; errors as `open_parquet`."""
+    if header.schema != schema:
+        raise DataError(f"{path}", got=f"{header.schema}/{header.version}", expected=schema)
+    there = {*file.schema_arrow.names, *OPTIONAL}
+    missing = [c for c in COLUMNS[schema] if c not in there]
+    maker = STAGE_OF.get(schema, schema)
+    if missing:
+        raise DataError(
+            f"{path} lacks column {', '.join(missing)}", do=f"make it with synclr {maker}"
+        )
+    wrong = [
+        f"{name} is {kind}"
+        for name in COLUMNS[schema]
+        if name in file.schema_arrow.names
+        and not _is_kind(kind := file.schema_arrow.field(name).type, COLUMNS[schema][name])
+    ]
+    if wrong:
+        raise DataError(f"{path}: column {', '.join(wrong)}", do=f"make it with synclr {maker}")
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what pyarrow says of a damaged Parquet file into one line."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as e:
+        raise DataError(f"cannot read {path} ({e})", do="make or copy it again") from e
+
+
+def require_replaceable(path: Path, schema: str) -> None:
+    """Refuse to remove or write over a file that is none of a schema.
+
+    Raises:
+        UsageError: synclr did not make it, or made something else.
+    """
+    try:
+        open_parquet(path, schema)[0].close()
+    except DataError as e:
+        raise UsageError(
+            f"{path} is no {schema} file of synclr's ({e})", do="choose another --out, or delete it"
+        ) from e
+
+
+def _is_kind(found: pa.DataType, wanted: str) -> bool:
+    """Return whether a column's type is one of the kind: whole numbers, or text of any width."""
+    import pyarrow as pa
+
+    if wanted.startswith("int"):
+        return bool(pa.types.is_integer(found))
+    if wanted == "string":
+        texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary)
+        return any(is_text(found) for is_text in texts)
+    return True
+
+
+def open_any_parquet(path: Path) -> tuple[pq.ParquetFile, Header]:
+    """Open a Parquet file of any schema of ours; errors as `open_parquet`."""
+    import pyarrow as pa
+
+    if not path.is_file():
+        raise DataError(f"no file {path}")
+    try:
+        file = storage.parquet(path)
+    except (pa.ArrowInvalid, OSError) as e:
+        raise DataError(f"{path} is no Parquet file, or a truncated one ({e})") from e
+    return file, Header.parse((file.schema_arrow.metadata or {}).get(_HEADER_KEY.encode()), path)
+
+
+class Parts:
+    """Numbered Parquet files in one folder, each whole; those that are there are not made again.
+
+    `parts.missing(n)` are the numbers still to make; `parts.write(i, table)` makes one.
+    """
+
+    def __init__(self, folder: Path, schema: str, header: Header):
+        self.folder, self.schema, self.header = folder, schema, header
+
+    def path(self, index: int) -> Path:
+        """Return where part `index` lies."""
+        return self.folder / f"part-{index:05d}.parquet"
+
+    def present(self) -> list[Path]:
+        """Return the parts that are there, in order."""
+        return sorted(self.folder.glob("part-*.parquet"))
+
+    def missing(self, total: int) -> list[int]:
+        """Return the numbers below `total` that are still to make.
+
+        Raises:
+            UsageError: the parts that are there were made with other settings.
+        """
+        present = self.present()
+        if present:
+            _, found = open_parquet(present[0], self.schema)
+            require_same(STAGE_OF[self.schema], found, self.header, self.folder)
+        return [i for i in range(total) if not self.path(i).exists()]
+
+    def write(self, index: int, table: pa.Table, *, rows_per_group: int) -> None:
+        """Write part `index`."""
+        write_parquet(
+            self.path(index), self.schema, self.header, [table], rows_per_group=rows_per_group
+        )
+
+
+STAGE_OF = {
+    "captions": "captions",
+    "rejects": "captions",
+    "backgrounds": "captions",
+    "images": "render",
+    "backbone": "train",
+    "checkpoint": "train",
+}
+
+
+MANIFEST = "manifest.json"  # of an images/1 folder: what says that it is whole
+
+
+def open_images(folder: Path) -> tuple[list[Path], Header, str]:
+    """Open a finished images/1 folder: its parts in order, their header, and its digest.
+
+    Raises:
+        DataError: no folder, no parts, or its rendering was not finished.
+    """
+    if folder.is_file():
+        raise DataError(
+            f"{folder} is a file",
+            expected="a folder that synclr render made",
+            do="render the captions, or make a folder of your own pictures with synclr import",
+        )
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}", do="make it with synclr render")
+    manifest_path = folder / MANIFEST
+    parts = sorted(folder.glob("part-*.parquet"))
+    if not manifest_path.is_file():
+        if not parts:
+            raise DataError(
+                f"{folder} holds no pictures of synclr render",
+                do="make it with synclr render, or take over your own with synclr import",
+            )
+        raise DataError(
+            f"{folder} holds {len(parts)} parts but is not finished",
+            do="run synclr render again: it continues",
+        )
+    names, header, parts_digest = read_manifest(folder)
+    missing = [n for n in names if not (folder / n).is_file()]
+    if missing:
+        raise DataError(f"{folder} lacks {', '.join(missing)}", do="run synclr render again")
+    if not names:
+        raise DataError(f"{folder} holds no pictures", do="make it with synclr render")
+    return [folder / n for n in names], header, parts_digest
+
+
+def read_manifest(folder: Path) -> tuple[list[str], Header, str]:
+    """Return the names of an images/1 folder's parts, their header and digest, as it tells them.
+
+    Raises:
+        DataError: its manifest is not there, or none.
+    """
+    path = folder / MANIFEST
+    manifest = storage.read_json(path)
+    try:
+        names = [str(part["name"]) for part in manifest["parts"]]
+        told, digest = manifest["header"], str(manifest["digest"])
+    except (KeyError, TypeError) as e:
+        raise DataError(f"{path} lacks {e}") from e
+    header = Header.parse(json.dumps(told), path)
+    if header.schema != "images":
+        raise DataError(f"{path}", got=header.schema, expected="images")
+    return names, header, digest
+
+
+# -------------------------------------------------------------------------------- safetensors
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], header: Header) -> None:
+    """Write torch tensors as safetensors with the header in the metadata."""
+    from safetensors.torch import save_file
+
+    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    with storage.atomic_file(path) as partial:
+        # One entry, since safetensors writes several in any order and the bytes would differ.
+        save_file(contiguous, partial, metadata={_HEADER_KEY: header.json()})
+
+
+def read_tensors(path: Path, schema: str) -> tuple[dict[str, Any], Header]:
+    """Read safetensors written by `write_tensors`.
+
+    Raises:
+        DataError: missing, truncated, not safetensors, another schema.
+    """
+    from safetensors import safe_open
+
+    header = tensors_header(path)
+    if header.schema != schema:
+        raise DataError(f"{path}", got=header.schema, expected=schema)
+    with safe_open(path, framework="pt") as f:
+        return {name: f.get_tensor(name) for name in f.keys()}, header  # noqa: SIM118
+
+
+def tensors_header(path: Path) -> Header:
+    """Read only the header of a safetensors file."""
+    return Header.parse(_metadata(path).get(_HEADER_KEY), path)
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a safetensors file was written by `write_tensors`."""
+    return _HEADER_KEY in _metadata(path)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise DataError(f"no file {path}")
+    try:
+        with safe_open(path, framework="np") as f:
+            return f.metadata() or {}
+    except (SafetensorError, OSError) as e:
+        raise DataError(f"{path} is no safetensors file, or a truncated one ({e})") from e

@@ -1,0 +1,329 @@
+"""Labelled pictures, wherever they lie, as three splits that never mix.
+
+    spec --open_data--> Labelled(classes, digest, splits{train, val, test})
+    spec: DIR/{train,val,test}/CLASS/*.jpg | DIR/CLASS/*.jpg           class folders
+          FILE.parquet | DIR of Parquet files named by split           Hugging Face layout
+          DIR made by synclr render                                    the concept is the label
+          DIR/images/SPLIT/x.jpg + DIR/annotations/SPLIT/x.png         masks, the ADE20K layout
+          DIR with JPEGImages, ImageSets, ...                          VOC: several labels, or masks
+          torchvision:NAME | digits:                                   downloaded | in scikit-learn
+
+Pictures are decoded when asked for. A split the data lacks is held out of train: class by class,
+drawn from the seed, all views of one caption on one side. `facts` says which ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from synclr_cli.data import layouts
+from synclr_cli.data.artifacts import Header
+from synclr_cli.data.layouts import Found, RawSplit
+from synclr_cli.data.sources import Source
+from synclr_cli.errors import DataError
+
+TRAIN, VAL, TEST = "train", "val", "test"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pictures of one split: a selection of a source's rows, with labels or masks."""
+
+    source: Source
+    rows: np.ndarray  # [n] of the source
+    labels: np.ndarray  # [n] int64 class ids, or [n, K] of 0 and 1; zeros if there are masks
+    zero_becomes: int | None = None  # in masks: the id 0 turns into; the others move down by one
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def where(self, i: int) -> str:
+        """Return what to call picture i in an error."""
+        return self.source.where(int(self.rows[i]))
+
+    def image(self, i: int) -> Image.Image:
+        """Return picture i as 8-bit RGB.
+
+        Raises:
+            DataError: it does not decode; names the file or row.
+        """
+        return self.source.image(int(self.rows[i]))
+
+    def mask(self, i: int) -> np.ndarray:
+        """Return the class ids of picture i's pixels, [H, W] int64, as large as the picture.
+
+        Raises:
+            DataError: it does not decode, or its size is not the picture's.
+        """
+        row = int(self.rows[i])
+        ids = self.source.mask(row)
+        width, height = self.source.size(row)
+        if ids.shape != (height, width):
+            raise DataError(
+                f"the mask of {self.where(i)}",
+                got=f"{ids.shape[1]}x{ids.shape[0]} pixels",
+                expected=f"the picture's {width}x{height}",
+            )
+        if self.zero_becomes is not None:
+            unlabelled = (ids == 0) | (ids == self.zero_becomes)
+            ids = np.where(unlabelled, self.zero_becomes, ids - 1)
+        return ids
+
+    def take(self, chosen: np.ndarray) -> Split:
+        """Return the split reduced to the pictures at positions `chosen`."""
+        return replace(self, rows=self.rows[chosen], labels=self.labels[chosen])
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A data set, ready to be judged on."""
+
+    spec: str  # as the user named it
+    name: str
+    digest: str  # of the content
+    classes: Sequence[str]
+    splits: Mapping[str, Split]  # train, val, test
+    facts: Mapping[str, str]  # split -> where it came from
+    header: Header | None = None  # of rendered pictures
+
+    @property
+    def several(self) -> bool:
+        """Return whether a picture may have several classes, or none."""
+        return self.splits[TRAIN].labels.ndim == 2
+
+
+def open_data(
+    spec: str,
+    *,
+    masks: bool = False,
+    several: bool = False,
+    validation_share: float,
+    seed: int,
+    ignore_index: int = 255,
+    reduce_zero_label: bool = False,
+) -> Labelled:
+    """Open labelled pictures.
+
+    Args:
+        spec: see the module's docstring.
+        masks: the labels are masks of class ids.
+        several: a picture may have several classes; its labels may be lists.
+        validation_share: of train, for a split the data does not bring.
+        seed: of the draw of such splits.
+        ignore_index: the id of unlabelled pixels.
+        reduce_zero_label: in masks 0 is unlabelled too and the classes begin at 1, as in ADE20K.
+
+    Raises:
+        DataError: nothing there, no split of it has pictures, one class only, a class that train
+            lacks, a label or id out of range, masks and pictures of different size.
+        EngineError: a download failed.
+    """
+    found = layouts.find(spec, masks=masks)
+    raw = {name: split for name, split in found.splits.items() if _has_labels(split)}
+    for name, split in raw.items():
+        if len(split.source) == 0:
+            raise DataError(f"{spec}: its {name} split is empty")
+    if TRAIN not in raw:
+        raise DataError(f"{spec} has no train split", got=", ".join(raw) or "nothing labelled")
+
+    zero = ignore_index if reduce_zero_label else None
+    if masks:
+        classes = _mask_classes(found, raw, ignore_index, zero)
+        labels = {name: np.zeros(len(split.source), np.int64) for name, split in raw.items()}
+    elif any(split.labels.dtype.kind == "O" for split in raw.values()):
+        if not several:
+            raise DataError(
+                f"{spec} has lists of labels", do="judge on it with linear-probe's metric mean_ap"
+            )
+        classes, labels = _flag_classes(raw)
+    else:
+        classes, labels = _number_classes(found, raw)
+    whole = {
+        name: Split(split.source, np.arange(len(split.source)), labels[name].astype(np.int64), zero)
+        for name, split in raw.items()
+    }
+    splits, facts = _complete(spec, whole, raw[TRAIN].groups, validation_share, seed)
+    if not masks:
+        _check_labels(spec, splits, classes)
+    return Labelled(
+        spec=spec,
+        name=found.name,
+        digest=found.digest(),
+        classes=classes,
+        splits=splits,
+        facts=facts,
+        header=found.header,
+    )
+
+
+def hold_out(
+    labels: np.ndarray, groups: np.ndarray | None, share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a share of each class, at least one and never all of it; whole groups only.
+
+    Args:
+        labels: [n] class ids, or [n, K] flags.
+        groups: [n] ids of what must stay together; None: every picture alone.
+        share: of the groups of a class, 0 to 1.
+
+    Returns:
+        Positions kept and positions held out, ascending. A class of one group is kept.
+    """
+    n = len(labels)
+    if labels.ndim == 2:  # several classes a picture: drawn from all alike
+        labels = np.zeros(n, np.int64)
+    every, first, member = np.unique(
+        np.arange(n) if groups is None else groups, return_index=True, return_inverse=True
+    )
+    held = np.zeros(len(every), bool)
+    of_class = labels[first]  # [groups]
+    for k in np.unique(of_class):
+        inside = np.flatnonzero(of_class == k)
+        count = min(max(1, round(share * len(inside))), len(inside) - 1)
+        drawn = np.random.default_rng([seed, int(k)]).permutation(len(inside))[:count]
+        held[inside[drawn]] = True
+    out = held[member]
+    return np.flatnonzero(~out), np.flatnonzero(out)
+
+
+def _complete(
+    spec: str, whole: dict[str, Split], groups: np.ndarray | None, share: float, seed: int
+) -> tuple[dict[str, Split], dict[str, str]]:
+    """Add the splits that are missing, out of train."""
+    splits, facts = dict(whole), dict.fromkeys(whole, "the data's own")
+    if TEST not in splits and VAL in splits:
+        # A data set with one public evaluation split is graded on it; selection needs another.
+        splits[TEST], facts[TEST] = splits.pop(VAL), "the data's own validation split"
+    for name in (TEST, VAL):
+        if name in splits:
+            continue
+        kept, held = hold_out(splits[TRAIN].labels, groups, share, seed)
+        if not len(held):
+            raise DataError(
+                f"{spec}: cannot hold out a {name} split, every class has one picture or caption",
+                do="bring more of each class, or folders train, val and test",
+            )
+        splits[name], splits[TRAIN] = splits[TRAIN].take(held), splits[TRAIN].take(kept)
+        groups = None if groups is None else groups[kept]
+        facts[name] = f"held out: {share:g} of train, by class, seed {seed}"
+    return {name: splits[name] for name in (TRAIN, VAL, TEST)}, facts
+
+
+def _has_labels(split: RawSplit) -> bool:
+    """Return false for a public test split whose labels are kept secret: all -1."""
+    labels = split.labels
+    secret = labels is not None and labels.dtype.kind == "i" and len(labels) > 0
+    return not (secret and bool((labels < 0).all()))
+
+
+def _number_classes(
+    found: Found, raw: Mapping[str, RawSplit]
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Return the class names and each split's labels as numbers of them."""
+    names = next((split.names for split in raw.values() if split.names), None)
+    for name, split in raw.items():
+        if split.names and split.names != names:
+            raise DataError(
+                f"{found.name}: the {name} split names other classes than another split"
+            )
+        if names and split.labels.dtype.kind == "i":
+            wrong = np.flatnonzero((split.labels < 0) | (split.labels >= len(names)))
+            if len(wrong):
+                raise DataError(
+                    f"the label of {split.source.where(int(wrong[0]))}",
+                    got=int(split.labels[wrong[0]]),
+                    expected=f"0 to {len(names) - 1}",
+                )
+    if names and all(split.labels.dtype.kind == "i" for split in raw.values()):
+        return list(names), {name: split.labels for name, split in raw.items()}
+    every = np.unique(np.concatenate([split.labels for split in raw.values()]))
+    numbered = {name: np.searchsorted(every, split.labels) for name, split in raw.items()}
+    return [str(value) for value in every.tolist()], numbered
+
+
+def _flag_classes(raw: Mapping[str, RawSplit]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Return the class names and each split's lists of labels as 0 and 1, [n, K]."""
+    names = next((list(split.names) for split in raw.values() if split.names), None)
+    lists = {name: [each or [] for each in split.labels] for name, split in raw.items()}
+    if names is None:
+        every = sorted({label for split in lists.values() for each in split for label in each})
+        names = [str(label) for label in every]
+        number = {label: k for k, label in enumerate(every)}
+    else:
+        number = {k: k for k in range(len(names))}
+    flags = {}
+    for name, split in lists.items():
+        flags[name] = np.zeros((len(split), len(names)), np.int64)
+        for i, each in enumerate(split):
+            for label in each:
+                if label not in number:
+                    raise DataError(
+                        f"the label of {raw[name].source.where(i)}",
+                        got=label,
+                        expected=f"0 to {len(names) - 1}",
+                    )
+                flags[name][i, number[label]] = 1
+    return names, flags
+
+
+def _check_labels(spec: str, splits: Mapping[str, Split], classes: Sequence[str]) -> None:
+    if splits[TRAIN].labels.ndim == 2:
+        lacking = np.flatnonzero(splits[TRAIN].labels.sum(0) == 0)
+        if len(lacking):
+            raise DataError(f"{spec}: no train picture has class {classes[lacking[0]]}")
+        return
+    known = set(np.unique(splits[TRAIN].labels).tolist())
+    if len(known) < 2:
+        (only,) = known
+        raise DataError(
+            f"{spec}: the train split has one class, {classes[only]}", do="a judge needs two"
+        )
+    for name in (VAL, TEST):
+        unseen = sorted(set(np.unique(splits[name].labels).tolist()) - known)
+        if unseen:
+            raise DataError(
+                f"{spec}: no train picture has class {classes[unseen[0]]} of the {name} split"
+            )
+
+
+def _mask_classes(
+    found: Found, raw: Mapping[str, RawSplit], ignore_index: int, zero: int | None
+) -> list[str]:
+    """Return the class names; read every mask once, so that no training stops at a bad one."""
+    seen: set[int] = set()
+    for name in sorted(raw, key=lambda n: n != TRAIN):  # train says how many there are
+        split = raw[name]
+        checked = Split(split.source, np.arange(len(split.source)), np.empty(0), zero)
+        of_split: set[int] = set()
+        for i in range(len(checked)):
+            ids = np.unique(checked.mask(i))
+            ids = ids[ids != ignore_index]
+            top, low = int(ids.max(initial=-1)), int(ids.min(initial=0))
+            limit = len(found.mask_names) if found.mask_names else None
+            if name != TRAIN and limit is None:
+                limit = max(seen, default=-1) + 1
+            if low < 0 or (limit is not None and top >= limit):
+                raise DataError(
+                    f"the mask of {checked.where(i)}",
+                    got=f"class id {low if low < 0 else top}",
+                    expected=f"0 to {(limit or 1) - 1}, or {ignore_index} for unlabelled",
+                )
+            of_split |= set(ids.tolist())
+        if not of_split:
+            raise DataError(
+                f"{found.name}: every pixel of the {name} split's masks is {ignore_index},"
+                " unlabelled",
+                do="--set segment.ignore_index names the id that is unlabelled",
+            )
+        seen |= of_split
+    if len(seen) < 2:
+        raise DataError(
+            f"{found.name}: its masks hold fewer than two classes",
+            got=f"id {seen.pop()} alone",
+            do=f"id {ignore_index} is unlabelled; --set segment.ignore_index names another",
+        )
+    return list(found.mask_names or (str(i) for i in range(max(seen) + 1)))

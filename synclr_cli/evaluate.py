@@ -1,0 +1,146 @@
+"""One call of a judge: one backbone on one data set, or several backbones on several sets.
+
+    backbones x data sets --a judge, one after the other--> reports --> one report, or one table
+
+Each judgement has a folder of its own and is found again there, so a call that was interrupted goes
+on where it stopped, and a table grows by naming one more backbone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from synclr_cli import compare, config as configs, console
+from synclr_cli.compare import Cell, Comparison
+from synclr_cli.errors import UsageError
+
+
+class Judge(Protocol):
+    """A stage's `run`."""
+
+    def __call__(
+        self, config: Any, backbone: str, data: str, out: Path, *, overwrite: bool
+    ) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set and how to judge on it."""
+
+    name: str  # of the data, for folders and columns
+    data: str
+    settings: configs.StageConfig
+    classes: int = 0  # that the paper's set has; 0: nobody says
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What a suite adds to its tasks: a name, an average, and the sets it lacks."""
+
+    name: str
+    size: int  # sets the average is over
+    missing: Sequence[str] = field(default=())
+
+
+def stem(spec: str) -> str:
+    """Return a short name for a backbone or a data set, to name a judge's folder by."""
+    scheme, _, rest = spec.rpartition(":")
+    last = Path(rest).resolve().name if rest else ""
+    return "-".join(part for part in (scheme, last.removesuffix(".safetensors")) if part)
+
+
+def stems(specs: Sequence[str]) -> dict[str, str]:
+    """Return a short name for each backbone, with its folder's where two would be the same.
+
+    Raises:
+        UsageError: two cannot be told apart, or one is named twice.
+    """
+    often = Counter(stem(spec) for spec in specs)
+    found = {}
+    for spec in specs:
+        name = stem(spec)
+        if often[name] > 1:
+            name = f"{Path(spec.rpartition(':')[2]).resolve().parent.name}-{name}"
+        found[spec] = name
+    if len(set(found.values())) < len(specs):
+        raise UsageError(
+            f"backbones {', '.join(specs)}",
+            got="two of one name",
+            expected="each once, and in folders of different names",
+            do="judge them one by one with --out",
+        )
+    return found
+
+
+def run(
+    judge: Judge,
+    command: str,
+    backbones: Sequence[str],
+    tasks: Sequence[Task],
+    out: Path | None,
+    *,
+    suite: Suite | None,
+    overwrite: bool,
+) -> dict[str, Any] | Comparison:
+    """Judge every backbone on every data set.
+
+    Args:
+        judge: the stage.
+        out: the judgement's folder, or the folder that gets one for each; None: below runs/.
+
+    Returns:
+        The report of a single judgement, otherwise a table of all.
+    """
+    names = stems(backbones)
+    base = Path("runs") / command
+    single = len(backbones) == 1 and len(tasks) == 1 and suite is None
+    reports: dict[str, dict[str, dict[str, Any]]] = {}
+    for backbone in backbones:
+        for task in tasks:
+            folder = (out or base) / f"{names[backbone]}-on-{task.name}"
+            if single and out is not None:
+                folder = out
+            else:
+                console.note(f"{command} {backbone} on {task.name}")
+            report = judge(task.settings, backbone, task.data, folder, overwrite=overwrite)
+            reports.setdefault(backbone, {})[task.name] = report
+    if single:
+        return reports[backbones[0]][tasks[0].name]
+    return _table(reports, tasks, suite)
+
+
+def _table(
+    reports: Mapping[str, Mapping[str, dict[str, Any]]],
+    tasks: Sequence[Task],
+    suite: Suite | None,
+) -> Comparison:
+    rows: dict[str, dict[str, Cell]] = {}
+    columns: list[str] = []
+    notes: list[str] = []
+    for backbone, by_task in reports.items():
+        for task in tasks:
+            report = by_task[task.name]
+            if "value" not in report:  # its minutes were up
+                notes.append(f"{backbone} on {task.name} is not finished; run the same call again.")
+                continue
+            column = f"{task.name} {report['metric']}"
+            if column not in columns:
+                columns.append(column)
+            rows.setdefault(backbone, {})[column] = compare.cell([report])
+            found = report["data"]["classes"]
+            if task.classes and found != task.classes:
+                note = f"{task.name} has {found} classes, the paper's {task.classes}."
+                notes.extend([note] if note not in notes else [])
+    facts: dict[str, Any] = {}
+    if suite is not None:
+        facts = {"suite": suite.name, "missing": list(suite.missing)}
+        if suite.missing:
+            notes.append(
+                f"Missing of the suite {suite.name}: {', '.join(suite.missing)};"
+                f" its average is over all {suite.size}."
+            )
+    return Comparison(columns, rows, suite.size if suite else 0, notes, facts | {"notes": notes})

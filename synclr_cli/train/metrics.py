@@ -1,0 +1,170 @@
+"""What a run says about itself: losses and speed since the last line, and its last embeddings.
+
+    updates --Monitor--> a line of flat keys --verdict.collapse--> a warning, if it has collapsed
+
+Some numbers tell a run that learns from one that has collapsed, where the loss alone may not:
+`effective_rank` of the teacher's embeddings (1: all on one line), `similarity_gap` between pictures
+of one class and of two, `prototype_perplexity` of the patches' first prototypes.
+
+Shapes: B pictures of the whole batch, E embedding, P prototypes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from synclr_cli.config import TrainConfig
+from synclr_cli.learning.runtime import Runtime
+from synclr_cli.train import flops
+from synclr_cli.train.learner import Learner, Update
+from synclr_cli.train.timetable import Now
+
+
+class Monitor:
+    """Adds up what the updates tell, and gives a line of flat keys every `log_steps`."""
+
+    def __init__(self, config: TrainConfig, rt: Runtime, learner: Learner):
+        self._runtime, self._learner, self._all_steps = rt, learner, config.steps
+        self._images = config.captions_per_batch * config.views * config.global_crops  # a step
+        self._flops = flops.step_flops(config, learner.student) / rt.world
+        self._peak = flops.peak_tflops(rt.device)
+        self._last: Update | None = None
+        self._start_line()
+
+    def _start_line(self) -> None:
+        self._sums = torch.zeros(5, device=self._runtime.device)
+        self._damaged = 0
+        self._updates = self._skipped = 0
+        self._waited_s, self._aside_s, self._start_s = 0.0, 0.0, time.monotonic()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside the block as waiting for data."""
+        start = time.monotonic()
+        yield
+        self._waited_s += time.monotonic() - start
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leave the time inside the block out of the speeds: it is no training."""
+        start = time.monotonic()
+        yield
+        self._aside_s += time.monotonic() - start
+
+    def add(self, update: Update) -> None:
+        """Add one update."""
+        losses = update.losses
+        terms = (losses.total.detach(), losses.of_globals, losses.of_locals, losses.of_patches)
+        self._sums += torch.stack([*terms, update.grad_norm])
+        self._updates += 1
+        self._last = update
+
+    def skip(self) -> None:
+        """Count a step whose update was skipped."""
+        self._skipped += 1
+
+    def replace(self, pictures: int) -> None:
+        """Count pictures of this rank that did not decode."""
+        self._damaged += pictures
+
+    def line(self, step: int, now: Now) -> dict[str, float]:
+        """Return the means since the last line; `step` updates are done by now.
+
+        Every rank must call it: the losses are averaged over ranks.
+        """
+        steps = self._updates + self._skipped
+        seconds = max(time.monotonic() - self._start_s - self._aside_s, 1e-9)
+        teraflops = steps * self._flops / seconds / 1e12  # of this rank
+        line: dict[str, float] = {"step": step}
+        damaged = self._sums.new_tensor([self._damaged])
+        *sums, damaged_of_all = self._runtime.sum(torch.cat([self._sums, damaged])).tolist()
+        if self._updates:
+            names = ("loss", "loss_global", "loss_local", "loss_patch", "grad_norm")
+            updates = self._runtime.world * self._updates
+            line |= {name: total / updates for name, total in zip(names, sums, strict=True)}
+        line |= asdict(now)
+        line |= {
+            "images_per_s": steps * self._images / seconds,
+            "left_s": (self._all_steps - step) * seconds / max(steps, 1),
+            "model_tflop_per_s": teraflops,
+            "data_wait_share": self._waited_s / seconds,
+        }
+        if self._peak is not None:
+            line["mfu"] = teraflops / self._peak
+        if self._skipped:
+            line["skipped"] = self._skipped
+        if damaged_of_all:
+            line["damaged"] = damaged_of_all
+        line |= self._health()
+        self._start_line()
+        return line
+
+    def shown(self, line: Mapping[str, float]) -> dict[str, float]:
+        """Return what of a line stands beside the progress bar."""
+        wanted = {
+            "loss": "loss",
+            "wait": "data_wait_share",
+            "mfu": "mfu",
+            "TFLOP/s": "model_tflop_per_s",
+            "knn": "knn_top1",
+        }
+        if "mfu" in line:
+            del wanted["TFLOP/s"]
+        return {name: line[key] for name, key in wanted.items() if key in line}
+
+    def _health(self) -> dict[str, float]:
+        health = {"teacher_distance": self._distance()}
+        if self._last is None:
+            return health
+        losses = self._last.losses
+        health |= {
+            "effective_rank": effective_rank(losses.candidates),
+            "similarity_gap": similarity_gap(losses.candidates, losses.labels),
+        }
+        if losses.targets is not None:
+            used = self._runtime.sum(losses.targets.used())  # [P]
+            health["prototype_perplexity"] = perplexity(used)
+        return health
+
+    @torch.no_grad()
+    def _distance(self) -> float:
+        """Return how far the teacher's ViT is from the student's, as a share of its length."""
+        mine = dict(self._learner.student.vit.named_parameters())
+        pairs = [(p, mine[n]) for n, p in self._learner.teacher.vit.named_parameters()]
+        apart = torch.stack([(t - s).float().norm() for t, s in pairs]).norm()
+        return float(apart / torch.stack([s.float().norm() for _, s in pairs]).norm())
+
+
+def effective_rank(embeddings: Tensor) -> float:
+    """Return exp(entropy) of the singular values' shares, 1 to min(B, E), of embeddings [B, E]."""
+    directions = F.normalize(embeddings.double(), dim=1)
+    return perplexity(torch.linalg.svdvals(directions))
+
+
+def similarity_gap(embeddings: Tensor, labels: Tensor) -> float:
+    """Return the mean cosine between rows of one label less that between rows of two."""
+    directions = F.normalize(embeddings.double(), dim=1)  # [B, E]
+    of_label = directions.new_zeros(len(labels), directions.shape[1])  # [B, E]
+    classes = labels.unique(return_inverse=True)[1]  # [B]
+    of_label.index_add_(0, classes, directions)  # the sum of each class's rows
+    sizes = torch.bincount(classes).double()
+    same_pairs, all_pairs = (sizes * (sizes - 1)).sum(), len(labels) * (len(labels) - 1)
+    same = of_label.square().sum() - len(labels)  # each row with itself left out
+    every = directions.sum(0).square().sum() - len(labels)
+    other_pairs = (all_pairs - same_pairs).clamp(min=1)  # none in a batch of one class
+    return float(same / same_pairs.clamp(min=1) - (every - same) / other_pairs)
+
+
+def perplexity(weights: Tensor) -> float:
+    """Return exp(entropy) of non-negative weights: how many of them are in use; 0 if none is."""
+    if not weights.any():
+        return 0.0
+    p = weights.double() / weights.double().sum()
+    return float(torch.exp(-torch.xlogy(p, p).sum()))

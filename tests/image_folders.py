@@ -1,0 +1,56 @@
+"""What an images folder holds, and sets made elsewhere, for tests that compare or import them."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from synclr_cli.data import artifacts
+
+
+def rows_of(folder: Path) -> list[dict]:
+    parts, _, _ = artifacts.open_images(folder)
+    return [row for part in parts for row in pq.read_table(part).to_pylist()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}  # here or elsewhere
+
+
+def rejected(folder: Path) -> list[dict]:
+    path = folder / "rejected.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def picture(i: int, kind: str = "PNG", size: int = 12) -> bytes:
+    sink = io.BytesIO()
+    pixels = np.random.default_rng(i).integers(0, 255, (size, size + 4, 3), np.uint8)
+    Image.fromarray(pixels).save(sink, kind)
+    return sink.getvalue()
+
+
+def reference_set(root: Path, captions: int = 5, views: int = 3) -> Path:
+    lines = []
+    for c in range(captions):
+        lines.append(f'shard/{c}.png,"a fox, number {c}"')
+        for v in range(views):
+            path = root / f"seed{v}" / "shard" / f"{c}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture(10 * c + v))
+    (root / "all.csv").write_text("image,caption\n" + "\n".join(lines) + "\n")
+    return root / "all.csv"
+
+
+def tar_of(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
