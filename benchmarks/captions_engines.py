@@ -48,8 +48,8 @@ def main() -> None:
         "",
         CaptionEngineConfig(max_new_tokens=NEW_TOKENS, batch_size=arguments.batch_size),
     )
-    engine.complete(asked[:8], seeds[:8])  # warm
-    ours, made = timed(lambda: engine.complete(asked, seeds), len(asked))
+    engine.generate(asked[:8], seeds[:8])  # warm
+    ours, made = timed(lambda: engine.generate(asked, seeds), len(asked))
     refused = [quality.reason(quality.tidy(c), p.concept) for c, p in zip(made, asked, strict=True)]
 
     texts = [p.text for p in asked[: arguments.plain_rows]]

@@ -37,7 +37,7 @@ def main() -> None:
         made = []
         for batch_size in (128, 17):
             config = CaptionEngineConfig(max_new_tokens=40, batch_size=batch_size, dtype=dtype)
-            made.append(smollm2.SmolLM2Engine("", config).complete(asked, seeds))
+            made.append(smollm2.SmolLM2Engine("", config).generate(asked, seeds))
         differing = sum(a != b for a, b in zip(*made, strict=True))
         report[dtype] = {"rows_that_differ": differing, "share": round(differing / count, 4)}
     print(json.dumps(report, indent=1))

@@ -102,7 +102,7 @@ def make_pipeline(folder: Path, full_size: bool = False) -> Path:
     return folder / "sd"
 
 
-def rows_to_paint(pictures: int) -> list[Row]:
+def rows_to_generate(pictures: int) -> list[Row]:
     """Return the views of made-up captions."""
     return [
         Row(i // VIEWS, i % VIEWS, f"the picture of a {'fox' * (1 + i // VIEWS % 5)} in the snow",
@@ -128,10 +128,10 @@ def reference_way(
 
 
 def our_way(engine, config: configs.RenderConfig, rows: list[Row], out: Path) -> None:
-    """Paint, encode and write as `synclr render` does."""
+    """Generate, encode and write as `synclr render` does."""
     header = artifacts.Header(schema="images", config={})
-    with generate.painter(engine, config, len(rows)) as painter:
-        records = [r for batch in painter.submit(rows) for r in batch.result()]
+    with generate.image_generator(engine, config, len(rows)) as generator:
+        records = [r for batch in generator.submit(rows) for r in batch.result()]
     columns = artifacts.COLUMNS["images"]
     table = pa.Table.from_pylist(
         [{c: r[c] for c in columns} for r in records], schema=artifacts.arrow_schema("images")
@@ -155,7 +155,7 @@ def main(pictures: int = 16, rounds: int = 3, steps: int = 50) -> None:
         sd = make_pipeline(folder)
         pipe = StableDiffusionPipeline.from_pretrained(sd, safety_checker=None)
         pipe.set_progress_bar_config(disable=True)
-        rows = rows_to_paint(pictures)
+        rows = rows_to_generate(pictures)
         ways = {}
         for label, settings in WAYS.items():
             values = {"name": f"diffusers:{sd}", "size": SIZE, "batch_size": 16, **settings}
@@ -170,7 +170,9 @@ def main(pictures: int = 16, rounds: int = 3, steps: int = 50) -> None:
             for label, (engine, config) in ways.items():
                 seconds[label].append(timed(our_way, engine, config, rows, folder)[1])
         painted = {
-            label: engine.paint([r.caption for r in rows], [""] * pictures, [r.seed for r in rows])
+            label: engine.generate(
+                [r.caption for r in rows], [""] * pictures, [r.seed for r in rows]
+            )
             for label, (engine, _) in ways.items()
         }
     print(f"{pictures} pictures, {rounds} rounds, {steps} steps")
@@ -198,7 +200,7 @@ def gpu(pictures: int = 64, steps: int = 50) -> None:
                   "dtype": "bfloat16"}  # fmt: skip
         config = settings.build("render", {f"engine.{k}": v for k, v in values.items()})
         engine = load("image", config.engine)
-        rows = rows_to_paint(pictures)
+        rows = rows_to_generate(pictures)
         our_way(engine, config, rows[:16], Path(name))  # warm up
         _, (wall, _) = timed(our_way, engine, config, rows, Path(name))
         busy, profiled = denoiser_time(engine, config, rows, Path(name))

@@ -23,7 +23,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from synclr_cli.engines import Painting
+from synclr_cli.engines import GeneratedImage
 from synclr_cli.render import generate
 from synclr_cli.render.engines.procedural import scene
 from synclr_cli.render.generate import Row
@@ -52,7 +52,7 @@ def speed() -> None:
             for i in range(number)
         ]  # fmt: skip
         start = time.process_time()
-        painted = [Painting(*scene.paint(r.caption, r.concept, r.seed, side)) for r in rows]
+        painted = [GeneratedImage(*scene.paint(r.caption, r.concept, r.seed, side)) for r in rows]
         drawn = time.process_time()
         generate.encode(painted, rows, config)
         stored = time.process_time()

@@ -1,4 +1,4 @@
-"""Engines: the models that write captions and paint pictures, behind one method each.
+"""Engines: the models that write captions and generate images, behind one method each.
 
 An engine is named `scheme:target` and imported only when chosen. Batch in, batch out, same length
 and order, one seed per row, no global random state: a row never depends on its neighbours.
@@ -41,14 +41,14 @@ class CaptionEngine(Protocol):
 
     def __init__(self, target: str, config: CaptionEngineConfig): ...
 
-    def complete(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[str]:
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[str]:
         """Return one completion per prompt, as sampled with that row's seed, up to a newline."""
         ...
 
 
 @dataclass(frozen=True)
-class Painting:
-    """One painted view."""
+class GeneratedImage:
+    """One view of a caption."""
 
     pixels: np.ndarray  # [H, W, 3] uint8
     mask: np.ndarray | None = None  # [H, W] uint8 of class ids; 0 is background
@@ -56,16 +56,16 @@ class Painting:
 
 
 class ImageEngine(Protocol):
-    """Paints captions."""
+    """Generates images from captions."""
 
     revision: str
 
     def __init__(self, target: str, config: RenderEngineConfig): ...
 
-    def paint(
+    def generate(
         self, captions: Sequence[str], concepts: Sequence[str], seeds: Sequence[int]
-    ) -> list[Painting]:
-        """Return one picture per caption, painted from the noise of that row's seed."""
+    ) -> list[GeneratedImage]:
+        """Return one image per caption, from the noise of that row's seed."""
         ...
 
 

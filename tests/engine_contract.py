@@ -14,14 +14,14 @@ def assert_caption_engine(
     engine: CaptionEngine, prompts: Sequence[Prompt], seeds: Sequence[int]
 ) -> None:
     """Check length, order, determinism, and that a row does not depend on its neighbours."""
-    whole = engine.complete(prompts, seeds)
+    whole = engine.generate(prompts, seeds)
     assert len(whole) == len(prompts) and all(isinstance(text, str) for text in whole)
     assert all("\n" not in text for text in whole)
-    assert engine.complete(prompts, seeds) == whole
-    backwards = engine.complete(prompts[::-1], seeds[::-1])
+    assert engine.generate(prompts, seeds) == whole
+    backwards = engine.generate(prompts[::-1], seeds[::-1])
     assert backwards[::-1] == whole
-    assert [engine.complete([p], [s])[0] for p, s in zip(prompts, seeds, strict=True)] == whole
-    assert engine.complete([], []) == []
+    assert [engine.generate([p], [s])[0] for p, s in zip(prompts, seeds, strict=True)] == whole
+    assert engine.generate([], []) == []
     assert engine.revision
 
 
@@ -46,18 +46,18 @@ def assert_image_engine(
         )
         return bool(difference <= within and masks)
 
-    whole = engine.paint(captions, concepts, seeds)
+    whole = engine.generate(captions, concepts, seeds)
     assert len(whole) == len(captions)
-    for painting in whole:
-        assert painting.pixels.dtype == np.uint8 and painting.pixels.shape[2] == 3
-        assert painting.mask is None or painting.mask.shape == painting.pixels.shape[:2]
+    for image in whole:
+        assert image.pixels.dtype == np.uint8 and image.pixels.shape[2] == 3
+        assert image.mask is None or image.mask.shape == image.pixels.shape[:2]
     alone = [
-        engine.paint([t], [c], [s])[0] for t, c, s in zip(captions, concepts, seeds, strict=True)
+        engine.generate([t], [c], [s])[0] for t, c, s in zip(captions, concepts, seeds, strict=True)
     ]
-    backwards = engine.paint(captions[::-1], concepts[::-1], seeds[::-1])[::-1]
+    backwards = engine.generate(captions[::-1], concepts[::-1], seeds[::-1])[::-1]
     for a, b, c in zip(whole, alone, backwards, strict=True):
         assert same(a, b) and same(a, c)
-    other = engine.paint(captions[:1], concepts[:1], [seeds[0] + 1])[0]
+    other = engine.generate(captions[:1], concepts[:1], [seeds[0] + 1])[0]
     assert not np.array_equal(other.pixels, whole[0].pixels), "the seed changes nothing"
-    assert engine.paint([], [], []) == []
+    assert engine.generate([], [], []) == []
     assert engine.revision

@@ -21,7 +21,7 @@ def test_the_template_engine_keeps_the_contract():
     ]
     engine = engines.load("caption", CaptionEngineConfig(name="template:"))
     assert_caption_engine(engine, prompts, [3, 1, 4, 1, 5])
-    for prompt, text in zip(prompts, engine.complete(prompts, [0] * 5), strict=True):
+    for prompt, text in zip(prompts, engine.generate(prompts, [0] * 5), strict=True):
         assert prompt.concept in text and prompt.companion in text
 
 
@@ -36,7 +36,7 @@ def test_another_packages_engine_is_found_by_its_entry_point(tmp_path, monkeypat
         "class Engine:\n"
         "    revision = '1'\n"
         "    def __init__(self, target, config): self.end = target or config.options['end']\n"
-        "    def complete(self, ps, seeds): return [p.concept.upper() + self.end for p in ps]\n"
+        "    def generate(self, ps, seeds): return [p.concept.upper() + self.end for p in ps]\n"
     )
     info = tmp_path / "shouting-1.0.dist-info"
     info.mkdir()
@@ -46,7 +46,7 @@ def test_another_packages_engine_is_found_by_its_entry_point(tmp_path, monkeypat
 
     assert "shout" in engines.schemes("caption")
     engine = engines.load("caption", CaptionEngineConfig(name="shout:", options={"end": "!"}))
-    assert engine.complete([Prompt("", "cat", "object", "c", "")], [0]) == ["CAT!"]
+    assert engine.generate([Prompt("", "cat", "object", "c", "")], [0]) == ["CAT!"]
     with pytest.raises(UsageError, match=r"Did you mean shout:\?"):
         engines.require_scheme("caption", "shuot:")
 

@@ -86,7 +86,7 @@ def complete(
     if len(pending):
         rule = engines.load("caption", CaptionEngineConfig(name=FALLBACK))
         seeds[pending] = noise_seeds(config.seed, rows.ids[pending], config.attempts)
-        written = rule.complete([asked[i] for i in pending], seeds[pending].tolist())
+        written = rule.generate([asked[i] for i in pending], seeds[pending].tolist())
         for i, caption in zip(pending.tolist(), written, strict=True):
             captions[i], writers[i] = caption, FALLBACK
     return (
@@ -138,7 +138,7 @@ def _draw(
     chunk = 4 * max(config.engine.batch_size, config.examples_block)
     for start in range(0, len(pending), chunk):
         here = pending[start : start + chunk]
-        completions = engine.complete(
+        completions = engine.generate(
             [asked[i] for i in here], seeds[start : start + chunk].tolist()
         )
         drawn += map(quality.tidy, completions)

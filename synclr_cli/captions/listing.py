@@ -143,7 +143,7 @@ def _listed(names: Sequence[str], engine: CaptionEngine, seed: int) -> pa.Table:
     for attempt in range(LISTS):
         seeds = rng.seeds("captions.listing", seed, attempt, ids).tolist()
         for found, completion, name in zip(
-            lists, engine.complete(asked, seeds), names, strict=True
+            lists, engine.generate(asked, seeds), names, strict=True
         ):
             # The last item may be cut off by the limit of tokens.
             whole = completion if completion.endswith(".") else completion.rpartition(",")[0]

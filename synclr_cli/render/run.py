@@ -5,8 +5,8 @@
 
 A picture depends on (render.seed, caption_id, view) and the engine, never on batches, processes,
 shards or where the last run stopped. A part is the unit of resuming and of batching. While the
-engine paints, the pictures before are encoded by other threads, and the part before is written by
-another; an engine that says it is `parallel` is painted by processes instead. Of the captions only
+engine generates, the images before are encoded by other threads, and the part before is written by
+another; an engine that says it is `parallel` runs in processes instead. Of the captions only
 those of a few parts are in memory.
 """
 
@@ -30,7 +30,7 @@ from synclr_cli.render.captions_reader import Source
 from synclr_cli.render.part import LARGEST_CLASS, Part, Plan
 from synclr_cli.render.writing import Writer
 
-PARTS_IN_FLIGHT = 2  # parts being painted, encoded or written at the same time
+PARTS_IN_FLIGHT = 2  # parts being generated, encoded or written at the same time
 
 
 def run(
@@ -40,10 +40,10 @@ def run(
     *,
     overwrite: bool = False,
 ) -> Path:
-    """Paint every caption of a captions/1 file into the images/1 folder `out`, and return it.
+    """Generate images of all captions of a captions/1 file into the folder `out`, and return it.
 
     A folder that was finished with fewer views or captions is continued: what it has is kept.
-    Of N jobs that share the folder each paints every N-th part (`config.shard`); whichever ends
+    Of N jobs that share the folder each generates every N-th part (`config.shard`); whichever ends
     last writes the manifest.
 
     Raises:
@@ -98,12 +98,12 @@ def _make(parts: artifacts.Parts, plan: Plan, captions: str, *, overwrite: bool)
         engine, score = models
         if found and found.revision != engine.revision:
             console.warn(
-                f"{out} was begun with {found.revision}; what is painted now is by "
+                f"{out} was begun with {found.revision}; what is generated now is by "
                 f"{engine.revision}"
             )
         parts.header = replace(header, revision=engine.revision)
         (out / MANIFEST).unlink(missing_ok=True)  # not whole until it is written again
-        _paint(parts, plan, mine, engine, score)
+        _generate(parts, plan, mine, engine, score)
 
     # --- write
     if next(_lacking(parts, plan, range(plan.parts)), None) is not None:
@@ -123,19 +123,19 @@ def _make(parts: artifacts.Parts, plan: Plan, captions: str, *, overwrite: bool)
     return out
 
 
-def _paint(
+def _generate(
     parts: artifacts.Parts,
     plan: Plan,
     mine: list[int],
     engine: ImageEngine,
     score: generate.Score | None,
 ) -> None:
-    """Paint and write these parts, each one's views that are not there yet."""
+    """Generate and write these parts, each one's views that are not there yet."""
     config = plan.config
     total = plan.captions.count * config.views
     left = min(len(mine) * config.captions_per_part * config.views, total)
     with (
-        generate.painter(engine, config, left, score) as painter,
+        generate.image_generator(engine, config, left, score) as generator,
         Writer(parts) as writer,
         console.progress("render", total, done=total - left, unit="pictures") as meter,
     ):
@@ -144,11 +144,11 @@ def _paint(
             part = Part(plan, index)
             if parts.path(index).exists():
                 meter.advance(part.keep(parts.path(index)))
-            in_flight.append((part, painter.submit(part.missing(), meter.advance)))
+            in_flight.append((part, generator.submit(part.missing(), meter.advance)))
             if len(in_flight) == PARTS_IN_FLIGHT:
-                writer.write(_settled(*in_flight.popleft(), painter))
+                writer.write(_settled(*in_flight.popleft(), generator))
         while in_flight:
-            writer.write(_settled(*in_flight.popleft(), painter))
+            writer.write(_settled(*in_flight.popleft(), generator))
     if finish := getattr(engine, "finish", None):
         finish()  # its last word
     if truncated := len(getattr(engine, "truncated", ())):
@@ -219,8 +219,8 @@ def _lacking(parts: artifacts.Parts, plan: Plan, indices: Iterable[int]) -> Iter
             yield index
 
 
-def _settled(part: Part, batches: list[Future[Any]], painter: generate.Painter) -> Part:
-    """Wait for a part's pictures, have the rejected ones painted again, and return the part."""
+def _settled(part: Part, batches: list[Future[Any]], generator: generate.ImageGenerator) -> Part:
+    """Wait for a part's images, have the rejected ones generated again, and return the part."""
     while again := part.settle([record for batch in batches for record in batch.result()]):
-        batches = painter.submit(again)
+        batches = generator.submit(again)
     return part

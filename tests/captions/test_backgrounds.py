@@ -34,7 +34,7 @@ class Lister:
     def __init__(self, target, config):
         pass
 
-    def complete(self, prompts, seeds):
+    def generate(self, prompts, seeds):
         out = []
         for prompt, seed in zip(prompts, seeds, strict=True):
             if prompt.template == "backgrounds":

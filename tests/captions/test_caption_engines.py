@@ -42,7 +42,7 @@ def test_the_template_engine_varies():
     (asked,) = some_prompts(1)
     engine = TemplateEngine("", CaptionEngineConfig(name="template:"))
     seeds = np.random.default_rng(0).integers(2**63, size=500).tolist()
-    assert len(set(engine.complete([asked] * 500, seeds))) > 200
+    assert len(set(engine.generate([asked] * 500, seeds))) > 200
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def oracle(folder, text, seed, *, temperature, top_p, count):
 def test_shared_prefixes_and_refilled_rows_give_what_the_plain_model_gives(folder):
     asked = some_prompts(40, "in1k:3,dtd:1,places365:1")
     seeds = list(range(100, 140))
-    made = engine_of(folder).complete(asked, seeds)
+    made = engine_of(folder).generate(asked, seeds)
     expected = [
         oracle(folder, p.text, s, temperature=0.8, top_p=0.9, count=12)
         for p, s in zip(asked, seeds, strict=True)
@@ -190,12 +190,12 @@ def test_shared_prefixes_and_refilled_rows_give_what_the_plain_model_gives(folde
 
 def test_threads_share_the_prompts_and_change_no_row(folder):
     asked = some_prompts(150, "in1k:3,dtd:1,places365:1")
-    one = engine_of(folder).complete(asked, range(150))
+    one = engine_of(folder).generate(asked, range(150))
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
         engine = engine_of(folder)
-        assert engine.complete(asked, range(150)) == one
+        assert engine.generate(asked, range(150)) == one
         assert len(engine._slots) == 3  # each thread had its own
         assert torch.get_num_threads() == 3
     finally:
@@ -217,7 +217,7 @@ def test_a_thread_that_fails_ends_the_others(folder):
 
         engine.forward = failing
         with pytest.raises(EngineError, match="out of memory"):
-            engine.complete(some_prompts(64), range(64))
+            engine.generate(some_prompts(64), range(64))
         assert next(calls) < 100  # of some 800
     finally:
         torch.set_num_threads(before)
@@ -236,7 +236,7 @@ def test_the_most_likely_of_a_large_vocabulary_are_found_without_sorting_it():
 
 def test_greedy_decoding_gives_what_generate_gives(folder):
     asked = some_prompts(6)
-    made = engine_of(folder, temperature=0).complete(asked, range(6))
+    made = engine_of(folder, temperature=0).generate(asked, range(6))
     expected = [oracle(folder, p.text, 0, temperature=0, top_p=1, count=12) for p in asked]
     assert made == expected
 
@@ -248,7 +248,7 @@ def test_a_row_does_not_depend_on_its_neighbours(folder):
 
 def test_the_block_size_changes_only_what_is_computed_together(folder):
     asked = some_prompts(24, block=1)  # every prompt has demonstrations of its own
-    made = engine_of(folder).complete(asked, range(24))
+    made = engine_of(folder).generate(asked, range(24))
     assert made[:4] == [
         oracle(folder, p.text, s, temperature=0.8, top_p=0.9, count=12)
         for s, p in enumerate(asked[:4])
@@ -282,7 +282,7 @@ def test_a_model_that_keeps_its_own_attention_is_refused_not_misread(folder):
     engine = engine_of(folder)
     engine.model.config._attn_implementation = "eager"
     with pytest.raises(EngineError, match="does not take its attention from the interface"):
-        engine.complete(some_prompts(5), range(5))
+        engine.generate(some_prompts(5), range(5))
 
 
 def test_a_model_that_looks_back_less_than_a_prompt_is_refused(folder):
@@ -318,7 +318,7 @@ def test_smollm2_writes_captions_that_name_their_concept():
 
     engine = load("caption", CaptionEngineConfig(name="smollm2:", max_new_tokens=30))
     asked = some_prompts(24)
-    made = engine.complete(asked, range(24))
+    made = engine.generate(asked, range(24))
     pairs = zip(made, asked, strict=True)
     assert sum(not quality.reason(quality.tidy(c), p.concept) for c, p in pairs) >= 8
     assert "sha256:" in engine.revision

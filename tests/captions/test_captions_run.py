@@ -285,7 +285,7 @@ def test_a_row_the_engine_fails_at_is_written_by_rule_and_says_so(tmp_path, monk
         def __init__(self, target, config):
             self.calls = 0
 
-        def complete(self, prompts, seeds):
+        def generate(self, prompts, seeds):
             return [
                 "" if p.concept == "owl" else f"A {p.concept} at post {s}."
                 for p, s in zip(prompts, seeds, strict=True)

@@ -54,19 +54,19 @@ def asked(count):
 def test_each_prompt_gets_its_own_answer_in_order(serve, endpoint):
     made = engine(serve("good"), options={"endpoint": endpoint})
     assert made.revision.startswith("tiny at http")
-    answers = made.complete(asked(30), range(30))
+    answers = made.generate(asked(30), range(30))
     assert answers == [f"A fox {i}, seed {i}, 17 tokens." for i in range(30)]
 
 
 def test_no_more_requests_are_in_flight_than_allowed(serve):
     url = serve("good")
-    engine(url, batch_size=3).complete(asked(30), range(30))
+    engine(url, batch_size=3).generate(asked(30), range(30))
     with urllib.request.urlopen(f"{url}/most") as answer:
         assert json.load(answer)["most"] == 3
 
 
 def test_a_busy_server_is_asked_again(serve):
-    answers = engine(serve("busy")).complete(asked(3), range(3))
+    answers = engine(serve("busy")).generate(asked(3), range(3))
     assert answers == [f"A fox {i}, seed {i}, 17 tokens." for i in range(3)]
 
 
@@ -83,14 +83,14 @@ def test_a_busy_server_is_asked_again(serve):
 def test_a_server_that_goes_wrong_is_one_line(serve, mode, options, says):
     url = serve(mode)
     with pytest.raises(EngineError) as caught:
-        engine(url, options=options).complete(asked(2), range(2))
+        engine(url, options=options).generate(asked(2), range(2))
     assert says in str(caught.value) and "\n" not in str(caught.value)
     assert caught.value.exit_code == 4
 
 
 def test_a_server_that_is_not_there_is_one_line():
     with pytest.raises(EngineError, match="no server answers at"):
-        engine("http://127.0.0.1:9", options={"retries": 0}).complete(asked(1), [0])
+        engine("http://127.0.0.1:9", options={"retries": 0}).generate(asked(1), [0])
 
 
 @pytest.mark.parametrize(

@@ -63,10 +63,10 @@ def engine(target, **changes):
 def test_each_row_is_sampled_with_its_own_seed_up_to_the_newline(recorded):
     made = engine("org/model", options={"tensor_parallel_size": 2})
     asked = [Prompt(f"owl {i} =>", "owl", "object", "c", "") for i in range(3)]
-    assert made.complete(asked, [7, 8, 2**62]) == [
+    assert made.generate(asked, [7, 8, 2**62]) == [
         "0 => 7 9 ['\\n']".strip(), "1 => 8 9 ['\\n']", f"2 => {2**62} 9 ['\\n']"
     ]  # fmt: skip
-    assert made.complete([], []) == []
+    assert made.generate([], []) == []
     assert "vllm 0.33.0" in made.revision
 
 

@@ -32,7 +32,7 @@ def close(a: np.ndarray, b: np.ndarray) -> bool:
 def test_it_paints_what_the_pipelines_own_call_paints_one_at_a_time(tiny_pipeline, guidance):
     pipe = DiffusionPipeline.from_pretrained(tiny_pipeline, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
-    painted = engine_for(tiny_pipeline, guidance=guidance).paint(CAPTIONS, CAPTIONS, SEEDS)
+    painted = engine_for(tiny_pipeline, guidance=guidance).generate(CAPTIONS, CAPTIONS, SEEDS)
     for caption, seed, ours in zip(CAPTIONS, SEEDS, painted, strict=True):
         theirs = pipe(
             caption, height=32, width=32, num_inference_steps=6, guidance_scale=guidance, eta=0.0,
@@ -44,7 +44,8 @@ def test_it_paints_what_the_pipelines_own_call_paints_one_at_a_time(tiny_pipelin
 
 def test_batch_size_changes_nothing_beyond_floating_point(tiny_pipeline):
     one, three, sixteen = (
-        engine_for(tiny_pipeline, batch_size=n).paint(CAPTIONS, CAPTIONS, SEEDS) for n in (1, 3, 16)
+        engine_for(tiny_pipeline, batch_size=n).generate(CAPTIONS, CAPTIONS, SEEDS)
+        for n in (1, 3, 16)
     )
     for a, b, c in zip(one, three, sixteen, strict=True):
         assert close(a.pixels, b.pixels) and close(a.pixels, c.pixels)
@@ -62,12 +63,12 @@ def test_lanes_change_nothing_beyond_floating_point(tiny_pipeline, three_threads
     engine = engine_for(tiny_pipeline, batch_size=16)
     assert len(engine._lanes) == 3
     assert len({id(lane.unet) for lane in engine._lanes}) == 1  # one copy of the weights
-    laned = engine.paint(CAPTIONS, CAPTIONS, SEEDS)
+    laned = engine.generate(CAPTIONS, CAPTIONS, SEEDS)
     assert torch.get_num_threads() == 3
     torch.set_num_threads(1)
     alone = engine_for(tiny_pipeline, batch_size=16)
     assert len(alone._lanes) == 1
-    wanted = alone.paint(CAPTIONS, CAPTIONS, SEEDS)
+    wanted = alone.generate(CAPTIONS, CAPTIONS, SEEDS)
     assert all(close(a.pixels, b.pixels) for a, b in zip(laned, wanted, strict=True))
 
 
@@ -82,7 +83,7 @@ def test_an_error_in_one_lane_stops_the_others_and_is_raised(tiny_pipeline, thre
 
     engine._pipe.unet.register_forward_pre_hook(break_third_call)
     with pytest.raises(ValueError, match="broken"):
-        engine.paint(CAPTIONS, CAPTIONS, SEEDS)
+        engine.generate(CAPTIONS, CAPTIONS, SEEDS)
     assert len(calls) < 300  # of 1500
 
 
@@ -92,7 +93,7 @@ def test_it_keeps_the_promises_of_an_engine(tiny_pipeline):
 
 def test_text_and_guidance_change_the_picture(tiny_pipeline):
     def pixels(caption: str, **values) -> np.ndarray:
-        return engine_for(tiny_pipeline, **values).paint([caption], [""], [1])[0].pixels
+        return engine_for(tiny_pipeline, **values).generate([caption], [""], [1])[0].pixels
 
     assert not np.array_equal(pixels("a cat"), pixels("the snow"))
     assert not np.array_equal(pixels("a cat"), pixels("a cat", guidance=9.0))
@@ -103,7 +104,7 @@ def test_text_and_guidance_change_the_picture(tiny_pipeline):
 )
 def test_every_scheduler_on_offer_paints(tiny_pipeline, scheduler):
     engine = engine_for(tiny_pipeline, scheduler=scheduler, steps=4)
-    a, b = engine.paint(["a cat"] * 2, [""] * 2, [1, 2])
+    a, b = engine.generate(["a cat"] * 2, [""] * 2, [1, 2])
     assert a.pixels.shape == (32, 32, 3) and not np.array_equal(a.pixels, b.pixels)
 
 
@@ -137,7 +138,7 @@ def test_an_absent_folder_or_hub_model_is_one_line(tmp_path):
 def test_a_caption_too_long_for_the_text_encoder_is_told_and_counted(tiny_pipeline, capsys):
     engine = engine_for(tiny_pipeline)
     long = "fox " * 40
-    engine.paint(["a cat", long, long], [""] * 3, [1, 2, 3])
+    engine.generate(["a cat", long, long], [""] * 3, [1, 2, 3])
     assert len(engine.truncated) == 1
     assert "40 tokens" in capsys.readouterr().err
 
@@ -149,7 +150,7 @@ def test_a_caption_too_long_for_the_text_encoder_is_told_and_counted(tiny_pipeli
 )
 def test_out_of_memory_halves_the_batch_and_goes_on(tiny_pipeline, capsys, error):
     engine = engine_for(tiny_pipeline, batch_size=4)
-    wanted = engine.paint(CAPTIONS, CAPTIONS, SEEDS)
+    wanted = engine.generate(CAPTIONS, CAPTIONS, SEEDS)
     sizes = []
 
     def no_room_for_more_than_two(_module, inputs):
@@ -158,7 +159,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tiny_pipeline, capsys, error
             raise error
 
     engine._pipe.unet.register_forward_pre_hook(no_room_for_more_than_two)
-    painted = engine.paint(CAPTIONS, CAPTIONS, SEEDS)
+    painted = engine.generate(CAPTIONS, CAPTIONS, SEEDS)
     assert all(close(a.pixels, b.pixels) for a, b in zip(painted, wanted, strict=True))
     assert max(sizes[1:]) == 2 and "2 pictures at a time" in capsys.readouterr().err
 
@@ -171,4 +172,4 @@ def test_no_memory_for_one_picture_is_one_line(tiny_pipeline):
 
     engine._pipe.unet.register_forward_pre_hook(no_room)
     with pytest.raises(EngineError, match="no memory for one picture"):
-        engine.paint(["a cat"], [""], [1])
+        engine.generate(["a cat"], [""], [1])

@@ -35,7 +35,7 @@ def test_a_family_paints_what_its_own_call_paints(saved, family, guidance):
     settings = {"scheduler": "own", "steps": 3, "guidance": guidance}
     engine = engine_for(folder, **settings)
     assert engine._texts.names, "the text of this family is not read ahead"
-    painted = engine.paint(CAPTIONS, CAPTIONS, SEEDS)
+    painted = engine.generate(CAPTIONS, CAPTIONS, SEEDS)
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     for caption, seed, ours in zip(CAPTIONS, SEEDS, painted, strict=True):
@@ -50,11 +50,11 @@ def test_a_family_paints_what_its_own_call_paints(saved, family, guidance):
 @pytest.mark.parametrize("family", tiny_pipelines.FAMILIES)
 def test_a_caption_is_read_once_for_all_its_views(saved, family):
     engine = engine_for(saved(tiny_pipelines.FAMILIES[family]), scheduler="own", steps=1)
-    engine.paint(["a cat"], [""], [1])  # the unconditional text is read now, once
+    engine.generate(["a cat"], [""], [1])  # the unconditional text is read now, once
     read = []
     encoder = engine._pipe.text_encoder
     encoder.register_forward_pre_hook(lambda _module, inputs: read.append(len(inputs[0])))
-    engine.paint(["a fox"] * 5 + ["the bee"] * 4, [""] * 9, range(9))
+    engine.generate(["a fox"] * 5 + ["the bee"] * 4, [""] * 9, range(9))
     assert sum(read) == 2
 
 
@@ -62,11 +62,11 @@ def test_a_family_we_do_not_know_is_given_the_words(saved, monkeypatch):
     from synclr_cli.render.engines.diffusers import text
 
     folder = saved(tiny_pipelines.sd)
-    wanted = engine_for(folder, steps=2).paint(CAPTIONS, CAPTIONS, SEEDS)
+    wanted = engine_for(folder, steps=2).generate(CAPTIONS, CAPTIONS, SEEDS)
     monkeypatch.setattr(text, "FAMILIES", {})
     engine = engine_for(folder, steps=2)
     assert not engine._texts.names
-    painted = engine.paint(CAPTIONS, CAPTIONS, SEEDS)
+    painted = engine.generate(CAPTIONS, CAPTIONS, SEEDS)
     assert all(close(a.pixels, b.pixels) for a, b in zip(painted, wanted, strict=True))
 
 
@@ -75,7 +75,7 @@ def test_a_negative_prompt_changes_the_picture(saved):
 
     def pixels(words: str) -> np.ndarray:
         engine = engine_for(folder, scheduler="own", steps=2, negative_prompt=words)
-        return engine.paint(["a cat"], [""], [1])[0].pixels
+        return engine.generate(["a cat"], [""], [1])[0].pixels
 
     assert not np.array_equal(pixels(""), pixels("the fog"))
 
@@ -84,7 +84,7 @@ def test_a_negative_prompt_changes_the_picture(saved):
 def test_a_caption_too_long_for_every_encoder_is_counted(saved, family, letters, capsys):
     engine = engine_for(saved(tiny_pipelines.FAMILIES[family]), scheduler="own", steps=1)
     within, beyond = "a" * (letters - 20), "a " * letters
-    engine.paint([within, beyond, beyond], [""] * 3, [1, 2, 3])
+    engine.generate([within, beyond, beyond], [""] * 3, [1, 2, 3])
     assert engine.truncated == {beyond}
     assert f"{letters} tokens" in capsys.readouterr().err
 
@@ -97,8 +97,8 @@ def test_a_flow_matching_model_keeps_its_own_scheduler(saved):
 
 def test_the_safety_checker_marks_what_it_objects_to(saved):
     folder = saved(tiny_pipelines.checked_sd)
-    assert engine_for(folder, steps=1).paint(["a"], [""], [1])[0].flaw == ""
-    checked = engine_for(folder, steps=1, safety_checker=True).paint(["a"], [""], [1])[0]
+    assert engine_for(folder, steps=1).generate(["a"], [""], [1])[0].flaw == ""
+    checked = engine_for(folder, steps=1, safety_checker=True).generate(["a"], [""], [1])[0]
     assert checked.flaw == "unsafe"
 
 
@@ -111,7 +111,7 @@ def test_a_safety_checker_that_is_not_there_is_refused(saved):
 def test_memory_options_leave_a_small_picture_as_it_is(saved, option):
     folder = saved(tiny_pipelines.sd)
     plain, other = (
-        engine_for(folder, steps=2, **more).paint(CAPTIONS, CAPTIONS, SEEDS)
+        engine_for(folder, steps=2, **more).generate(CAPTIONS, CAPTIONS, SEEDS)
         for more in ({}, {option: True})
     )
     assert all(close(a.pixels, b.pixels) for a, b in zip(plain, other, strict=True))
@@ -121,7 +121,7 @@ def test_memory_options_leave_a_small_picture_as_it_is(saved, option):
 def test_half_precision_paints_nearly_the_same(saved, dtype):
     folder = saved(tiny_pipelines.sd)
     full, half = (
-        engine_for(folder, steps=3, dtype=d).paint(CAPTIONS, CAPTIONS, SEEDS)
+        engine_for(folder, steps=3, dtype=d).generate(CAPTIONS, CAPTIONS, SEEDS)
         for d in ("float32", dtype)
     )
     for a, b in zip(full, half, strict=True):
@@ -132,7 +132,7 @@ def test_half_precision_paints_nearly_the_same(saved, dtype):
 def test_a_compiled_denoiser_paints_the_same(saved):
     folder = saved(tiny_pipelines.sd)
     plain, compiled = (
-        engine_for(folder, steps=2, **more).paint(CAPTIONS, CAPTIONS, SEEDS)
+        engine_for(folder, steps=2, **more).generate(CAPTIONS, CAPTIONS, SEEDS)
         for more in ({}, {"compile": True})
     )
     assert all(close(a.pixels, b.pixels) for a, b in zip(plain, compiled, strict=True))

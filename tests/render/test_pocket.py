@@ -216,19 +216,19 @@ def test_the_concepts_written_for_it_are_known_to_it():
 def test_it_keeps_the_promises_of_an_engine(file):
     engine = engine_for(file)
     assert_image_engine(engine, CAPTIONS, CAPTIONS, SEEDS, within=1)
-    assert all(p.pixels.shape == (32, 32, 3) for p in engine.paint(CAPTIONS, CAPTIONS, SEEDS))
+    assert all(p.pixels.shape == (32, 32, 3) for p in engine.generate(CAPTIONS, CAPTIONS, SEEDS))
     # A batch of another size, and a text that was read beside others: no more than rounding.
-    wanted = engine.paint(CAPTIONS, CAPTIONS, SEEDS)
+    wanted = engine.generate(CAPTIONS, CAPTIONS, SEEDS)
     for size in (1, 16):
-        other = engine_for(file, batch_size=size).paint(CAPTIONS, CAPTIONS, SEEDS)
+        other = engine_for(file, batch_size=size).generate(CAPTIONS, CAPTIONS, SEEDS)
         for a, b in zip(wanted, other, strict=True):
             assert np.abs(a.pixels.astype(int) - b.pixels).max() <= 1
     # Each setting that a picture depends on changes it.
     for values in ({"guidance": 1.0}, {"steps": 6}, {"scheduler": "heun"},
                    {"negative_prompt": "a dog"}):  # fmt: skip
-        other = engine_for(file, **values).paint(CAPTIONS[:1], CAPTIONS[:1], SEEDS[:1])
+        other = engine_for(file, **values).generate(CAPTIONS[:1], CAPTIONS[:1], SEEDS[:1])
         assert not np.array_equal(other[0].pixels, wanted[0].pixels), values
-    text = engine.paint(["A dog."], [""], SEEDS[:1])[0].pixels
+    text = engine.generate(["A dog."], [""], SEEDS[:1])[0].pixels
     assert not np.array_equal(text, wanted[0].pixels)
 
 
@@ -242,10 +242,10 @@ def test_each_caption_is_read_once_and_the_oldest_are_forgotten(file, monkeypatc
     read: list[str] = []
     encode = engine._pipe.encode_prompt
     engine._pipe.encode_prompt = lambda texts: read.extend(texts) or encode(texts)
-    engine.paint(["cat", "cat", "dog"], [""] * 3, [1, 2, 3])
-    engine.paint(["cat", "ship", "cat"], [""] * 3, [4, 5, 6])
+    engine.generate(["cat", "cat", "dog"], [""] * 3, [1, 2, 3])
+    engine.generate(["cat", "ship", "cat"], [""] * 3, [4, 5, 6])
     assert sorted(read) == ["cat", "dog", "ship"]
-    engine.paint(["a frog"], [""], [7])  # the fourth: of the others dog is the oldest
+    engine.generate(["a frog"], [""], [7])  # the fourth: of the others dog is the oldest
     assert set(engine._vectors) == {"cat", "ship", "a frog"}
 
 
@@ -254,7 +254,7 @@ def test_each_caption_is_read_once_and_the_oldest_are_forgotten(file, monkeypatc
 def test_a_picture_that_is_not_finite_is_marked(file):
     engine = engine_for(file)
     next(engine._pipe.unet.conv_out.parameters()).data.fill_(float("nan"))
-    painted = engine.paint(["A cat."], ["cat"], [1])
+    painted = engine.generate(["A cat."], ["cat"], [1])
     assert painted[0].flaw == "not finite" and painted[0].pixels.shape == (32, 32, 3)
 
 
@@ -273,7 +273,7 @@ def test_captions_it_cannot_mean_are_told_once(file, captions_file, tmp_path, ca
 
         engine = engine_for(file)  # and at once, where most are strange to it
         many = [f"a teapot of size {i}" for i in range(64)]
-        engine.paint(many[:3], many[:3], [1, 2, 3])
+        engine.generate(many[:3], many[:3], [1, 2, 3])
         assert "pocket:" not in capsys.readouterr().err
         engine._learn(many)
         engine.finish()
@@ -335,7 +335,7 @@ def test_the_shipped_weights_paint_the_colour_that_is_asked_for():
     engine = load("image", RenderEngineConfig())
 
     def red_less_blue(caption: str) -> float:
-        painted = engine.paint([caption] * 12, ["car"] * 12, range(12))
+        painted = engine.generate([caption] * 12, ["car"] * 12, range(12))
         assert not any(p.flaw for p in painted)
         pixels = np.stack([p.pixels for p in painted]).astype(float)  # [12, 32, 32, 3]
         return pixels[..., 0].mean() - pixels[..., 2].mean()
@@ -426,8 +426,8 @@ def test_an_export_that_paints_otherwise_is_not_kept(file, tmp_path, monkeypatch
 def test_our_diffusers_engine_opens_the_folder_and_paints_what_pocket_paints(file, tmp_path):
     out = exporting.run(str(file), tmp_path / "out")
     config = RenderEngineConfig(name=f"diffusers:{out}", size=32, steps=3, dtype="float32")
-    theirs = load("image", config).paint(CAPTIONS, CAPTIONS, SEEDS)
-    ours = engine_for(file).paint(CAPTIONS, CAPTIONS, SEEDS)
+    theirs = load("image", config).generate(CAPTIONS, CAPTIONS, SEEDS)
+    ours = engine_for(file).generate(CAPTIONS, CAPTIONS, SEEDS)
     for a, b in zip(ours, theirs, strict=True):
         assert np.abs(a.pixels.astype(int) - b.pixels).max() <= 1
     with pytest.raises(UsageError, match=r"render\.engine\.size for .*: got 64, expected 32"):

@@ -113,7 +113,7 @@ def test_a_png_at_the_painted_size_holds_the_painted_pixels(captions_file, tmp_p
 
     config = render_config(image_format="png")
     (first, *_) = rows_of(run(config, captions_file(1), tmp_path / "images"))
-    painted = load("image", config.engine).paint(
+    painted = load("image", config.engine).generate(
         [first["caption"]], [first["concept"]], [first["seed"]]
     )[0]
     assert np.array_equal(np.asarray(picture(first)), painted.pixels)

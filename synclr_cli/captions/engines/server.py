@@ -62,7 +62,7 @@ class ServerEngine:
         self._model = options["model"] or self._first_model()
         self.revision = f"{self._model} at {target}"
 
-    def complete(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[str]:
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[str]:
         """Return one completion per prompt, in their order."""
         with ThreadPoolExecutor(self._config.batch_size) as pool:
             asked = [pool.submit(self._one, p.text, s) for p, s in zip(prompts, seeds, strict=True)]

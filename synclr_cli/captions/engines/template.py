@@ -31,7 +31,7 @@ class TemplateEngine:
         if target:
             raise UsageError("engine template:", got=repr(target), expected="nothing after it")
 
-    def complete(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[str]:
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[str]:
         """Return one sentence per prompt."""
         return [_sentence(p, s) for p, s in zip(prompts, seeds, strict=True)]
 

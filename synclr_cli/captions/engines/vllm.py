@@ -45,7 +45,7 @@ class VllmEngine:
             raise EngineError(f"engine vllm:{target} cannot be loaded ({reason})") from e
         self.revision = f"{target} {config.dtype} vllm {vllm.__version__}"
 
-    def complete(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[str]:
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[str]:
         """Return one completion per prompt."""
         if not prompts:
             return []

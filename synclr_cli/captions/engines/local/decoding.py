@@ -80,7 +80,7 @@ class Decoder:
         self.stops = _stops(model, tokenizer)
         self._slots: list[Slots] = []  # of each thread
 
-    def complete(self, asked: Sequence[Prompt], seeds: Sequence[int]) -> list[str]:
+    def generate(self, asked: Sequence[Prompt], seeds: Sequence[int]) -> list[str]:
         """Return one completion per prompt: what its row's seed samples before a newline."""
         if not asked:
             return []
@@ -98,14 +98,14 @@ class Decoder:
             try:
                 torch.set_num_threads(max(1, threads // len(shares)))  # of this thread's products
                 with torch.inference_mode():
-                    _Batch(self, room, stop).complete(share, prompts, seeds, tokens)
+                    _Batch(self, room, stop).generate(share, prompts, seeds, tokens)
             except BaseException:
                 stop.set()  # the other threads end after their step
                 raise
 
         if len(shares) == 1:
             with torch.inference_mode():
-                _Batch(self, self._slots[0], stop).complete(shares[0], prompts, seeds, tokens)
+                _Batch(self, self._slots[0], stop).generate(shares[0], prompts, seeds, tokens)
         else:
             try:
                 with ThreadPoolExecutor(len(shares)) as pool:
@@ -139,7 +139,7 @@ class _Batch:
         self.begin = torch.zeros(slots.rows, dtype=torch.long)  # [S] first place that is no padding
         self.length = torch.zeros(slots.rows, dtype=torch.long)  # [S] places in use
 
-    def complete(
+    def generate(
         self,
         groups: Sequence[Group],
         prompts: list[list[int]],

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from synclr_cli import console
 from synclr_cli.config import RenderEngineConfig
-from synclr_cli.engines import Painting
+from synclr_cli.engines import GeneratedImage
 from synclr_cli.errors import EngineError
 from synclr_cli.render.engines.diffusers import loading
 from synclr_cli.render.engines.diffusers.text import Texts
@@ -33,7 +33,7 @@ MOST_LANES = 8  # Python itself is one at a time; more lanes would wait for it
 
 
 class DiffusersEngine:
-    """Paints with a diffusion pipeline on the GPU, if there is one."""
+    """Generate images with a diffusion pipeline on the GPU, if there is one."""
 
     def __init__(self, target: str, config: RenderEngineConfig):
         self._name = f"engine diffusers:{target}"
@@ -50,39 +50,41 @@ class DiffusersEngine:
         """Return the captions that the text encoder could not read to the end."""
         return self._texts.truncated
 
-    def paint(
+    def generate(
         self, captions: Sequence[str], concepts: Sequence[str], seeds: Sequence[int]
-    ) -> list[Painting]:
-        """Return one picture per caption, from the noise of that row's seed.
+    ) -> list[GeneratedImage]:
+        """Return one image per caption, from the noise of that row's seed.
 
         Raises:
             EngineError: the device has no room for even one picture.
         """
         del concepts  # the caption says it
-        painted: list[Painting] = []
-        while len(painted) < len(captions):
-            start = len(painted)
+        images: list[GeneratedImage] = []
+        while len(images) < len(captions):
+            start = len(images)
             rows = slice(start, start + self._batch)
             try:
-                painted += self._paint_batch(captions[rows], seeds[rows])
+                images += self._generate_batch(captions[rows], seeds[rows])
             except (RuntimeError, MemoryError) as e:
                 if not _is_out_of_memory(e):
                     raise
                 self._halve(min(self._batch, len(captions) - start), e)
-        return painted
+        return images
 
-    def _paint_batch(self, captions: Sequence[str], seeds: Sequence[int]) -> list[Painting]:
+    def _generate_batch(
+        self, captions: Sequence[str], seeds: Sequence[int]
+    ) -> list[GeneratedImage]:
         with torch.inference_mode():
             text = self._texts(captions)
         lanes = self._lanes[: len(captions)]
         if len(lanes) == 1:
-            return self._paint_lane(lanes[0], text, seeds)
+            return self._generate_lane(lanes[0], text, seeds)
         cores = torch.get_num_threads()
         pool = ThreadPoolExecutor(len(lanes), "lane")
         try:
             running = [
                 pool.submit(
-                    self._paint_lane, lane, {k: v[rows] for k, v in text.items()}, seeds[rows], n
+                    self._generate_lane, lane, {k: v[rows] for k, v in text.items()}, seeds[rows], n
                 )
                 for lane, rows, n in zip(
                     lanes, _shares(len(captions), len(lanes)), _counts(cores, len(lanes)),
@@ -92,7 +94,7 @@ class DiffusersEngine:
             finished, _ = wait(running, return_when=FIRST_EXCEPTION)
             for lane in finished:
                 lane.result()  # raises what the lane raised
-            return [painting for lane in running for painting in lane.result()]
+            return [image for lane in running for image in lane.result()]
         except BaseException:  # Ctrl-C too
             for lane in lanes:
                 lane._interrupt = True  # the pipelines' own way out between two steps
@@ -102,9 +104,9 @@ class DiffusersEngine:
             torch.set_num_threads(cores)  # what a lane sets for itself, new threads inherit
 
     @torch.inference_mode()
-    def _paint_lane(
+    def _generate_lane(
         self, pipe: Any, text: Mapping[str, Any], seeds: Sequence[int], threads: int = 0
-    ) -> list[Painting]:
+    ) -> list[GeneratedImage]:
         """Run the pipeline's own call on rows of a batch, with so many threads (0: as it is)."""
         if threads:
             torch.set_num_threads(threads)
@@ -127,7 +129,7 @@ class DiffusersEngine:
         levels = (pictures.float().nan_to_num() * 255).round_().clamp_(0, 255).to(torch.uint8)
         pixels = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # [B, H, W, 3]
         return [
-            Painting(p, flaw="not finite" if not whole else "unsafe" if bad else "")
+            GeneratedImage(p, flaw="not finite" if not whole else "unsafe" if bad else "")
             for p, whole, bad in zip(pixels, finite, unsafe, strict=True)
         ]
 

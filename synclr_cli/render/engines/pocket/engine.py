@@ -21,7 +21,7 @@ from torch import Tensor
 from synclr_cli import console
 from synclr_cli.config import RenderEngineConfig
 from synclr_cli.data import storage
-from synclr_cli.engines import Painting
+from synclr_cli.engines import GeneratedImage
 from synclr_cli.errors import UsageError
 from synclr_cli.learning import runtime, smollm2
 from synclr_cli.render.engines.pocket import weights
@@ -42,7 +42,7 @@ _STRANGE = ("variant", "revision", "safety_checker", "vae_slicing", "vae_tiling"
 
 
 class PocketEngine:
-    """Paints with the shipped model, on the GPU if there is one."""
+    """Generate images with the shipped model, on the GPU if there is one."""
 
     def __init__(self, target: str, config: RenderEngineConfig):
         self._config = config = config.filled(size=SIDE, steps=STEPS, scheduler="own")
@@ -70,16 +70,16 @@ class PocketEngine:
         self._read = self._unknown = 0  # captions
         self._told = False
 
-    def paint(
+    def generate(
         self, captions: Sequence[str], concepts: Sequence[str], seeds: Sequence[int]
-    ) -> list[Painting]:
-        """Return one picture [32, 32, 3] per caption, from the noise of that row's seed."""
+    ) -> list[GeneratedImage]:
+        """Return one image [32, 32, 3] per caption, from the noise of that row's seed."""
         del concepts  # the caption says it
-        painted: list[Painting] = []
+        images: list[GeneratedImage] = []
         for start in range(0, len(captions), self._config.batch_size):
             rows = slice(start, start + self._config.batch_size)
-            painted += self._paint_batch(captions[rows], seeds[rows])
-        return painted
+            images += self._generate_batch(captions[rows], seeds[rows])
+        return images
 
     def finish(self) -> None:
         """Warn, unless that is done, if captions named nothing that the model was taught."""
@@ -87,7 +87,9 @@ class PocketEngine:
             self._tell("")
 
     @torch.inference_mode()
-    def _paint_batch(self, captions: Sequence[str], seeds: Sequence[int]) -> list[Painting]:
+    def _generate_batch(
+        self, captions: Sequence[str], seeds: Sequence[int]
+    ) -> list[GeneratedImage]:
         self._learn(captions)
         noise = [torch.randn(SHAPE, generator=torch.Generator().manual_seed(s)) for s in seeds]
         samples = self._pipe(
@@ -102,7 +104,7 @@ class PocketEngine:
         levels = (unfold(samples) * 127.5 + 127.5).nan_to_num().round_().clamp_(0, 255)
         pixels = levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
         return [
-            Painting(p, flaw="" if whole else "not finite")
+            GeneratedImage(p, flaw="" if whole else "not finite")
             for p, whole in zip(pixels, finite, strict=True)
         ]
 

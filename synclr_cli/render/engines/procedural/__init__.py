@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from synclr_cli.config import RenderEngineConfig
-from synclr_cli.engines import Painting
+from synclr_cli.engines import GeneratedImage
 from synclr_cli.errors import UsageError
 from synclr_cli.render.engines.procedural import scene
 
@@ -21,7 +21,7 @@ DRAWING = 2  # raise when the same caption and seed would give other pixels
 class ProceduralEngine:
     """Draws captions on the CPU; a picture depends on its caption, concept, seed and size only."""
 
-    parallel = True  # small, no device: run.py may paint in several processes
+    parallel = True  # small, no device: the images may be generated in several processes
 
     def __init__(self, target: str, config: RenderEngineConfig):
         if target:
@@ -31,12 +31,12 @@ class ProceduralEngine:
         self.size = config.filled(size=SIDE).size
         self.revision = f"drawing {DRAWING}"
 
-    def paint(
+    def generate(
         self, captions: Sequence[str], concepts: Sequence[str], seeds: Sequence[int]
-    ) -> list[Painting]:
-        """Return one picture per caption, [size, size, 3], with the concept's pixels as 1."""
+    ) -> list[GeneratedImage]:
+        """Return one image per caption, [size, size, 3], with the concept's pixels as 1."""
         rows = zip(captions, concepts, seeds, strict=True)
         return [
-            Painting(*scene.paint(caption, concept, seed, self.size))
+            GeneratedImage(*scene.paint(caption, concept, seed, self.size))
             for caption, concept, seed in rows
         ]
