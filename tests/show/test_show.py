@@ -31,7 +31,7 @@ def test_show_draws_a_row_of_colours_for_each_backbone(tmp_path, synclr):
     for i in range(3):
         Image.new("RGB", (50, 40), (80 * i, 30, 200 - 60 * i)).save(folder / f"{i}.png")
     backbones = "random:vit_tiny_patch16_224", "random:vit_small_patch32_224"
-    done = synclr("show", *backbones, "--pictures", folder, "-o", tmp_path / "out", "-q")
+    done = synclr("show", *backbones, "--images", folder, "-o", tmp_path / "out", "-q")
     assert done.code == 0, done.err
     patches, near = (Image.open(line) for line in done.out.split())
     assert patches.width == near.width == 3 * 196 + 4  # three pictures; one and its two nearest
@@ -43,5 +43,5 @@ def test_show_draws_a_row_of_colours_for_each_backbone(tmp_path, synclr):
 def test_fewer_than_two_pictures_are_refused(tmp_path, synclr, count):
     for i in range(count):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
-    done = synclr("show", "random:vit_tiny_patch16_224", "--pictures", tmp_path)
+    done = synclr("show", "random:vit_tiny_patch16_224", "--images", tmp_path)
     assert done.code == 3 and f"got {count}, expected two or more" in done.error_line
