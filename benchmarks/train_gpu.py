@@ -25,10 +25,10 @@ from synclr_cli import rng
 from synclr_cli.config import TrainConfig
 from synclr_cli.data import artifacts
 from synclr_cli.learning import runtime
-from synclr_cli.train import batches, crops, flops, timetable
+from synclr_cli.train import batches, crops, flops
 from synclr_cli.train.batches import Batch
 from synclr_cli.train.image_index import open_corpus
-from synclr_cli.train.learner import Learner
+from synclr_cli.train.learner import Learner, step_values
 
 
 def finish(device: torch.device) -> None:
@@ -40,7 +40,7 @@ def finish(device: torch.device) -> None:
 def speed(learner: Learner, every: Iterator[Batch], steps: int) -> dict[str, float]:
     """Return what `steps` updates reach after two that warm up."""
     config, device = learner.config, learner.runtime.device
-    now = timetable.at(1000, config)
+    now = step_values(1000, config)
     for _ in range(2):
         learner.update(next(every), now)
     finish(device)

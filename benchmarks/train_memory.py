@@ -25,8 +25,7 @@ from train_step import random_batch
 from synclr_cli.config import PRECISIONS, TrainConfig
 from synclr_cli.learning import runtime
 from synclr_cli.learning.runtime import Runtime
-from synclr_cli.train import timetable
-from synclr_cli.train.learner import Learner
+from synclr_cli.train.learner import Learner, step_values
 
 
 def config_of(given: argparse.Namespace, captions: int, micro_batch: int) -> TrainConfig:
@@ -46,7 +45,7 @@ def update(given: argparse.Namespace, micro_batch: int, pipe: Connection) -> Non
     config = config_of(given, given.captions, micro_batch)
     cpu = torch.device("cpu")
     learner = Learner(config, Runtime(cpu, runtime.amp_dtype(given.precision, cpu)))
-    now = timetable.at(1000, config)
+    now = step_values(1000, config)
     learner.update(random_batch(config_of(given, 2, micro_batch), learner.patches), now)
     batch = random_batch(config, learner.patches)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

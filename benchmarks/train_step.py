@@ -29,9 +29,9 @@ from synclr_cli import rng
 from synclr_cli.config import PRECISIONS, TrainConfig
 from synclr_cli.learning import runtime
 from synclr_cli.learning.runtime import Runtime
-from synclr_cli.train import masks, timetable
+from synclr_cli.train import masks
 from synclr_cli.train.batches import Batch
-from synclr_cli.train.learner import Learner
+from synclr_cli.train.learner import Learner, step_values
 from synclr_cli.train.objective import normalise
 from synclr_cli.train.student_teacher import positions
 
@@ -171,7 +171,7 @@ def work(name: str, config: TrainConfig, pipe: Connection) -> None:
     if fused is None:
         runtime.keep_freed_memory()  # as every `synclr train` does
     learner = Learner(config, Runtime(torch.device("cpu"), amp))
-    batch, now = random_batch(config, learner.patches), timetable.at(1000, config)
+    batch, now = random_batch(config, learner.patches), step_values(1000, config)
     if fused is None:
 
         def step() -> float:

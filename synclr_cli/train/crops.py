@@ -1,8 +1,8 @@
 """Crops of a picture and their colours: the "Downsample" step, then BYOL's augmentation.
 
 Every number is drawn from (seed, step, picture, crop); the pixels follow from the numbers alone.
-Colours are worked on as 8-bit values that are cut or rounded after each step exactly where Pillow
-does it, whole batches at a time.
+Colours are changed as float32 from 0 to 255, whole batches at a time: each step cuts to that range
+where Pillow does, and they are rounded to 8 bits once, at the end. (Pillow rounds after each step.)
 
     picture --cut--> crops, uint8 --paint--> crops, uint8        (normalised later, on the device)
 
@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from synclr_cli import rng
 from synclr_cli.config import TrainConfig
-from synclr_cli.train import resampling
 
 # BYOL's colours, as the released code sets them.
 FLIP = 0.5  # probability
@@ -184,15 +183,59 @@ def _cut_together(pictures: Tensor, drawn: Plan, sizes: list[int]) -> tuple[Tens
     local, size = [], sizes[-1]
     for start in range(0, len(pictures), TOGETHER):
         some, boxes = pictures[start : start + TOGETHER], box[start : start + TOGETHER]
-        each = [resampling.resize(some, boxes[:, k], size) for k in range(1, len(sizes))]
+        each = [resize_boxes(some, boxes[:, k], size) for k in range(1, len(sizes))]
         local.append(
             torch.stack(each, 1).flatten(0, 1) if each else some.new_empty(0, 3, size, size)
         )
     whole = [
-        resampling.resize(pictures[i : i + TOGETHER], box[i : i + TOGETHER, 0], sizes[0])
+        resize_boxes(pictures[i : i + TOGETHER], box[i : i + TOGETHER, 0], sizes[0])
         for i in range(0, len(pictures), TOGETHER)
     ]
     return torch.cat(whole), torch.cat(local)
+
+
+def resize_boxes(pictures: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Return box n of picture n as [n, 3, size, size] uint8, bicubic with antialiasing: for a GPU.
+
+    A resized line is a weighted sum of the lines under it, so a crop is R x picture x C^T. The
+    weights are those of torch's antialiased resizing, which on a CPU is faster picture by picture.
+
+    Args:
+        pictures: [n, 3, H, W] uint8.
+        boxes: [n, 4] top, left, height, width.
+    """
+    top, left, height, width = boxes.float().unbind(1)
+    rows = resize_weights(top, height, size, pictures.shape[2])  # [n, S, H]
+    columns = resize_weights(left, width, size, pictures.shape[3])  # [n, S, W]
+    x = pictures.float() @ columns[:, None].transpose(2, 3)  # [n, 3, H, S]
+    x = rows[:, None] @ x  # [n, 3, S, S]
+    return x.clamp_(0, 255).round_().to(torch.uint8)
+
+
+def resize_weights(start: Tensor, length: Tensor, size: int, whole: int) -> Tensor:
+    """Return what each of `whole` pixels adds to each of `size` that a stretch becomes.
+
+    Args:
+        start, length: of the stretches, [n] pixels.
+
+    Returns:
+        [n, size, whole]; each line sums to 1.
+    """
+    start, length = start[:, None, None], length[:, None, None]
+    scale = length / size  # pixels there for one here
+    centre = scale * (torch.arange(size, device=start.device)[:, None] + 0.5)  # [n, size, 1]
+    pixel = torch.arange(whole, device=start.device) - start  # [n, 1, whole]
+    share = keys_cubic((pixel + 0.5 - centre) / scale.clamp(min=1))  # [n, size, whole]
+    share = torch.where((pixel >= 0) & (pixel < length), share, 0.0)
+    return share / share.sum(2, keepdim=True)
+
+
+def keys_cubic(x: Tensor, a: float = -0.5) -> Tensor:
+    """Return Keys's kernel; -0.5 is what Pillow and torch's antialiasing take."""
+    x = x.abs()
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return torch.where(x <= 1, near, torch.where(x < 2, far, 0.0))
 
 
 def _dull(picture: Tensor, divisor: int) -> Tensor:

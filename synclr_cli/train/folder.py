@@ -29,7 +29,7 @@ from synclr_cli.learning import backbone, checkpoint
 from synclr_cli.learning.checkpoint import Checkpoint
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train.learner import Learner
-from synclr_cli.train.verdict import METRICS_FILE
+from synclr_cli.train.report import METRICS_FILE
 
 # What else synclr makes a folder of, known by a file that a run has not; not even overwritten.
 OTHERS = {

@@ -14,13 +14,39 @@ import torch
 from torch import Tensor
 
 from synclr_cli.config import TrainConfig
-from synclr_cli.learning import checkpoint, optim, runtime
+from synclr_cli.learning import checkpoint, optim, runtime, schedules
 from synclr_cli.learning.checkpoint import Checkpoint
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train.batches import Batch
 from synclr_cli.train.objective import Losses, Objective
 from synclr_cli.train.student_teacher import Student, Teacher
-from synclr_cli.train.timetable import Now
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """What changes from step to step, as it is at one of them."""
+
+    lr: float
+    weight_decay: float
+    ema: float
+    teacher_temperature: float
+
+
+def step_values(step: int, config: TrainConfig) -> StepValues:
+    """Return the values of step `step`, the first being 0."""
+    steps = config.steps
+    return StepValues(
+        lr=schedules.warmup_cosine(step, steps, config.warmup_steps, config.peak_lr, config.end_lr),
+        weight_decay=schedules.cosine(step, steps, config.weight_decay, config.weight_decay_end),
+        # Without a teacher in the loss its weights are the student's, at every step.
+        ema=schedules.cosine(step, steps, config.ema, config.ema_end) if config.teacher else 0.0,
+        teacher_temperature=schedules.linear(
+            step,
+            config.teacher_temperature_steps,
+            config.teacher_temperature,
+            config.teacher_temperature_end,
+        ),
+    )
 
 
 class NotFinite(Exception):
@@ -75,13 +101,13 @@ class Learner:
         """Return how many patches a global crop has."""
         return int(self.student.vit.patch_embed.num_patches)
 
-    def update(self, batch: Batch, now: Now) -> Update:
+    def update(self, batch: Batch, values: StepValues) -> Update:
         """Do one update: gradient, AdamW, then the teacher follows the new student.
 
         Raises:
             NotFinite: on every rank alike, before anything is changed.
         """
-        losses = self.objective.gradient(batch, now.teacher_temperature)
+        losses = self.objective.gradient(batch, values.teacher_temperature)
         parameters = [p for p in self.student.parameters() if p.grad is not None]
         self.runtime.average_gradients(parameters)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -91,11 +117,11 @@ class Learner:
         if self.config.clip_grad:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad, norm)
         decayed, exempt = self.optimizer.param_groups
-        decayed["weight_decay"] = now.weight_decay
-        decayed["lr"] = exempt["lr"] = now.lr
+        decayed["weight_decay"] = values.weight_decay
+        decayed["lr"] = exempt["lr"] = values.lr
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.teacher.follow(now.ema)
+        self.teacher.follow(values.ema)
         return Update(losses, norm)
 
     def groups(self) -> dict[str, dict[str, Tensor]]:

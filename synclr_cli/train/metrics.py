@@ -1,6 +1,6 @@
 """What a run says about itself: losses and speed since the last line, and its last embeddings.
 
-    updates --Monitor--> a line of flat keys --verdict.collapse--> a warning, if it has collapsed
+    updates --Monitor--> a line of flat keys --report.collapse--> a warning, if it has collapsed
 
 Some numbers tell a run that learns from one that has collapsed, where the loss alone may not:
 `effective_rank` of the teacher's embeddings (1: all on one line), `similarity_gap` between pictures
@@ -23,8 +23,7 @@ from torch.nn import functional as F
 from synclr_cli.config import TrainConfig
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import flops
-from synclr_cli.train.learner import Learner, Update
-from synclr_cli.train.timetable import Now
+from synclr_cli.train.learner import Learner, StepValues, Update
 
 
 class Monitor:
@@ -74,7 +73,7 @@ class Monitor:
         """Count pictures of this rank that did not decode."""
         self._damaged += pictures
 
-    def line(self, step: int, now: Now) -> dict[str, float]:
+    def line(self, step: int, values: StepValues) -> dict[str, float]:
         """Return the means since the last line; `step` updates are done by now.
 
         Every rank must call it: the losses are averaged over ranks.
@@ -89,7 +88,7 @@ class Monitor:
             names = ("loss", "loss_global", "loss_local", "loss_patch", "grad_norm")
             updates = self._runtime.world * self._updates
             line |= {name: total / updates for name, total in zip(names, sums, strict=True)}
-        line |= asdict(now)
+        line |= asdict(values)
         line |= {
             "images_per_s": steps * self._images / seconds,
             "left_s": (self._all_steps - step) * seconds / max(steps, 1),

@@ -1,20 +1,27 @@
-"""The curves of a run, drawn from its metrics.jsonl as one PNG, and what they say."""
+"""What a run's metrics.jsonl says: its curves as one PNG, and whether something is wrong with it.
+
+    metrics.jsonl --plot--> PNG
+    a line --collapse--> a sentence, if the embeddings have collapsed
+
+Needs no torch, and matplotlib only for a plot, so that `synclr inspect` answers at once.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from synclr_cli.data import storage
 from synclr_cli.errors import DataError
-from synclr_cli.train.verdict import METRICS_FILE, collapse
+
+METRICS_FILE = "metrics.jsonl"
+COLLAPSED_RANK = 1.5  # directions in use; a batch of unrelated embeddings has tens
+COLLAPSED_PROTOTYPES = 1.5  # prototypes in use
 
 COLUMNS = 4
-# Panels: title, keys of a line with their names, logarithmic or not. Those without numbers are left
+# Panels: title, keys of a line with their names, logarithmic or not. One without numbers is left
 # out.
 PANELS: Sequence[tuple[str, dict[str, str], bool]] = (
     ("contrast", {"loss_global": "global crops", "loss_local": "local crops"}, False),
@@ -32,7 +39,7 @@ PANELS: Sequence[tuple[str, dict[str, str], bool]] = (
     ("teacher to student, share of length", {"teacher_distance": "ViT"}, False),
     ("gradient norm", {"grad_norm": "all weights"}, True),
     ("learning rate", {"lr": "AdamW"}, False),
-    ("pictures per second", {"images_per_s": "all ranks"}, False),
+    ("images per second", {"images_per_s": "all ranks"}, False),
     (
         "shares",
         {"data_wait_share": "of the time, waiting for data", "mfu": "of the peak FLOP/s"},
@@ -42,26 +49,24 @@ PANELS: Sequence[tuple[str, dict[str, str], bool]] = (
 
 
 def plot(run_folder: Path, png: Path) -> Path:
-    """Draw losses, grades, the embeddings' health and the speed; return `png`.
+    """Plot losses, grades, the embeddings' health and the speed; return `png`.
 
     Raises:
         DataError: the folder has no metrics yet.
     """
+    from matplotlib.figure import Figure  # without pyplot: no global state, no window system
+
     lines = _read(run_folder)
-    panels = [p for p in PANELS if any(_points(lines, key) for key in p[1])]
+    panels = [p for p in PANELS if any(points(lines, key) for key in p[1])]
     rows = math.ceil(len(panels) / COLUMNS)
-    # A figure without pyplot: no global state, no window system.
     figure = Figure(figsize=(3.4 * COLUMNS, 2.6 * rows), dpi=110, layout="constrained")
     axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
-    fallen = _collapsed_at(lines)
+    collapsed = collapsed_at(lines)
     for (title, keys, logarithmic), axis in zip(panels, axes, strict=False):
         for key, name in keys.items():
-            points = _points(lines, key)
-            if points:
-                marker = "o" if len(points) < 15 else None
-                axis.plot(
-                    *zip(*points, strict=True), label=name, linewidth=1.5, marker=marker, ms=3
-                )
+            if xy := points(lines, key):
+                marker = "o" if len(xy) < 15 else None
+                axis.plot(*zip(*xy, strict=True), label=name, linewidth=1.5, marker=marker, ms=3)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step", fontsize=9)
         axis.grid(alpha=0.3)
@@ -71,12 +76,12 @@ def plot(run_folder: Path, png: Path) -> Path:
             axis.yaxis.set_minor_formatter("{x:g}")
         if len(keys) > 1:
             axis.legend(fontsize=8)
-        if fallen is not None:
-            axis.axvline(fallen, color="crimson", linewidth=1)
+        if collapsed is not None:
+            axis.axvline(collapsed, color="crimson", linewidth=1)
     for axis in list(axes):  # those that no panel took
         axis.set_axis_off()
     title = run_folder.resolve().name
-    figure.suptitle(title if fallen is None else f"{title}: collapsed at step {fallen}")
+    figure.suptitle(title if collapsed is None else f"{title}: collapsed at step {collapsed}")
     with storage.atomic_file(png) as partial:
         figure.savefig(partial, format="png")
     return png
@@ -84,8 +89,37 @@ def plot(run_folder: Path, png: Path) -> Path:
 
 def verdict(run_folder: Path) -> str:
     """Return what is wrong with the run by now, "" if nothing is known to be."""
-    last = _read(run_folder)[-1]
-    return collapse(last)
+    return collapse(_read(run_folder)[-1])
+
+
+def collapse(line: Mapping[str, Any]) -> str:
+    """Return what is wrong with a run whose embeddings have collapsed, and "" otherwise."""
+    cure = "Lower train.peak_lr, lengthen train.warmup_steps, or raise train.ema"
+    rank, prototypes = line.get("effective_rank"), line.get("prototype_perplexity")
+    if rank is not None and rank < COLLAPSED_RANK:
+        return (
+            f"step {line['step']}: the embeddings of different images lie on"
+            f" {rank:.1f} directions; the run has collapsed. {cure}"
+        )
+    if prototypes and prototypes < COLLAPSED_PROTOTYPES:  # 0: no patch was masked
+        return (
+            f"step {line['step']}: all masked patches have {prototypes:.1f} prototypes as their"
+            f" first; the patches' side of the run has collapsed. {cure}"
+        )
+    return ""
+
+
+def points(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+    """Return (step, value) of the lines that have a value."""
+    return [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+
+
+def collapsed_at(lines: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the step since which the run has been collapsed, None if it is not."""
+    since = None
+    for line in lines:
+        since = (line["step"] if since is None else since) if collapse(line) else None
+    return since
 
 
 def _read(run_folder: Path) -> list[dict[str, Any]]:
@@ -95,16 +129,3 @@ def _read(run_folder: Path) -> list[dict[str, Any]]:
             f"{run_folder / METRICS_FILE} has no lines yet", do="train a few steps first"
         )
     return lines
-
-
-def _points(lines: Sequence[dict[str, Any]], key: str) -> list[tuple[int, float]]:
-    return [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-
-
-def _collapsed_at(lines: Sequence[dict[str, Any]]) -> int | None:
-    """Return the step since which the run has been collapsed, None if it is not."""
-    since = None
-    for line in lines:
-        fallen = bool(collapse(line))
-        since = (line["step"] if since is None else since) if fallen else None
-    return since

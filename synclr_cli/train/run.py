@@ -16,12 +16,12 @@ from synclr_cli.data import artifacts
 from synclr_cli.data.artifacts import Header
 from synclr_cli.errors import DataError, DivergedError
 from synclr_cli.learning import runtime
-from synclr_cli.train import batches, init, knn, masks, timetable, trackers
+from synclr_cli.train import batches, init, knn, masks, trackers
 from synclr_cli.train.folder import Folder
 from synclr_cli.train.image_index import Corpus, open_corpus, require_trainable
-from synclr_cli.train.learner import Learner, NotFinite
+from synclr_cli.train.learner import Learner, NotFinite, StepValues, step_values
 from synclr_cli.train.metrics import Monitor
-from synclr_cli.train.verdict import collapse
+from synclr_cli.train.report import collapse
 
 
 def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False) -> Path:
@@ -101,7 +101,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
                     folder.save(step, learner, keep=config.keep_checkpoints)
                     raise unread or DataError("another rank could not read its pictures")
                 monitor.replace(len(batch.damaged))
-                now = timetable.at(step, config)
+                now = step_values(step, config)
                 try:
                     monitor.add(learner.update(batch, now))
                 except NotFinite:
@@ -155,7 +155,7 @@ def _facts(config: TrainConfig, corpus: Corpus, done: int) -> dict[str, object]:
     return {"steps": done, "captions": len(corpus), "weights": weights}
 
 
-def _diverged(batch: batches.Batch, now: timetable.Now, out: Path) -> DivergedError:
+def _diverged(batch: batches.Batch, now: StepValues, out: Path) -> DivergedError:
     ids = ", ".join(map(str, batch.caption_ids[:16]))
     more = f" and {len(batch.caption_ids) - 16} more" if len(batch.caption_ids) > 16 else ""
     return DivergedError(

@@ -7,7 +7,7 @@ import reference
 
 from synclr_cli.config import TrainConfig
 from synclr_cli.learning import schedules
-from synclr_cli.train import timetable
+from synclr_cli.train.learner import step_values
 
 STEPS = (0, 1, 79_999, 80_000, 80_001, 300_000, 499_999)
 
@@ -15,7 +15,7 @@ STEPS = (0, 1, 79_999, 80_000, 80_001, 300_000, 499_999)
 @pytest.mark.parametrize("step", STEPS)
 def test_the_papers_values_at_every_kind_of_step(step: int) -> None:
     config = TrainConfig()
-    now = timetable.at(step, config)
+    now = step_values(step, config)
     assert now.lr == pytest.approx(
         reference.learning_rate(step, 500_000, 80_000, 2e-3, 0), rel=1e-12, abs=1e-15
     )

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from synclr_cli import rng
 from synclr_cli.config import TrainConfig
-from synclr_cli.train import crops, resampling
+from synclr_cli.train import crops
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_cutting_together_is_cutting_one_by_one() -> None:
 )
 def test_resizing_by_matrices_is_torchs_antialiased_bicubic(box: tuple, size: int) -> None:
     noise = torch.randint(0, 256, (1, 3, 64, 64), generator=torch.Generator().manual_seed(4))
-    done = resampling.resize(noise.to(torch.uint8), torch.tensor([box]), size)
+    done = crops.resize_boxes(noise.to(torch.uint8), torch.tensor([box]), size)
     expected = F.resized_crop(
         noise.float(), *box, size=[size, size], interpolation=v2.InterpolationMode.BICUBIC
     )

@@ -15,9 +15,9 @@ from synclr_cli.config import TrainConfig
 from synclr_cli.data import artifacts
 from synclr_cli.errors import UsageError
 from synclr_cli.learning.runtime import Runtime
-from synclr_cli.train import batches, losses, masks, timetable
+from synclr_cli.train import batches, losses, masks
 from synclr_cli.train.image_index import open_corpus
-from synclr_cli.train.learner import Learner
+from synclr_cli.train.learner import Learner, step_values
 from synclr_cli.train.run import run
 
 ALONE = Runtime(torch.device("cpu"), None)
@@ -164,7 +164,7 @@ def test_without_a_teacher_the_backbone_is_the_students(images: Path, small: Cal
     config = small(**STABLEREP)
     learner, source = start(config, images)
     for step in range(3):
-        learner.update(source.make(step), timetable.at(step, config))
+        learner.update(source.make(step), step_values(step, config))
     mine = learner.teacher.state_dict()
     for name, tensor in learner.student.state_dict().items():
         if name in mine:

@@ -13,9 +13,9 @@ import torch
 from synclr_cli.config import TrainConfig
 from synclr_cli.data import artifacts
 from synclr_cli.learning.runtime import Runtime
-from synclr_cli.train import batches, timetable
+from synclr_cli.train import batches
 from synclr_cli.train.image_index import open_corpus
-from synclr_cli.train.learner import Learner, NotFinite
+from synclr_cli.train.learner import Learner, NotFinite, step_values
 from synclr_cli.train.student_teacher import Encoder
 
 ALONE = Runtime(torch.device("cpu"), None)
@@ -44,7 +44,7 @@ def test_updates_equal_the_written_out_adamw(images: Path, small: Callable, head
     parameters = dict(learner.student.named_parameters())
     before = {n: parameters[n].detach().numpy().copy() for n in watched}
     gradients: dict[str, list[np.ndarray]] = {n: [] for n in watched}
-    values = [timetable.at(step, config) for step in range(4)]
+    values = [step_values(step, config) for step in range(4)]
     for step, now in enumerate(values):
         batch = source.make(step)
         learner.objective.gradient(batch, now.teacher_temperature)
@@ -72,7 +72,7 @@ def test_the_first_update_of_a_warmup_moves_nothing_but_the_moments(
     config = small()
     learner, source = start(config, images)
     before = {n: p.detach().clone() for n, p in learner.student.named_parameters()}
-    learner.update(source.make(0), timetable.at(0, config))
+    learner.update(source.make(0), step_values(0, config))
     assert all(torch.equal(p, before[n]) for n, p in learner.student.named_parameters())
     assert all(s["exp_avg"].abs().max() > 0 for s in learner.optimizer.state.values())
 
@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(images: Path, small: Callable
         learner.student.predictor[0].weight[0, 0] = torch.nan
     before = {n: p.detach().clone() for n, p in learner.student.named_parameters()}
     with pytest.raises(NotFinite):
-        learner.update(source.make(3), timetable.at(3, config))
+        learner.update(source.make(3), step_values(3, config))
     for name, p in learner.student.named_parameters():
         torch.testing.assert_close(p.detach(), before[name], rtol=0, atol=0, equal_nan=True)
 
@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(images: Path, small: Callable
 def test_clipping_bounds_the_gradient(images: Path, small: Callable) -> None:
     config = small(clip_grad=1e-3, beta1=0.0)
     learner, source = start(config, images)
-    update = learner.update(source.make(0), timetable.at(0, config))
+    update = learner.update(source.make(0), step_values(0, config))
     assert update.grad_norm > 1
     clipped = torch.stack([s["exp_avg"].norm() for s in learner.optimizer.state.values()]).norm()
     assert clipped.item() == pytest.approx(1e-3, rel=1e-4)
@@ -158,7 +158,7 @@ def test_clipping_bounds_the_gradient(images: Path, small: Callable) -> None:
 def test_a_term_that_is_switched_off_is_zero(images: Path, small: Callable, without: str) -> None:
     config = small(**{without: 0})
     learner, source = start(config, images)
-    losses = learner.update(source.make(0), timetable.at(0, config)).losses
+    losses = learner.update(source.make(0), step_values(0, config)).losses
     term = losses.of_locals if without == "local_crops" else losses.of_patches
     assert term.item() == 0 and torch.isfinite(losses.total)
 

@@ -20,9 +20,9 @@ from synclr_cli.config import TrainConfig
 from synclr_cli.data import artifacts
 from synclr_cli.errors import DataError
 from synclr_cli.learning import checkpoint, runtime
-from synclr_cli.train import batches, timetable
+from synclr_cli.train import batches
 from synclr_cli.train.image_index import open_corpus
-from synclr_cli.train.learner import Learner
+from synclr_cli.train.learner import Learner, step_values
 from synclr_cli.train.run import run
 
 UPDATES = 3
@@ -41,7 +41,7 @@ def train(images: Path, config: TrainConfig) -> dict[str, Any]:
         )
         losses = []
         for step in range(UPDATES):
-            update = learner.update(source.make(step), timetable.at(step, config))
+            update = learner.update(source.make(step), step_values(step, config))
             terms = (update.losses.of_globals, update.losses.of_locals, update.losses.of_patches)
             losses.append(rt.sum(torch.stack(terms)) / rt.world)
         return {

@@ -18,8 +18,8 @@ from synclr_cli.learning import checkpoint
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import knn, learner as learners, report
 from synclr_cli.train.learner import Learner, NotFinite
+from synclr_cli.train.report import collapse
 from synclr_cli.train.run import run
-from synclr_cli.train.verdict import collapse
 
 ALONE = Runtime(torch.device("cpu"), None)
 
@@ -177,7 +177,7 @@ def test_the_verdict_on_a_collapsed_run_is_said_and_drawn(tmp_path: Path) -> Non
         line = {"step": step, "loss_global": 3.0, "effective_rank": rank, "grad_norm": None}
         storage.append_line(tmp_path / "metrics.jsonl", line)
     assert "step 30" in report.verdict(tmp_path) and "collapsed" in report.verdict(tmp_path)
-    assert report._collapsed_at(report._read(tmp_path)) == 20
+    assert report.collapsed_at(report._read(tmp_path)) == 20
     assert report.plot(tmp_path, tmp_path / "curves.png").stat().st_size > 5000
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from synclr_cli.data import storage
 from synclr_cli.errors import DataError
-from synclr_cli.train import metrics, report, verdict
+from synclr_cli.train import metrics, report
 
 
 def test_the_effective_rank_counts_directions() -> None:
@@ -24,7 +24,7 @@ def test_the_effective_rank_counts_directions() -> None:
 
 def test_embeddings_of_nothing_are_a_collapse() -> None:
     rank = metrics.effective_rank(torch.zeros(8, 4))
-    assert rank == 0 and verdict.collapse({"step": 5, "effective_rank": rank})
+    assert rank == 0 and report.collapse({"step": 5, "effective_rank": rank})
 
 
 def test_the_similarity_gap_is_that_of_the_pairs() -> None:
@@ -43,7 +43,7 @@ def test_perplexity_counts_what_is_in_use() -> None:
 
 @pytest.mark.parametrize(("rank", "said"), [(1.2, True), (9.0, False)])
 def test_a_collapse_is_said(rank: float, said: bool) -> None:
-    assert ("collapsed" in verdict.collapse({"step": 5, "effective_rank": rank})) == said
+    assert ("collapsed" in report.collapse({"step": 5, "effective_rank": rank})) == said
 
 
 def test_curves_are_drawn_from_the_metrics(tmp_path: Path) -> None:
