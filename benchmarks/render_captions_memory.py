@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from synclr_cli.data import artifacts
-from synclr_cli.render.captions_reader import Source
+from synclr_cli.render.captions_reader import CaptionsReader
 
 PART = 1024
 PIECE = 100_000  # rows written at once
@@ -51,7 +51,7 @@ def write(path: Path, rows: int) -> None:
 def read(path: Path) -> None:
     """Read a file as a rendering does, and print what it took."""
     start = time.perf_counter()
-    source = Source(path, 254)
+    source = CaptionsReader(path, 254)
     rows = sum(len(source.rows(i, i + PART)) for i in range(0, source.count, PART))
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,6 +1,6 @@
-"""The captions to paint, read from their file a piece at a time: memory does not grow with it.
+"""The captions to render, read a batch at a time: memory does not grow with their number.
 
-captions/1 -> one look at ids and concepts -> rows start to stop, as they are asked for
+CaptionFiles --one look at ids and concepts--> rows start to stop, as they are needed
 """
 
 from __future__ import annotations
@@ -13,93 +13,115 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from synclr_cli.data import artifacts, storage
+from synclr_cli.data import storage
 from synclr_cli.errors import DataError
+from synclr_cli.render import captions_files
+from synclr_cli.render.captions_files import readable, required_columns, uniform
 
-PIECE = 8192  # rows decoded at once
-MOST_TO_SORT = 5_000_000  # rows; a larger file is not held in memory to be sorted
-_COLUMNS = ["caption_id", "caption", "concept"]
+BATCH_ROWS = 8192  # rows decoded at once
+MOST_TO_SORT = 5_000_000  # rows; more are not held in memory to be sorted
 
 
-class Source:
-    """The rows of a captions/1 file in the order of their ids.
+class CaptionsReader:
+    """The rows of a set of captions in the order of their ids.
 
     Attributes:
         count: captions.
-        concepts: the distinct ones in alphabetical order, or None if there are more than asked for.
-        parent: what a header says of the file.
+        concepts: the distinct ones in alphabetical order, or None if they are more than
+            `most_concepts`.
+        parent: what a header says of the captions.
     """
 
     def __init__(self, path: Path, most_concepts: int):
         self._path = path
-        self._file, header = artifacts.open_parquet(path, "captions")
-        self.count = self._file.metadata.num_rows
-        if not self.count:
-            raise DataError(f"{path} holds no captions", do="make some with synclr captions")
-        groups = range(self._file.num_row_groups)
-        sizes = [self._file.metadata.row_group(g).num_rows for g in groups]
-        self._starts = [0, *accumulate(sizes)][:-1]  # first row of each row group
-        self._pieces: Iterator[pa.RecordBatch] = iter(())
-        self._first, self._piece = 0, None
-        in_order, concepts = self._look_through(most_concepts)
+        self._files = captions_files.open_files(path)
+        self.parent = self._files.parent
+        self._starts = [0, *accumulate(self._files.rows)]  # first row of each file; the total
+        self.count = self._starts[-1]
+        self._open: _OpenFile | None = None
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._first = 0  # row of the batch held
+        self._batch: pa.RecordBatch | None = None
+        in_order, concepts = self._scan(most_concepts)
         self._sorted = None if in_order else self._sort()
         self.concepts = sorted(concepts) if len(concepts) <= most_concepts else None
-        self.parent = artifacts.parent(path, header, storage.digest(path))
 
     def rows(self, start: int, stop: int) -> list[dict[str, Any]]:
-        """Return rows `start` to `stop` as dicts of id, caption and concept.
+        """Return rows `start` to `stop` as dicts of caption_id, caption and concept.
 
-        Asking for later rows each time reads the file once from front to back.
+        Rows further on than those before are read from front to back, each once.
 
         Raises:
-            DataError: a row has no caption, or the file is damaged.
+            DataError: the file is damaged.
         """
-        found = self._slice(start, min(stop, self.count))
-        for row in found:
-            if row["caption"] is None:
-                raise DataError(f"{self._path}: caption_id {row['caption_id']} has no caption")
-            row["concept"] = row["concept"] or ""
-        return found
-
-    def _slice(self, start: int, stop: int) -> list[dict[str, Any]]:
+        stop = min(stop, self.count)
         if self._sorted is not None:
             return self._sorted.slice(start, stop - start).to_pylist()
-        found: list[dict[str, Any]] = []
-        with artifacts.readable(self._path):
-            self._go_to(start)
-            while self._piece is not None:
-                within = max(start - self._first, 0), min(stop - self._first, len(self._piece))
-                if within[0] < within[1]:
-                    found += self._piece.slice(within[0], within[1] - within[0]).to_pylist()
-                if stop <= self._first + len(self._piece):
+        rows: list[dict[str, Any]] = []
+        with readable(self._path):
+            self._seek(start)
+            while self._batch is not None:
+                begin = max(start - self._first, 0)
+                end = min(stop - self._first, len(self._batch))
+                if begin < end:
+                    rows += self._batch.slice(begin, end - begin).to_pylist()
+                if stop <= self._first + len(self._batch):
                     break
-                self._first += len(self._piece)
-                self._piece = next(self._pieces, None)
-        return found
+                self._first += len(self._batch)
+                self._batch = next(self._batches, None)
+        return rows
 
-    def _go_to(self, row: int) -> None:
-        """Hold a piece at or before a row; go on reading only if no row group is in between."""
-        group = bisect_right(self._starts, row) - 1
-        end = self._first + len(self._piece or ())
-        if self._piece is None or self._first > row or end < self._starts[group]:
-            groups = list(range(group, len(self._starts)))
-            self._pieces = self._file.iter_batches(PIECE, row_groups=groups, columns=_COLUMNS)
-            self._first, self._piece = self._starts[group], next(self._pieces, None)
+    def _seek(self, row: int) -> None:
+        """Hold a batch at or before a row; go on reading only if no row group is in between."""
+        file, group, group_start = self._locate(row)
+        end = self._first + len(self._batch or ())
+        if self._batch is None or self._first > row or end < group_start:
+            self._first, self._batches = group_start, self._read(file, group)
+            self._batch = next(self._batches, None)
 
-    def _look_through(self, most: int) -> tuple[bool, set[str]]:
-        """Return whether the ids rise from row to row, and the concepts, a few more than `most`."""
-        last, in_order = -1, True
+    def _locate(self, row: int) -> tuple[int, int, int]:
+        """Return the file and the row group with a row, and the group's first row."""
+        file = min(bisect_right(self._starts, row), len(self._files.paths)) - 1
+        starts = self._opened(file).starts
+        group = bisect_right(starts, row - self._starts[file]) - 1
+        return file, group, self._starts[file] + starts[group]
+
+    def _read(self, file: int, group: int = 0) -> Iterator[pa.RecordBatch]:
+        """Yield the rows from a row group of a file on, to the end of the last file."""
+        for number in range(file, len(self._files.paths)):
+            opened = self._opened(number)
+            groups = range(group if number == file else 0, len(opened.starts))
+            row = opened.starts[groups.start] if groups else 0
+            batches = opened.file.iter_batches(
+                BATCH_ROWS, row_groups=list(groups), columns=opened.columns
+            )
+            for batch in batches:
+                yield uniform(batch, row, self._path)
+                row += len(batch)
+
+    def _opened(self, number: int) -> _OpenFile:
+        if self._open is None or self._open.number != number:
+            path = self._files.paths[number]
+            self._open = _OpenFile(number, storage.parquet(path), path)
+        return self._open
+
+    def _scan(self, most: int) -> tuple[bool, set[str]]:
+        """Return whether the ids rise from row to row, and the concepts, a few more than `most`.
+
+        Every row is checked on the way.
+        """
+        last, in_order = -(2**63), True
         concepts: set[str] = set()
-        with artifacts.readable(self._path):
-            for piece in self._file.iter_batches(PIECE, columns=["caption_id", "concept"]):
-                if piece["caption_id"].null_count:
-                    raise DataError(f"{self._path}: a row has no caption_id")
-                ids = piece["caption_id"].to_numpy(zero_copy_only=False)
+        with readable(self._path):
+            for batch in self._read(0):
+                ids = batch["caption_id"].to_numpy()
                 in_order = in_order and bool(ids[0] > last and (np.diff(ids) > 0).all())
                 last = ids[-1]
                 if len(concepts) <= most:
-                    concepts.update(name or "" for name in piece["concept"].unique().to_pylist())
+                    concepts.update(map(str, pc.unique(batch["concept"]).to_pylist()))
         return in_order, concepts
 
     def _sort(self) -> pa.Table:
@@ -108,10 +130,21 @@ class Source:
                 f"{self._path}: {self.count} captions that are not in the order of caption_id",
                 do="sort the file by caption_id",
             )
-        with artifacts.readable(self._path):
-            table = self._file.read(columns=_COLUMNS).sort_by("caption_id")
+        with readable(self._path):
+            table = pa.Table.from_batches(list(self._read(0))).sort_by("caption_id")
         ids = table["caption_id"].to_numpy()
         repeated = ids[1:][np.diff(ids) == 0]
         if len(repeated):
             raise DataError(f"{self._path}: caption_id {repeated[0]} occurs twice")
         return table
+
+
+class _OpenFile:
+    """One open file, the columns to read and the first row of each of its row groups."""
+
+    def __init__(self, number: int, file: pq.ParquetFile, path: Path):
+        self.number, self.file = number, file
+        self.columns = [c for c in required_columns(file.schema_arrow.names, path) if c]
+        meta = file.metadata
+        sizes = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+        self.starts = [0, *accumulate(sizes)][: meta.num_row_groups]

@@ -24,7 +24,7 @@ from synclr_cli.config import RenderConfig
 from synclr_cli.data import artifacts, storage
 from synclr_cli.errors import UsageError
 from synclr_cli.render import quality
-from synclr_cli.render.captions_reader import Source
+from synclr_cli.render.captions_reader import CaptionsReader
 from synclr_cli.render.generate import Row, mask_png, view_seed
 
 LARGEST_CLASS = 254  # mask ids: 0 is background, 255 is left for "ignore"
@@ -35,7 +35,7 @@ _COLUMNS = tuple(artifacts.COLUMNS["images"])
 class Plan:
     """The whole set: every caption in its part, every concept with its mask id."""
 
-    captions: Source
+    captions: CaptionsReader
     config: RenderConfig
 
     @cached_property

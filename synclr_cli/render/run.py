@@ -26,7 +26,7 @@ from synclr_cli.data.artifacts import MANIFEST
 from synclr_cli.engines import ImageEngine
 from synclr_cli.errors import UsageError
 from synclr_cli.render import generate
-from synclr_cli.render.captions_reader import Source
+from synclr_cli.render.captions_reader import CaptionsReader
 from synclr_cli.render.part import LARGEST_CLASS, Part, Plan
 from synclr_cli.render.writing import Writer
 
@@ -52,7 +52,7 @@ def run(
         EngineError: the engine is not there or gave up; the disk is full.
     """
     # --- open
-    source = Source(captions, LARGEST_CLASS)
+    source = CaptionsReader(captions, LARGEST_CLASS)
     plan = Plan(source, config)
     header = artifacts.Header(
         schema="images",

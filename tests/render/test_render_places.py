@@ -17,7 +17,7 @@ from synclr_cli.data import artifacts, storage
 from synclr_cli.errors import DataError
 from synclr_cli.import_ import run as import_run
 from synclr_cli.render import captions_reader
-from synclr_cli.render.captions_reader import Source
+from synclr_cli.render.captions_reader import CaptionsReader
 from synclr_cli.render.report import page, report
 from synclr_cli.render.run import run
 from synclr_cli.render.sheet import contact_sheet
@@ -32,19 +32,19 @@ def elsewhere():
 
 
 def test_captions_are_found_wherever_they_lie_in_the_file(captions_file, monkeypatch):
-    monkeypatch.setattr(captions_reader, "PIECE", 5)
+    monkeypatch.setattr(captions_reader, "BATCH_ROWS", 5)
     captions = captions_file(100)  # row groups of 16
     every = pq.read_table(captions, columns=["caption_id", "caption", "concept"]).to_pylist()
-    found = Source(captions, 254)
+    found = CaptionsReader(captions, 254)
     assert found.count == 100 and found.concepts == sorted({r["concept"] for r in every})
     for start, stop in ((0, 7), (7, 30), (90, 100), (31, 33), (0, 100), (99, 120), (16, 32)):
         assert found.rows(start, stop) == every[start:stop]
-    assert Source(captions, 3).concepts is None
+    assert CaptionsReader(captions, 3).concepts is None
 
 
 def test_captions_are_decoded_a_piece_at_a_time(captions_file, monkeypatch):
-    monkeypatch.setattr(captions_reader, "PIECE", 5)
-    found = Source(captions_file(100), 254)
+    monkeypatch.setattr(captions_reader, "BATCH_ROWS", 5)
+    found = CaptionsReader(captions_file(100), 254)
     decoded = []
     iter_batches = pq.ParquetFile.iter_batches
 
@@ -62,16 +62,16 @@ def test_captions_are_decoded_a_piece_at_a_time(captions_file, monkeypatch):
 def test_a_large_file_in_disorder_is_refused(captions_file, monkeypatch):
     monkeypatch.setattr(captions_reader, "MOST_TO_SORT", 2)
     with pytest.raises(DataError, match="Sort the file by caption_id"):
-        Source(captions_file(3, ids=[4, 1, 2]), 254)
+        CaptionsReader(captions_file(3, ids=[4, 1, 2]), 254)
 
 
 def test_a_row_without_an_id_is_refused_and_one_without_a_concept_is_painted(
     captions_file, tmp_path
 ):
     with pytest.raises(DataError, match="a row has no caption_id"):
-        Source(captions_file(2, ids=[None, 3]), 254)
+        CaptionsReader(captions_file(2, ids=[None, 3]), 254)
     captions = captions_file([("a fox", "fox"), ("a bee", None)])
-    source = Source(captions, 254)
+    source = CaptionsReader(captions, 254)
     assert [row["concept"] for row in source.rows(0, 2)] == ["fox", ""]
     assert source.concepts == ["", "fox"]  # a class of its own in the masks
     assert len(rows_of(run(render_config(), captions, tmp_path / "images"))) == 6
@@ -80,7 +80,7 @@ def test_a_row_without_an_id_is_refused_and_one_without_a_concept_is_painted(
 def test_a_row_without_a_caption_is_refused_by_its_id(captions_file):
     captions = captions_file([("a fox", "fox"), (None, "bee")], ids=[3, 8])
     with pytest.raises(DataError, match="caption_id 8 has no caption"):
-        Source(captions, 254).rows(0, 2)
+        CaptionsReader(captions, 254).rows(0, 2)
 
 
 def test_a_truncated_captions_file_is_one_line(captions_file, tmp_path):
@@ -91,7 +91,7 @@ def test_a_truncated_captions_file_is_one_line(captions_file, tmp_path):
     (tmp_path / "short.parquet").write_bytes(whole[: len(whole) // 2])
     for name in ("damaged", "short"):
         with pytest.raises(DataError, match="truncated") as caught:
-            Source(tmp_path / f"{name}.parquet", 254).rows(0, 4000)
+            CaptionsReader(tmp_path / f"{name}.parquet", 254).rows(0, 4000)
         assert "\n" not in str(caught.value)
 
 
