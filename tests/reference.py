@@ -139,3 +139,14 @@ def resize_positions(grid: Array, side: int) -> Array:
                     sample = grid[min(max(dy, 0), own - 1), min(max(dx, 0), own - 1)]
                     result[i, j] += cubic(y - dy) * cubic(x - dx) * sample
     return result
+
+
+def layer_norm(row: Array, eps: float) -> Array:
+    """(x - mean) / sqrt(variance + eps), the variance being the mean square from the mean."""
+    mean = sum(float(v) for v in row) / len(row)
+    variance = sum((float(v) - mean) ** 2 for v in row) / len(row)
+    return np.array([(float(v) - mean) / math.sqrt(variance + eps) for v in row])
+
+
+def gelu(row: Array) -> Array:
+    return np.array([v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in row])

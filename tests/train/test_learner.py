@@ -77,6 +77,28 @@ def test_the_first_update_of_a_warmup_moves_nothing_but_the_moments(
     assert all(s["exp_avg"].abs().max() > 0 for s in learner.optimizer.state.values())
 
 
+def test_the_teacher_follows_the_student_that_the_update_made(
+    images: Path, small: Callable[..., TrainConfig]
+) -> None:
+    """After each update, teacher <- m teacher + (1 - m) student, the student being the new one."""
+    config = small(ema=0.8, ema_end=0.9)
+    learner, source = start(config, images)
+    teacher = dict(learner.teacher.named_parameters())
+    student = dict(learner.student.named_parameters())
+    expected = {n: p.numpy().copy() for n, p in teacher.items()}
+    for step in range(1, 4):  # from 1 on: the learning rate of step 0 is 0
+        before = {n: student[n].detach().clone() for n in teacher}
+        values = step_values(step, config)
+        learner.update(source.make(step), values)
+        assert not any(torch.equal(student[n], before[n]) for n in teacher)
+        for name, weights in expected.items():
+            new = student[name].detach().numpy()
+            expected[name] = reference.moving_average(weights, [new], [values.ema])
+            np.testing.assert_allclose(
+                teacher[name].numpy(), expected[name], rtol=1e-12, atol=1e-15, err_msg=name
+            )
+
+
 def test_every_parameter_learns(images: Path, small: Callable) -> None:
     learner, source = start(small(), images)
     learner.objective.gradient(source.make(0), 0.04)
