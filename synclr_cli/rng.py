@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import ArrayLike, NDArray
 
 
@@ -55,6 +56,24 @@ def seeds(name: str, *numbers: ArrayLike) -> NDArray[np.int64]:
 def seed(name: str, *numbers: int) -> int:
     """Return one seed from 0 to 2^63 - 1, for a library's own generator."""
     return int(seeds(name, *numbers))
+
+
+def generator(*numbers: int) -> np.random.Generator:
+    """Return numpy's generator for whole numbers, for what is not one number an id.
+
+    Permutations, resampling, augmentation of one image. It has no name: purposes that meet in all
+    their numbers draw alike, so a seed is never its only number where two of them could.
+    """
+    import numpy as np
+
+    return np.random.Generator(np.random.PCG64(numbers))
+
+
+def torch_generator(name: str, *numbers: int) -> torch.Generator:
+    """Return torch's generator on the CPU for a name and whole numbers."""
+    import torch
+
+    return torch.Generator().manual_seed(seed(name, *numbers))
 
 
 @cache

@@ -1,11 +1,83 @@
-"""The counter-based generator: uniform in every bit, one stream a name, no state."""
+"""The counter-based generator: uniform in every bit, one stream a name, no state; none besides."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
 
 import numpy as np
+import pytest
 
+import synclr_cli
 from synclr_cli import rng
 
+PACKAGE = Path(synclr_cli.__file__).parent
 
-def test_the_bits_are_uniform_and_streams_seeds_and_neighbours_do_not_agree():
+# Calls that draw from a global generator or make one. (`nn.init` draws first weights from torch's,
+# after runtime.seed_everything or in a block of runtime.seeded.)
+TORCH = {
+    "manual_seed", "rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial",
+    "rand_like", "randn_like", "seed", "Generator",
+}  # fmt: skip
+METHODS = {"manual_seed", "bernoulli_", "exponential_", "geometric_", "random_", "seed_all"}
+# Where such a call may stand, and why. No entry may be left that nothing needs.
+ALLOWED = {
+    "rng.py": "makes numpy's and torch's generators from a name and numbers",
+    "learning/runtime.py": "seeds the global generators for libraries that take no other",
+    "train/student_teacher.py": "the mask token's first weights, after runtime.seed_everything",
+}
+# Their generators are seeded by rng's seed of the view (the engines' contract), or constant tables.
+ENGINES = ("render/engines/", "captions/engines/")
+
+
+def drawing_calls(source: str) -> list[int]:
+    """Return the lines of calls that draw from numpy's, Python's or torch's random numbers."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        name = ast.unparse(node.func)
+        head, _, last = name.rpartition(".")
+        if any(k.arg == "generator" for k in node.keywords):
+            continue  # where it comes from is seen where it is made
+        if (
+            head in ("np.random", "numpy.random", "random", "torch.random", "secrets")
+            or (head == "torch" and last in TORCH)
+            or last in METHODS
+        ):
+            lines.append(node.lineno)
+    return lines
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "np.random.default_rng(0)", "np.random.seed(0)", "random.shuffle(x)", "torch.randn(3)",
+        "torch.manual_seed(0)", "torch.Generator().manual_seed(0)", "x.bernoulli_(0.5)",
+    ],
+)  # fmt: skip
+def test_a_call_that_draws_is_seen(line: str) -> None:
+    assert drawing_calls(line) == [1] or drawing_calls(line) == [1, 1]
+
+
+def test_types_and_draws_from_a_given_generator_are_none() -> None:
+    assert drawing_calls("def f(x: np.random.Generator): rng.uniform('a', x)") == []
+    assert drawing_calls("torch.randn(3, generator=rng.torch_generator('a', 1))") == []
+
+
+def test_all_randomness_goes_through_rng() -> None:
+    drawing = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        if not name.startswith(ENGINES) and (
+            lines := drawing_calls(path.read_text(encoding="utf-8"))
+        ):
+            drawing[name] = lines
+    assert {n: lines for n, lines in drawing.items() if n not in ALLOWED} == {}
+    assert ALLOWED.keys() <= drawing.keys()
+
+
+def test_the_bits_are_uniform_and_streams_seeds_and_neighbours_do_not_agree() -> None:
     ids = np.arange(20_000)
     a, b = rng.key("a", 0, ids), rng.key("b", 0, ids)
     for x in (a, b, a ^ b, rng.key("a", 1, ids) ^ a, a[1:] ^ a[:-1]):
@@ -15,20 +87,26 @@ def test_the_bits_are_uniform_and_streams_seeds_and_neighbours_do_not_agree():
     assert len(np.unique(a)) == len(ids)
 
 
-def test_a_number_is_the_same_alone_and_in_a_block():
+def test_a_number_is_the_same_alone_and_in_a_block() -> None:
     block = rng.uniform("a", 3, np.arange(5)[:, None], np.arange(4))
     assert block.shape == (5, 4)
     assert all(rng.uniform("a", 3, i, k) == block[i, k] for i in range(5) for k in range(4))
     assert ((block >= 0) & (block < 1)).all()
 
 
-def test_the_order_of_the_coordinates_counts():
+def test_the_order_of_the_coordinates_counts() -> None:
     assert rng.seed("a", 1, 2) != rng.seed("a", 2, 1)
     assert rng.seed("a", 1) != rng.seed("a", 1, 0)
 
 
-def test_seeds_fit_a_signed_word_and_the_numbers_never_change():
+def test_seeds_fit_a_signed_word_and_the_numbers_never_change() -> None:
     many = rng.seeds("a", np.arange(10_000))
     assert many.min() >= 0
     # What is drawn is part of every artifact: a change here needs a `### Numerics` entry.
     assert rng.seed("render.view", 0, 1, 2, 0) == 7091426051511588727
+
+
+def test_generators_are_functions_of_their_numbers() -> None:
+    assert rng.generator(3, 1).permutation(8).tolist() == [2, 1, 4, 0, 5, 7, 6, 3]
+    drawn = rng.torch_generator("a", 3).initial_seed()
+    assert drawn == rng.seed("a", 3) != rng.torch_generator("b", 3).initial_seed()

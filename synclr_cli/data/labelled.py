@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from synclr_cli import rng
 from synclr_cli.data import layouts
 from synclr_cli.data.artifacts import Header
 from synclr_cli.data.layouts import Found, RawSplit
@@ -184,7 +185,7 @@ def hold_out(
     for k in np.unique(of_class):
         inside = np.flatnonzero(of_class == k)
         count = min(max(1, round(share * len(inside))), len(inside) - 1)
-        drawn = np.random.default_rng([seed, int(k)]).permutation(len(inside))[:count]
+        drawn = rng.generator(seed, int(k)).permutation(len(inside))[:count]
         held[inside[drawn]] = True
     out = held[member]
     return np.flatnonzero(~out), np.flatnonzero(out)

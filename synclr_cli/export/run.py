@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from synclr_cli import console
+from synclr_cli import console, rng
 from synclr_cli.data import artifacts, exports, storage
 from synclr_cli.errors import EngineError, UsageError
 from synclr_cli.export import onnx, timm, transformers
@@ -64,7 +64,7 @@ def run(backbone: str, to: str, out: Path, *, overwrite: bool = False) -> Path:
 
 def _pictures(opened: Backbone) -> Tensor:
     """Return noise that looks like normalised pictures, [3, 3, S, S]."""
-    generator = torch.Generator().manual_seed(0)
+    generator = rng.torch_generator("export.check")
     size = opened.image_size
     return torch.randn(3, 3, size, size, generator=generator)
 

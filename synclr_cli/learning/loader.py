@@ -88,9 +88,7 @@ class EpochOrder:
         for step in range(self.start, self.steps):
             epoch, position = divmod(step, self.steps_per_epoch)
             if epoch != ordered_epoch:
-                generator = torch.Generator().manual_seed(
-                    rng.seed("learning.order", self.seed, epoch)
-                )
+                generator = rng.torch_generator("learning.order", self.seed, epoch)
                 order, ordered_epoch = torch.randperm(self.n, generator=generator), epoch
             batch = order[position * self.batch_size : (position + 1) * self.batch_size]
             yield [(epoch, int(i)) for i in batch[self.rank :: self.world]]

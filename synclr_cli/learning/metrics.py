@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from synclr_cli import rng
+
 RECALLS = 11  # 0, 0.1, ... 1: VOC 2007's average precision
 
 
@@ -127,9 +129,9 @@ def accuracy_interval(
     """
     if labels is None:
         return wilson(int(correct.sum()), len(correct))
-    rng = np.random.default_rng(seed)
+    generator = rng.generator(seed)
     groups = [correct[labels == k] for k in np.unique(labels)]
-    means = [rng.binomial(len(g), g.mean(), resamples) / len(g) for g in groups]
+    means = [generator.binomial(len(g), g.mean(), resamples) / len(g) for g in groups]
     low, high = np.percentile(np.mean(means, axis=0), [2.5, 97.5])
     return float(low), float(high)
 
@@ -142,8 +144,8 @@ def bootstrap_interval_of(
     Args:
         statistic: takes picture numbers drawn with replacement, [n], gives the score.
     """
-    rng = np.random.default_rng(seed)
-    drawn = [statistic(rng.integers(0, n, n)) for _ in range(resamples)]
+    generator = rng.generator(seed)
+    drawn = [statistic(generator.integers(0, n, n)) for _ in range(resamples)]
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return float(low), float(high)
 

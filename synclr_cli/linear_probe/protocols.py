@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synclr_cli import console
+from synclr_cli import console, rng
 from synclr_cli.config import LinearProbeConfig
 from synclr_cli.data.artifacts import Header
 from synclr_cli.data.labelled import Labelled
@@ -260,8 +260,8 @@ def shots(case: Case, labels: np.ndarray, draw: int) -> np.ndarray:
                 got=len(inside),
                 expected=f"at least linear-probe.shots = {case.config.shots}",
             )
-        rng = np.random.default_rng([case.config.seed, draw, k])
-        chosen.append(rng.permutation(inside)[: case.config.shots])
+        generator = rng.generator(case.config.seed, draw, k)
+        chosen.append(generator.permutation(inside)[: case.config.shots])
     return np.sort(np.concatenate(chosen))
 
 

@@ -53,7 +53,7 @@ class Heads(nn.Module):
 
     def __init__(self, rates: int, width: int, classes: int, *, batch_norm: bool, seed: int):
         super().__init__()
-        generator = torch.Generator().manual_seed(rng.seed("linear-probe.sgd order", seed))
+        generator = rng.torch_generator("linear-probe.sgd order", seed)
         weight = torch.randn(width, classes, generator=generator) * INITIAL_STD
         self.weight = nn.Parameter(weight.repeat(rates, 1, 1))  # [R, D, K], all start alike
         self.bias = nn.Parameter(torch.zeros(rates, 1, classes))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from synclr_cli import rng
 from synclr_cli.config import SegmentConfig
 from synclr_cli.data.labelled import Labelled
 from synclr_cli.errors import DataError
@@ -62,8 +63,8 @@ def train_item(
     epoch, i = key
     split = pictures.splits["train"]
     ids = dense.read_mask(split, i, config.ignore_index)
-    rng = np.random.default_rng([config.seed, epoch, i])
-    return dense.training_crop(split.image(i), ids, config, mean, std, rng)
+    generator = rng.generator(config.seed, epoch, i)
+    return dense.training_crop(split.image(i), ids, config, mean, std, generator)
 
 
 def grade(

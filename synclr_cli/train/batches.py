@@ -102,8 +102,8 @@ class Batches:
         """Return the order of a step's epoch, and where in it the batch starts."""
         epoch, batch = divmod(step, len(self.corpus) // self.config.captions_per_batch)
         if epoch != self._epoch:
-            generator = np.random.Generator(np.random.PCG64([self.config.seed, epoch]))
-            self._epoch, self._order = epoch, generator.permutation(len(self.corpus))
+            order = rng.generator(self.config.seed, epoch).permutation(len(self.corpus))
+            self._epoch, self._order = epoch, order
         return self._order, batch * self.config.captions_per_batch
 
     def pictures(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:

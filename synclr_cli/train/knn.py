@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from synclr_cli import rng
 from synclr_cli.config import TrainConfig
 from synclr_cli.data import labelled
 from synclr_cli.data.labelled import Split
@@ -82,7 +82,7 @@ def open_neighbourhood(config: TrainConfig) -> Neighbourhood | None:
 def _read(split: Split, config: TrainConfig) -> tuple[Tensor, Tensor]:
     size = config.image_size
     view = EvalTransform(size=size, resize=size, mean=(0, 0, 0), std=(1, 1, 1))
-    drawn = np.random.default_rng(0).permutation(len(split))[: config.knn_pictures]
+    drawn = rng.generator(0).permutation(len(split))[: config.knn_pictures]
     drawn.sort()  # pictures that lie together are read together
     pictures = torch.empty(len(drawn), 3, size, size, dtype=torch.uint8)
     for place, i in enumerate(drawn.tolist()):

@@ -8,8 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import reference
 import torch
+from reference import Array
 from torch import Tensor, nn
 
+from synclr_cli.config import TrainConfig
 from synclr_cli.learning import runtime
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train.heads import PrototypeHead, contrast_head
@@ -31,16 +33,16 @@ def spread(module: nn.Module) -> nn.Module:
     return module
 
 
-def of_layer(layer: nn.Module, row: np.ndarray) -> np.ndarray:
+def of_layer(layer: nn.Module, row: Array) -> Array:
     """Return what a linear layer, a norm over the row or a GELU gives, written out."""
     if isinstance(layer, nn.Linear):
-        bias = 0.0 if layer.bias is None else layer.bias.detach().numpy()
-        return layer.weight.detach().numpy() @ row + bias
+        out: Array = layer.weight.detach().numpy() @ row
+        return out if layer.bias is None else out + layer.bias.detach().numpy()
     if isinstance(layer, nn.LayerNorm):
         normed = reference.layer_norm(row, eps=1e-5)
-        if not layer.elementwise_affine:
-            return normed
-        return layer.weight.detach().numpy() * normed + layer.bias.detach().numpy()
+        if layer.elementwise_affine:
+            normed = layer.weight.detach().numpy() * normed + layer.bias.detach().numpy()
+        return normed
     assert isinstance(layer, nn.GELU)
     return reference.gelu(row)
 
@@ -73,7 +75,9 @@ def test_tokens_become_unit_vectors_and_prototypes_gain_times_direction() -> Non
     np.testing.assert_allclose(ours.detach().numpy(), scores, rtol=1e-9, atol=1e-12)
 
 
-def test_every_heads_matrix_is_drawn_with_deviation_0_02_and_no_offset(small: Callable) -> None:
+def test_every_heads_matrix_is_drawn_with_deviation_0_02_and_no_offset(
+    small: Callable[..., TrainConfig],
+) -> None:
     sizes = {"head_hidden": 96, "head_out": 64, "patch_head_hidden": 96}
     runtime.seed_everything(0)
     contrast = Student(small(**sizes, head_norm="layer"), ALONE)
