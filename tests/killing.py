@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import forkserver
 
 import numpy as np
+import pytest
 from torch import multiprocessing
 
 
@@ -30,6 +33,9 @@ def kill_until_done(job: partial[object], seconds: float, *, seed: int, most: in
     # Forked from a fresh process: torch refuses to go backward in a fork of one that has.
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload([inspect.getmodule(job.func).__name__, __name__])
+    with pytest.MonkeyPatch.context() as patch:  # Python 3.11's server looks nowhere else
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
     for kills in range(most):
         process = server.Process(target=_quietly, args=(job,))
         process.start()

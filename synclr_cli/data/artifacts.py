@@ -89,7 +89,7 @@ COLUMNS = {
 }
 OPTIONAL = {"score"}  # columns that files of earlier days may lack
 
-_HEADER_KEY = "synclr"
+HEADER_KEY = "synclr"  # of the metadata of Parquet and safetensors files
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def arrow_schema(schema: str, header: Header | None = None) -> pa.Schema:
     }
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     if header:
-        metadata[_HEADER_KEY] = header.json()
+        metadata[HEADER_KEY] = header.json()
     return pa.schema(fields, metadata=metadata)
 
 
@@ -212,13 +212,18 @@ def write_parquet(
     path: Path, schema: str, header: Header, batches: Iterable[pa.Table], *, rows_per_group: int
 ) -> None:
     """Write tables of a schema as one Parquet file, whole or not at all."""
+    with storage.atomic_file(path) as partial:
+        write_tables(partial, schema, header, batches, rows_per_group=rows_per_group)
+
+
+def write_tables(
+    path: Path, schema: str, header: Header, batches: Iterable[pa.Table], *, rows_per_group: int
+) -> None:
+    """Write tables of a schema to a file of this machine, a checksum with each page."""
     import pyarrow.parquet as pq
 
     arrow = arrow_schema(schema, header)
-    with (
-        storage.atomic_file(path) as partial,
-        pq.ParquetWriter(partial, arrow, compression="zstd") as sink,
-    ):
+    with pq.ParquetWriter(path, arrow, compression="zstd", write_page_checksum=True) as sink:
         for batch in batches:
             table = batch.select(arrow.names).cast(arrow.remove_metadata())
             sink.write_table(table.replace_schema_metadata(arrow.metadata), rows_per_group)
@@ -304,7 +309,7 @@ def open_any_parquet(path: Path) -> tuple[pq.ParquetFile, Header]:
         file = storage.parquet(path)
     except (pa.ArrowInvalid, OSError) as e:
         raise DataError(f"{path} is no Parquet file, or a truncated one ({e})") from e
-    return file, Header.parse((file.schema_arrow.metadata or {}).get(_HEADER_KEY.encode()), path)
+    return file, Header.parse((file.schema_arrow.metadata or {}).get(HEADER_KEY.encode()), path)
 
 
 class Parts:
@@ -420,7 +425,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], header: Header) -> Non
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     with storage.atomic_file(path) as partial:
         # One entry, since safetensors writes several in any order and the bytes would differ.
-        save_file(contiguous, partial, metadata={_HEADER_KEY: header.json()})
+        save_file(contiguous, partial, metadata={HEADER_KEY: header.json()})
 
 
 def read_tensors(path: Path, schema: str) -> tuple[dict[str, Any], Header]:
@@ -440,12 +445,12 @@ def read_tensors(path: Path, schema: str) -> tuple[dict[str, Any], Header]:
 
 def tensors_header(path: Path) -> Header:
     """Read only the header of a safetensors file."""
-    return Header.parse(_metadata(path).get(_HEADER_KEY), path)
+    return Header.parse(_metadata(path).get(HEADER_KEY), path)
 
 
 def is_ours(path: Path) -> bool:
     """Return whether a safetensors file was written by `write_tensors`."""
-    return _HEADER_KEY in _metadata(path)
+    return HEADER_KEY in _metadata(path)
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -1,158 +1,458 @@
-"""The manifest: what says that an images/1 folder is whole, and lists what was left out of it.
+"""The one way a folder of parts is made, by one process or a thousand, and known to be whole.
 
-part headers (rejected views, captions set aside) and digests -> rejected.jsonl -> manifest.json
+    folder/
+        part-00000.parquet ...   the rows; a part is a function of (settings, its number)
+        _manifest.json           written last; it and the list of parts: see `manifest`
+        _parts.pq
+        _unfinished/             while parts are made: the header, and a note of each part's facts
+        .new/                    while another result is overwritten: the same, of the new one
 
-The digest of a part is noted in a hidden file beside it by whoever wrote it, so that the last of a
-thousand jobs need not read what all the others wrote. The manifest takes the notes' place.
+All but the parts begin with `_` or `.`, so that pyarrow, DuckDB and Spark read the folder as it is.
+
+    dataset = ShardedDataset(folder, "images", header)
+    if dataset.state() == "finished": return
+    with dataset.claim(overwrite=overwrite, shard="2/8"):
+        for index in dataset.missing(total, "2/8"):
+            dataset.write(index, table, rows_per_group=64, facts={"mark": "..."})
+        dataset.finish(total, {"views": 4})     # False while other jobs' parts are missing
+
+A part's note is written before the part, and a part that is replaced goes before the note of the
+new one comes: so a part that is there is the one that was noted, whenever a process is killed, and
+one of another size was damaged by somebody else. The last of a thousand jobs reads notes, not
+parts. With `overwrite` the parts lie in `.new/` until all are there; only then the old result goes.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from hashlib import sha256
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from synclr_cli import console
-from synclr_cli.data import artifacts, storage
-from synclr_cli.data.artifacts import MANIFEST
+import numpy as np
+import pyarrow as pa
+
+from synclr_cli.data import artifacts, manifest, storage
+from synclr_cli.data.artifacts import STAGE_OF, Header
+from synclr_cli.data.manifest import (
+    HEADER,
+    MANIFEST,
+    PARTS,
+    UNFINISHED,
+    PartFacts,
+    is_part,
+    part_name,
+)
 from synclr_cli.errors import DataError, UsageError
 
-REJECTED = "rejected.jsonl"
+_NEW = ".new"
+_SWAP = "swap"  # in it: the old result has gone, the new one is being moved to its place
+_NOTE_READERS = 32  # threads; a note at a URI is a request
+_SETUP_SECONDS = 60.0  # to wait for another job to begin or to finish
+
+State = Literal["new", "unfinished", "finished", "other"]
 
 
-def write(
-    parts: artifacts.Parts, total: int, *, captions: str, views: int, classes: Sequence[str]
-) -> None:
-    """Write the manifest of `total` finished parts, last of all.
+def shard_numbers(total: int, shard: str) -> range:
+    """Return the numbers below `total` of the parts that shard `I/N` makes: every N-th."""
+    number, _, jobs = shard.partition("/")
+    return range(int(number) - 1, total, int(jobs))
 
-    Args:
-        captions: name of the file the captions came from.
-        views: pictures of each caption that were asked for.
-        classes: concept by mask id, from 1 on; kept only if there are masks.
-    """
-    listed: list[dict[str, Any]] = []
-    reasons: Counter[str] = Counter()
-    set_aside = 0
-    masked = False
-    with (
-        storage.atomic_file(parts.folder / REJECTED) as partial,
-        partial.open("w", encoding="utf-8") as left_out,
+
+class ShardedDataset:
+    """A folder of parts in the making; see the module."""
+
+    def __init__(
+        self,
+        folder: Path,
+        schema: str,
+        header: Header,
+        *,
+        varying: Sequence[str] = (),
+        sidecars: Sequence[str] = (),
+        require_continuable: Callable[[Header, Header, Path], None] | None = None,
     ):
-        for index in range(total):
-            path = parts.path(index)
-            file, header = artifacts.open_parquet(path, "images")
-            facts = header.facts or {}
-            for what, key in (("rejected view", "rejected"), ("caption set aside", "set_aside")):
-                for entry in facts.get(key, []):
-                    line = json.dumps({"what": what, **entry}, ensure_ascii=False)
-                    left_out.write(line + "\n")
-            reasons.update(r["reason"].split(" of ")[0] for r in facts.get("rejected", []))
-            set_aside += len(facts.get("set_aside", []))
-            if not masked and file.metadata.num_rows:
-                masked = storage.table(path, ["mask"])["mask"].null_count == 0
-            listed.append(
-                {"name": path.name, "rows": file.metadata.num_rows, "digest": _digest(path)}
-            )
-    if reasons or set_aside:
-        console.note(
-            f"{reasons.total()} views rejected, {set_aside} captions set aside: see {REJECTED}"
-        )
-    else:
-        (parts.folder / REJECTED).unlink()
-    whole = sha256("".join(f"{p['name']}\0{p['digest']}\n" for p in listed).encode())
-    manifest = {
-        "header": json.loads(parts.header.json()),
-        "digest": f"sha256:{whole.hexdigest()}",
-        "captions": captions,
-        "views": views,
-        "pictures": sum(p["rows"] for p in listed),
-        "rejected": dict(reasons),
-        "set_aside": set_aside,
-        "classes": list(classes) if masked else [],
-        "parts": listed,
-    }
-    storage.write_json(parts.folder / MANIFEST, manifest)
-    for index in range(total):
-        forget_digest(parts.path(index))
+        """Describe what the folder is to hold; nothing is read or made.
 
+        Args:
+            header: of the manifest. It may be replaced before the first `write` (a revision that
+                is known once an engine is loaded). What differs between shards is not in it.
+            varying: settings that no part depends on and parts do not tell, such as how many
+                captions there are to be.
+            sidecars: names of what the command itself keeps beside the parts, in `self.work`; they
+                go with an old result that is overwritten.
+            require_continuable: refuses (UsageError) what was begun with the first header from
+                being continued with the second; by default `artifacts.require_same`.
+        """
+        self.folder, self.schema, self.header = folder, schema, header
+        self.varying, self.sidecars = varying, sidecars
+        self.work = folder  # where parts are made: `folder`, or `.new` in it
+        self._require_continuable = require_continuable or self._require_same
+        self._names: dict[str, int] = {}  # what is in `work`, and its size
+        self._listed: pa.Table | None = None  # the list of parts of an earlier, finished result
+        self._rows: dict[str, int] = {}  # of a part in it
+        self._notes: dict[str, PartFacts] = {}
+        self._own = (MANIFEST, PARTS, UNFINISHED, _NEW, *sidecars)
+        self._begun = False
 
-def is_whole(parts: artifacts.Parts) -> bool:
-    """Return whether there is a manifest, and every part that it lists."""
-    if not (parts.folder / MANIFEST).is_file():
-        return False
-    there = {part.name for part in parts.present()}
-    return there.issuperset(artifacts.read_manifest(parts.folder)[0])
+    # -------------------------------------------------------------------------- what is there
 
+    def path(self, index: int) -> Path:
+        """Return where part `index` is made; after `finish` it lies in `folder`."""
+        return self.work / part_name(index)
 
-def note_digest(path: Path) -> None:
-    """Note the digest of a part that was just written."""
-    digest = storage.digest(path)
-    with storage.atomic_file(_note(path)) as partial:
-        partial.write_text(digest, encoding="utf-8")
+    def state(self) -> State:
+        """Return what the folder holds, by one listing.
 
+        new: nothing of a dataset. finished: just this one, whole, nothing left of its making.
+        unfinished: what this one can go on from. other: what it cannot go on from.
 
-def forget_digest(path: Path) -> None:
-    """Remove the note of a part's digest, before the part is written anew."""
-    _note(path).unlink(missing_ok=True)
-
-
-def _note(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.digest")
-
-
-def _digest(path: Path) -> str:
-    note = _note(path)
-    return note.read_text(encoding="utf-8") if note.is_file() else storage.digest(path)
-
-
-def require_clearable(parts: artifacts.Parts) -> None:
-    """Refuse to clear a folder that holds what synclr did not make.
-
-    Raises:
-        UsageError: names it.
-    """
-    listed: set[str] = set()
-    if (parts.folder / MANIFEST).is_file():
+        Raises:
+            DataError: a part is damaged, or a file beside the parts.
+        """
+        names = storage.sizes(self.folder)
+        header = manifest.read_header(self.folder, self.schema)
+        if header is None:
+            if any(map(is_part, names)):
+                return "other"
+            return "unfinished" if self._holds_anything(names) else "new"
         try:
-            listed = set(artifacts.read_manifest(parts.folder)[0])
+            self._require_continuable(header, self.header, self.folder)
+        except UsageError:
+            return "other"
+        if MANIFEST not in names or not self._is_equal(header):
+            return "unfinished"
+        if manifest.read_manifest(self.folder, self.schema).missing(names):
+            return "unfinished"
+        return "unfinished" if any(map(_is_leftover, names)) else "finished"
+
+    def require_same(self) -> Header | None:
+        """Refuse a folder that was made with other settings, naming them; return its header.
+
+        Raises:
+            UsageError: it was.
+        """
+        header = manifest.read_header(self.folder, self.schema)
+        if header is not None:
+            self._require_continuable(header, self.header, self.folder)
+        return header
+
+    def _require_same(self, header: Header, wanted: Header, folder: Path) -> None:
+        artifacts.require_same(STAGE_OF[self.schema], header, wanted, folder)
+
+    def _is_equal(self, header: Header) -> bool:
+        """Return whether a finished folder is just this one: the settings that vary, too."""
+        try:
+            self._require_same(header, self.header, self.folder)
+        except UsageError:
+            return False
+        return all(header.config.get(k) == self.header.config.get(k) for k in self.varying)
+
+    def facts(self, index: int) -> PartFacts | None:
+        """Return what is known of a part of the claimed folder, None if it is not there."""
+        name = part_name(index)
+        return self._known(name) if name in self._names else None
+
+    def missing(self, total: int, shard: str = "1/1") -> list[int]:
+        """Return the numbers below `total` that a shard has still to make.
+
+        Raises:
+            UsageError: there are parts from `total` on.
+        """
+        last = part_name(total)
+        if beyond := sorted(name for name in self._names if is_part(name) and name >= last):
+            raise UsageError(
+                f"{self.folder} holds more parts than there are to be",
+                got=beyond[0],
+                expected=f"{total} parts",
+                do="choose another --out, or add --overwrite",
+            )
+        return [i for i in shard_numbers(total, shard) if part_name(i) not in self._names]
+
+    # -------------------------------------------------------------------------- the claim
+
+    @contextmanager
+    def claim(self, *, overwrite: bool = False, shard: str = "1/1") -> Iterator[ShardedDataset]:
+        """Keep every other process from making the same parts; other shards of the same N may.
+
+        Nothing is made or removed before the first `write` or `finish`, but for what killed
+        processes left and a swap that was interrupted.
+
+        Raises:
+            UsageError: another process works here, or the folder holds something else.
+            DataError: a part is damaged.
+        """
+        if overwrite and shard != "1/1":
+            raise UsageError(
+                f"--overwrite with --shard {shard} would remove what the other jobs made",
+                do="remove the folder before the first job starts",
+            )
+        number, _, jobs = shard.partition("/")
+        with storage.locked(self.folder / f".lock-{number}-of-{jobs}"):
+            with self._setup():
+                self._require_alone(number, jobs)
+                self._recover()
+                self._look(overwrite, shard)
+            yield self
+
+    def _setup(self) -> AbstractContextManager[None]:
+        """Keep other jobs from beginning or finishing at the same moment."""
+        return storage.locked(self.folder / ".lock", wait=_SETUP_SECONDS)
+
+    def _require_alone(self, number: str, jobs: str) -> None:
+        """Refuse jobs that share the folder otherwise; remove the locks of killed processes."""
+        if not storage.is_local(self.folder):
+            return
+        for other in self.folder.glob(".lock-*-of-*"):
+            if other.name == f".lock-{number}-of-{jobs}" or not storage.is_locked(other):
+                continue
+            theirs = other.name.rpartition("-")[2]
+            if theirs != jobs:
+                raise UsageError(
+                    f"{self.folder} is {storage.IN_USE}",
+                    got=f"--shard {number}/{jobs}",
+                    expected=f"a shard of {theirs} like its own",
+                    do="wait for it, or choose another --out",
+                )
+
+    def _look(self, overwrite: bool, shard: str) -> None:
+        """Learn what is there, and refuse what this dataset may not go on from."""
+        self.work, self._begun = self.folder, False
+        names = storage.sizes(self.folder)
+        if overwrite and self._holds_anything(names):
+            self._require_own(names)
+            self.work = self.folder / _NEW
+            header = manifest.read_header(self.work) if _NEW in names else None
+            if header is not None and not self._is_equal(header):
+                storage.remove(self.work)
+                header = None
+            names = storage.sizes(self.work)
+        else:
+            header = self.require_same()
+            if _NEW in names:  # of an overwriting that was given up
+                storage.remove(self.folder / _NEW)
+        if header is not None and not self.header.revision:
+            self.header = replace(self.header, revision=header.revision)
+        self._remove_partials(shard)
+        self._names = names
+        self._read_facts(shard)
+
+    def _holds_anything(self, names: Mapping[str, int]) -> bool:
+        return any(is_part(name) or name in self._own for name in names)
+
+    def _read_facts(self, shard: str) -> None:
+        """Read the list of parts and this shard's notes; refuse damaged and foreign parts."""
+        self._listed, self._rows, self._notes = None, {}, {}
+        if PARTS in self._names:
+            self._listed = manifest.read_parts(self.work)
+            names = self._listed["name"].to_pylist()
+            self._rows = {name: row for row, name in enumerate(names)}
+        number, _, jobs = shard.partition("/")
+        own = [
+            name for name in self._names
+            if is_part(name) and (_number(name) - int(number) + 1) % int(jobs) == 0
+        ]  # fmt: skip
+        self._read_notes(own)
+        for name in own:
+            self._require_noted(name)
+
+    def _require_noted(self, name: str) -> PartFacts:
+        """Return the facts of a part that is there; refuse a foreign or damaged one."""
+        known = self._known(name)
+        if known is None:
+            raise UsageError(
+                f"{self.work / name} is no part that synclr made here",
+                do="move or delete it, or choose another --out",
+            )
+        manifest.require_size(self.work / name, self._names[name], known.bytes, self.header)
+        return known
+
+    def _read_notes(self, names: Sequence[str]) -> None:
+        """Read the notes of these parts that have one."""
+        notes = storage.sizes(self.work / UNFINISHED) if UNFINISHED in self._names else {}
+        noted = [name for name in names if _note_name(name) in notes and name not in self._notes]
+        with ThreadPoolExecutor(_NOTE_READERS) as pool:
+            self._notes |= zip(noted, pool.map(self._read_note, noted), strict=True)
+
+    def _read_note(self, name: str) -> PartFacts:
+        path = self.work / UNFINISHED / _note_name(name)
+        try:
+            return PartFacts(**storage.read_json(path))
+        except (DataError, TypeError) as e:
+            raise DataError(
+                f"{path} is damaged ({e})", do="delete it; the same command makes its part again"
+            ) from e
+
+    def _known(self, name: str) -> PartFacts | None:
+        if name not in self._notes and self._listed is not None and name in self._rows:
+            return next(manifest.facts_of(self._listed.slice(self._rows[name], 1)))
+        return self._notes.get(name)
+
+    def _require_own(self, names: Mapping[str, int]) -> None:
+        """Refuse to overwrite a folder with parts, or a manifest, that synclr did not make."""
+        try:
+            header = manifest.read_header(self.folder, self.schema)
+            listed = manifest.read_parts(self.folder) if PARTS in names else None
         except DataError as e:
             raise UsageError(
-                f"{parts.folder} is no folder of pictures ({e})", do="choose another --out"
+                f"{self.folder} is no folder of {self.schema} ({e})", do="choose another --out"
             ) from e
-    for part in parts.present():
-        if part.name not in listed:
-            artifacts.require_replaceable(part, "images")
+        ours = set(listed["name"].to_pylist()) if listed else set()
+        notes = storage.sizes(self.folder / UNFINISHED) if UNFINISHED in names else {}
+        foreign = [n for n in names if is_part(n) and n not in ours and _note_name(n) not in notes]
+        if foreign or (header is None and _NEW not in names):
+            raise UsageError(
+                f"{self.folder / min(foreign, default='')} was not made by synclr here",
+                do="move or delete it, or choose another --out",
+            )
+
+    def _remove_partials(self, shard: str) -> None:
+        """Remove what killed processes left half written of this shard's parts and notes."""
+        if not storage.is_local(self.folder):
+            return
+        number, _, jobs = shard.partition("/")
+        for folder in (self.work, self.work / UNFINISHED):
+            for path in folder.glob(".part-*.partial"):
+                if (_number(path.name[1:]) - int(number) + 1) % int(jobs) == 0:
+                    storage.remove(path)
+
+    # -------------------------------------------------------------------------- the work
+
+    def write(
+        self,
+        index: int,
+        table: pa.Table,
+        *,
+        rows_per_group: int,
+        facts: Mapping[str, Any] | None = None,
+    ) -> PartFacts:
+        """Write part `index`, or replace it, and note its facts.
+
+        Args:
+            table: rows in the order of their caption ids.
+            facts: JSON that `facts()` and the manifest's list tell of the part from now on.
+        """
+        if not self._begun:
+            self._begin()
+        path, name = self.path(index), part_name(index)
+        config = {k: v for k, v in self.header.config.items() if k not in self.varying}
+        header = replace(self.header, config=config)
+        with storage.atomic_file(path) as partial:
+            artifacts.write_tables(
+                partial, self.schema, header, [table], rows_per_group=rows_per_group
+            )
+            known = _measure(name, table, partial, facts or {})
+            if name in self._names:
+                storage.remove(path)
+            storage.write_json(self.work / UNFINISHED / _note_name(name), asdict(known))
+        self._names[name], self._notes[name] = known.bytes, known
+        return known
+
+    def _begin(self) -> None:
+        """Say whose the folder is, and that it is not finished, before its first part is made."""
+        with self._setup():
+            header = self.work / UNFINISHED / HEADER
+            if header.is_file() and self.work == self.folder:
+                self.require_same()  # another job began meanwhile
+            storage.write_json(header, {"header": json.loads(self.header.json())})
+            storage.remove(self.work / MANIFEST)
+        self._names[UNFINISHED] = -1
+        self._begun = True
+
+    def finish(self, total: int, facts: Mapping[str, Any] | None = None) -> bool:
+        """Write the manifest of `total` parts; return False while parts of other jobs are missing.
+
+        Args:
+            facts: JSON that the manifest tells of the whole.
+
+        Raises:
+            DataError: a part is damaged, or its note is.
+        """
+        with self._setup():
+            self._names = storage.sizes(self.work)
+            names = [part_name(i) for i in range(total)]
+            if any(name not in self._names for name in names):
+                return False
+            self._read_notes(names)
+            known = [self._require_noted(name) for name in names]
+            self._write_manifest(known, facts or {})
+            self._tidy()
+            if self.work != self.folder:
+                self._swap()
+        return True
+
+    def _write_manifest(self, known: Sequence[PartFacts], facts: Mapping[str, Any]) -> None:
+        listed, record = manifest.written(self.header, known, facts)
+        if MANIFEST in self._names and storage.read_json(self.work / MANIFEST) == record:
+            return
+        storage.remove(self.work / MANIFEST)
+        with storage.atomic_file(self.work / PARTS) as partial:
+            partial.write_bytes(listed)
+        storage.write_json(self.work / MANIFEST, record)
+
+    def _tidy(self) -> None:
+        """Remove what is of use only while parts are missing."""
+        storage.remove(self.work / UNFINISHED)
+        if storage.is_local(self.work):
+            storage.remove_partials(self.work)
+            for lock in self.folder.glob(".lock-*-of-*"):
+                storage.is_locked(lock)
+
+    # -------------------------------------------------------------------------- the swap
+
+    def _recover(self) -> None:
+        """Go on with a swap that was interrupted: the new result is whole."""
+        if (self.folder / _NEW / MANIFEST).is_file() or (self.folder / _NEW / _SWAP).is_file():
+            self._swap()
+
+    def _swap(self) -> None:
+        """Put the new result in the place of the old one; each step may be taken twice."""
+        new, names = self.folder / _NEW, storage.sizes(self.folder)
+        if not (new / _SWAP).is_file():
+            storage.remove(self.folder / MANIFEST)
+            listed = manifest.read_parts(self.folder)["name"].to_pylist() if PARTS in names else ()
+            notes = storage.sizes(self.folder / UNFINISHED)
+            old = {*listed, *(n for n in names if is_part(n) and _note_name(n) in notes)}
+            storage.remove(*(self.folder / name for name in old if name in names))
+            storage.remove(*(self.folder / n for n in (UNFINISHED, PARTS, *self.sidecars)))
+            storage.write_json(new / _SWAP, {})
+        staged = storage.sizes(new)
+        for name in sorted(staged, key=lambda name: name == MANIFEST):  # it comes last
+            if name != _SWAP:
+                storage.move(new / name, self.folder / name)
+        storage.remove(new)
+        self.work = self.folder
 
 
-@contextmanager
-def one_at_a_time(folder: Path, shard: str) -> Iterator[None]:
-    """Keep out every other process that would make the same parts; other shares of the N may.
-
-    Raises:
-        UsageError: there is one.
-    """
-    number, _, jobs = shard.partition("/")
-    with storage.locked(folder / f".{number}-of-{jobs}.lock"):
-        others = folder.glob(".*-of-*.lock") if storage.is_local(folder) else ()
-        for other in others:
-            if not other.name.endswith(f"-of-{jobs}.lock") and storage.is_locked(other):
-                raise UsageError(
-                    f"another synclr works in {folder}", got=f"--shard {shard}",
-                    expected=f"a share of {other.stem.rpartition('-')[2]} like its own",
-                    do="wait for it, or choose another --out",
-                )  # fmt: skip
-        yield
+def _note_name(part: str) -> str:
+    return part.removesuffix(".parquet") + ".json"
 
 
-def clear(parts: artifacts.Parts) -> None:
-    """Remove what an earlier run made, the manifest first; see `require_clearable`."""
-    folder = parts.folder
-    with storage.disk_errors(folder):
-        for name in (MANIFEST, REJECTED):
-            (folder / name).unlink(missing_ok=True)
-        for part in [*parts.present(), *folder.glob(".part-*")]:
-            part.unlink()
+def _number(name: str) -> int:
+    """Return the number of a part by its name, -1 for a name that is none of a part's."""
+    digits = name.removeprefix("part-").split(".", 1)[0].lstrip("abcdefghij")
+    return int(digits) if digits.isdecimal() else -1
+
+
+def _is_leftover(name: str) -> bool:
+    partial = name.startswith(".") and name.endswith(".partial")
+    return partial or name in (UNFINISHED, _NEW) or name.startswith(".lock")
+
+
+def _measure(name: str, table: pa.Table, written: Path, facts: Mapping[str, Any]) -> PartFacts:
+    ids = np.zeros(0, np.int64)
+    if "caption_id" in table.column_names:
+        ids = np.unique(table["caption_id"].to_numpy())
+    return PartFacts(
+        name=name,
+        rows=table.num_rows,
+        captions=len(ids),
+        first=int(ids[0]) if len(ids) else None,
+        last=int(ids[-1]) if len(ids) else None,
+        bytes=written.stat().st_size,
+        digest=storage.digest(written),
+        facts=facts,
+    )

@@ -2,8 +2,9 @@
 
     place("s3://bucket/images") --> a path like any other --atomic_file--> written whole, then sent
 
-Writes go to a temporary name in the same folder, are synced, and renamed; what goes elsewhere is
-whole on this disk before it is sent in one piece.
+Writes go to a new temporary name in the same folder, are synced, and renamed; what goes elsewhere
+is whole on this disk before it is sent in one piece. A killed process may leave a temporary file or
+folder: whoever claims the folder next removes it (`remove_partials`).
 """
 
 from __future__ import annotations
@@ -13,18 +14,22 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from synclr_cli.errors import DataError, EngineError, UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from filelock import BaseFileLock
+
+IN_USE = "already in use by another process"
 
 
 def place(name: str | Path) -> Path:
@@ -126,19 +131,6 @@ def _refusal(e: Exception) -> OSError | None:
     return OSError(int(number[1]), os.strerror(int(number[1])))
 
 
-# What a new file may be is asked for once: the question changes it for all threads.
-_MASKED = os.umask(0o077)
-os.umask(_MASKED)
-
-
-def _open_to_all(file: Path) -> None:
-    """Give a file the mode that a new one has; safetensors makes its files the owner's alone."""
-    mode = file.stat().st_mode
-    if mode | (0o666 & ~_MASKED) != mode:
-        with suppress(OSError):  # a file system without modes
-            file.chmod(mode | (0o666 & ~_MASKED))
-
-
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, if they are not there.
 
@@ -154,12 +146,28 @@ def make_folder(path: Path) -> None:
             ) from e
 
 
+def _partial(path: Path) -> Path:
+    """Return a new name beside `path` that no one can know beforehand."""
+    return path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.partial")
+
+
+def remove_partials(folder: Path, prefix: str = "") -> None:
+    """Remove what killed processes left half written in a folder; the caller holds its lock.
+
+    Args:
+        prefix: only what was to become a file or folder whose name begins so.
+    """
+    with disk_errors(folder):
+        for partial in folder.glob(f".{prefix}*.partial"):
+            remove(partial)
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; what was written there becomes `path`, or nothing does.
+    """Give a temporary file beside `path`; what was written there becomes `path`, or nothing does.
 
-    The temporary name is fixed, so what a killed process left is overwritten by the next. What goes
-    elsewhere is written on this disk, then sent in one piece.
+    Its name is random and it is made by nobody else, so that no planted link is written through and
+    two processes do not meet. What goes elsewhere is written on this disk, then sent in one piece.
     """
     if not is_local(path):
         with tempfile.TemporaryDirectory(prefix="synclr-") as here, disk_errors(path):
@@ -168,14 +176,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
             there, name = _elsewhere(path)
             there.put_file(str(Path(here, path.name)), name)
         return
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _partial(path)
     with disk_errors(path):
         make_folder(path.parent)
+        mode = _create(partial)
         try:
             yield partial
-            _open_to_all(partial)
-            with open(partial, "rb") as f:
-                os.fsync(f.fileno())
+            _finish_file(partial, mode)
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -186,17 +193,15 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give an empty temporary folder that becomes `path` when the block ends well."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _partial(path)
     with disk_errors(path):
-        shutil.rmtree(partial, ignore_errors=True)
         make_folder(path.parent)
         partial.mkdir()
+        mode = partial.stat().st_mode & 0o666
         try:
             yield partial
-            for file in (found for found in partial.rglob("*") if found.is_file()):
-                _open_to_all(file)
-                with open(file, "rb") as f:
-                    os.fsync(f.fileno())
+            for file in (entry for entry in partial.rglob("*") if entry.is_file()):
+                _finish_file(file, mode)
             if path.exists():
                 shutil.rmtree(path)
             partial.replace(path)
@@ -206,48 +211,108 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
 
 
-def lock(path: Path, *, do: str) -> IO[str] | None:
-    """Return a file that this process alone has locked, until it is closed or the process ends.
+def _create(path: Path) -> int:
+    """Create a file that is not there yet, and return its mode: what the umask leaves."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return os.fstat(descriptor).st_mode & 0o777
+    finally:
+        os.close(descriptor)
 
-    None where the system or the file system has no locks. A process that was forked from this one
-    does not hold it.
+
+def _finish_file(path: Path, mode: int) -> None:
+    """Sync a file, and give it the mode of any new one; safetensors makes its own the owner's."""
+    if path.stat().st_mode & mode != mode:
+        with suppress(OSError):  # a file system without modes
+            path.chmod(path.stat().st_mode | mode)
+    with open(path, "rb") as f:
+        os.fsync(f.fileno())
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Return the size in bytes of each file in a folder by its name, -1 for a folder in it.
+
+    One listing, here or elsewhere; {} if there is no such folder.
+    """
+    if is_local(folder):
+        try:
+            with os.scandir(folder) as entries:
+                return {e.name: -1 if e.is_dir() else e.stat().st_size for e in entries}
+        except FileNotFoundError:
+            return {}
+    there, name = _elsewhere(folder)
+    try:
+        listed = there.ls(name, detail=True, refresh=True)
+    except FileNotFoundError:
+        return {}
+    return {
+        entry["name"].rstrip("/").rpartition("/")[2]: (
+            -1 if entry["type"] == "directory" else int(entry["size"])
+        )
+        for entry in listed
+        if entry["name"].strip("/") != name.strip("/")  # some stores list the folder itself
+    }
+
+
+def move(source: Path, target: Path) -> None:
+    """Move a file over another one, or a folder to where none is, within one place."""
+    with disk_errors(target):
+        if is_local(source):
+            source.replace(target)
+        else:
+            there, name = _elsewhere(source)
+            there.mv(name, _elsewhere(target)[1], recursive=there.isdir(name))
+
+
+def remove(*paths: Path) -> None:
+    """Remove files and folders, wherever they lie, if they are there; of a link, the link alone."""
+    for path in paths:
+        with disk_errors(path):
+            if not is_local(path):
+                there, name = _elsewhere(path)
+                if there.exists(name):
+                    there.rm(name, recursive=True)
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def lock(
+    path: Path, *, do: str = "wait for it, or choose another --out", wait: float = 0
+) -> BaseFileLock:
+    """Return a lock on a file of this machine that this process holds until it ends or `release`s.
+
+    Whoever holds it may remove the file: who waited for it then locks the next one of that name.
+
+    Args:
+        do: what the error says to do if another process holds it.
+        wait: seconds to wait for another process before that.
 
     Raises:
-        UsageError: another process holds it; `do` says what to do then.
+        UsageError: another process holds it.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
+    import filelock
+
     with disk_errors(path):
-        for _ in range(9):
-            make_folder(path.parent)
-            try:
-                file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-            except FileNotFoundError:  # whoever held it removed the folder just now
-                continue
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as e:
-                file.close()
-                if e.errno in (errno.EACCES, errno.EAGAIN):
-                    raise UsageError(f"another synclr works in {path.parent}", do=do) from e
-                path.unlink(missing_ok=True)
-                return None
-            # Whoever held it may have removed the file since it was opened here.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    return file
-            file.close()
-    return None  # a file system whose files change their numbers
+        make_folder(path.parent)
+        held = filelock.FileLock(path, timeout=wait)
+        try:
+            held.acquire(poll_interval=0.02)
+        except filelock.Timeout as e:
+            raise UsageError(f"{path.parent} is {IN_USE}", do=do) from e
+    return held
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, wait: float = 0) -> Iterator[None]:
     """Keep every other process out of a block by a file that is there meanwhile.
 
     Where nothing comes of the block, the file's folder is not left there either. A lock at a URI
     keeps nobody out.
+
+    Args:
+        wait: seconds to wait for another process to leave it.
 
     Raises:
         UsageError: another process is in it.
@@ -256,27 +321,26 @@ def locked(path: Path) -> Iterator[None]:
         yield
         return
     new = [folder for folder in path.parents if not folder.exists()]  # the innermost first
-    file = lock(path, do="wait for it, or choose another --out")
+    held = lock(path, wait=wait)
     try:
         yield
     finally:
-        if file:
-            with suppress(OSError):
-                path.unlink()
-            file.close()
+        with suppress(OSError):
+            path.unlink()
+        held.release()
         with suppress(OSError):  # it holds something
             for folder in new:
                 folder.rmdir()
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether another process holds a lock file that is there."""
+    """Return whether another process holds a lock file; one that nobody holds is removed."""
     try:
-        file = lock(path, do="")
+        held = lock(path, do="")
     except UsageError:
         return True
-    if file:
-        file.close()
+    path.unlink(missing_ok=True)
+    held.release()
     return False
 
 
@@ -362,13 +426,16 @@ def _hidden(path: Path, root: Path) -> bool:
 
 
 def parquet(path: Path) -> pq.ParquetFile:
-    """Open a Parquet file anywhere, whosever it is; pyarrow's errors."""
+    """Open a Parquet file anywhere, whosever it is; pyarrow's errors.
+
+    Reading a page whose checksum is not the one it was written with is an OSError.
+    """
     import pyarrow.parquet as pq
 
     if is_local(path):
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, page_checksum_verification=True)
     there, name = _elsewhere(path)
-    return pq.ParquetFile(name, filesystem=there, pre_buffer=True)
+    return pq.ParquetFile(name, filesystem=there, pre_buffer=True, page_checksum_verification=True)
 
 
 def table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

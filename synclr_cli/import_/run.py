@@ -21,7 +21,7 @@ import pyarrow as pa
 from PIL import Image
 
 from synclr_cli import console
-from synclr_cli.data import artifacts, shards, storage
+from synclr_cli.data import artifacts, images_manifest as shards, storage
 from synclr_cli.data.images import DECODE_ERRORS
 from synclr_cli.errors import DataError, UsageError
 from synclr_cli.import_.index import Caption, Place, catalogue, kind_of

@@ -20,7 +20,7 @@ from PIL import Image
 from synclr_cli.data import artifacts, storage
 from synclr_cli.data.artifacts import MANIFEST
 from synclr_cli.data.images import DECODE_ERRORS
-from synclr_cli.data.shards import REJECTED
+from synclr_cli.data.images_manifest import REJECTED
 from synclr_cli.render import quality
 from synclr_cli.render.engines.pocket.known import WORDS, Known
 from synclr_cli.render.sheet import spread

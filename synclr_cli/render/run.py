@@ -21,7 +21,7 @@ from typing import Any
 
 from synclr_cli import console, settings
 from synclr_cli.config import RenderConfig
-from synclr_cli.data import artifacts, shards, storage
+from synclr_cli.data import artifacts, images_manifest as shards, storage
 from synclr_cli.data.artifacts import MANIFEST
 from synclr_cli.engines import ImageEngine
 from synclr_cli.errors import UsageError

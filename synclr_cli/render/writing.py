@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
 
-from synclr_cli.data import artifacts, shards
+from synclr_cli.data import artifacts, images_manifest as shards
 from synclr_cli.render.part import Part
 
 CAPTIONS_PER_GROUP = 16  # a row group is what a reader fetches at once; no caption is split

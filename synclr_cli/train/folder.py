@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING
 
 from synclr_cli.data import artifacts, exports, storage
 from synclr_cli.data.artifacts import Header
@@ -30,6 +30,9 @@ from synclr_cli.learning.checkpoint import Checkpoint
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train.learner import Learner
 from synclr_cli.train.report import METRICS_FILE
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 # What else synclr makes a folder of, known by a file that a run has not; not even overwritten.
 OTHERS = {
@@ -48,7 +51,7 @@ class Folder:
         self._run, self._metrics = path / "run.json", path / METRICS_FILE
         self.damaged, self._checkpoints = path / "damaged.jsonl", path / "checkpoints"
         self._skipped, self._backbones = path / "skipped.jsonl", path / "backbones"
-        self._lock: IO[str] | None = None  # held as long as it is open
+        self._lock: BaseFileLock | None = None
 
     def is_finished(self, *, overwrite: bool) -> bool:
         """Return whether this very run ended here already; nothing is changed.
@@ -94,7 +97,10 @@ class Folder:
             except UsageError as e:
                 taken = e
         if self._runtime.any(taken is not None):
-            raise taken or UsageError(f"another synclr works in {self.path}")
+            raise taken or UsageError(f"{self.path} is {storage.IN_USE}")
+        if self._runtime.is_main:
+            for folder in (self.path, self._checkpoints, self._backbones):
+                storage.remove_partials(folder)
         if self._runtime.is_main and (overwrite or not self._run.is_file()):
             weights = self.path / backbone.WEIGHTS_FILE
             with storage.disk_errors(self.path):

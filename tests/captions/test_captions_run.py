@@ -335,6 +335,6 @@ def test_only_one_process_makes_a_file(tmp_path):
     command = [sys.executable, "-m", "synclr_cli", *arguments]
     with storage.locked(tmp_path / ".captions.parquet.lock"):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "another synclr works in" in done.stderr
+    assert done.returncode == 2 and "already in use by another process" in done.stderr
     assert list(tmp_path.iterdir()) == []
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0

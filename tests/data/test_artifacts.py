@@ -302,7 +302,7 @@ def test_a_lock_keeps_others_out_and_leaves_nothing(tmp_path):
     other = [sys.executable, "-c", program, str(path)]
     with storage.locked(path):
         done = subprocess.run(other, capture_output=True, text=True, check=False)
-        assert done.stdout == "" and "another synclr works in" in done.stderr
+        assert done.stdout == "" and "already in use by another process" in done.stderr
     assert list(tmp_path.iterdir()) == []
     assert subprocess.run(other, capture_output=True, text=True, check=False).stdout == "in\n"
 

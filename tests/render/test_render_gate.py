@@ -12,7 +12,7 @@ from image_folders import contents, rejected, rows_of
 from PIL import Image
 from test_render_run import picture, render_config
 
-from synclr_cli.data import artifacts, shards
+from synclr_cli.data import artifacts, images_manifest as shards
 from synclr_cli.errors import DataError, UsageError
 from synclr_cli.render import quality
 from synclr_cli.render.generate import view_seed

@@ -205,7 +205,7 @@ def test_only_one_process_makes_a_shard(captions_file, tmp_path):
     command = [sys.executable, "-m", "synclr_cli", *map(str, arguments)]
     with storage.locked(out / ".1-of-1.lock"):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "another synclr works in" in done.stderr
+    assert done.returncode == 2 and "already in use by another process" in done.stderr
     assert not out.exists()
     with storage.locked(out / ".2-of-3.lock"):
         for shard, code in (("1/1", 2), ("1/2", 2), ("1/3", 0)):

@@ -140,7 +140,9 @@ def test_a_second_process_in_the_folder_is_refused(
     )  # fmt: skip
     with other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
-        with pytest.raises(UsageError, match=r"another synclr works in .*run. Wait for it"):
+        with pytest.raises(
+            UsageError, match=r"run is already in use by another process. Wait for it"
+        ):
             run(small(), images, out)
         assert [p.name for p in out.iterdir()] == [".lock"]
         other.kill()

@@ -1,0 +1,265 @@
+"""What a finished folder of parts says of itself, without opening a part.
+
+    _manifest.json   small: header, digest, totals, what the command told of the whole
+    _parts.pq        a row for each part: rows, captions, first and last id, bytes, digest, facts
+
+The list is a Parquet file (600,000 parts are some 30 MB), but of another suffix, for those who read
+`folder/*.parquet`. How a folder comes to be finished is in `shards`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from synclr_cli.data import artifacts, storage
+from synclr_cli.data.artifacts import STAGE_OF, Header
+from synclr_cli.errors import DataError
+
+MANIFEST = "_manifest.json"
+PARTS = "_parts.pq"
+UNFINISHED = "_unfinished"  # folder of the header and of notes, while parts are made
+HEADER = "header.json"  # in it
+
+_SCHEMA = pa.schema(
+    {
+        "name": pa.string(),
+        "rows": pa.int64(),
+        "captions": pa.int64(),
+        "first": pa.int64(),
+        "last": pa.int64(),
+        "bytes": pa.int64(),
+        "digest": pa.binary(32),
+        "facts": pa.string(),  # JSON; null for none
+    }
+)
+
+
+@dataclass(frozen=True)
+class PartFacts:
+    """What is known of a part without opening it."""
+
+    name: str
+    rows: int
+    captions: int  # distinct caption ids; 0 where the schema has none
+    first: int | None  # the lowest caption id
+    last: int | None  # the highest
+    bytes: int
+    digest: str  # sha256:...
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what the command told of it
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished folder of parts: where it came from and what it holds."""
+
+    folder: Path
+    header: Header
+    digest: str  # of the names and bytes of all parts
+    rows: int
+    captions: int
+    bytes: int
+    facts: Mapping[str, Any]  # what the command told of the whole
+    parts: pa.Table  # a row for each part, in order; the columns are the fields of `PartFacts`
+
+    def paths(self) -> list[Path]:
+        """Return where the parts lie, in order."""
+        return [self.folder / name for name in self.parts["name"].to_pylist()]
+
+    def missing(self, sizes: Mapping[str, int]) -> list[str]:
+        """Return the parts that a listing of the folder (`storage.sizes`) lacks.
+
+        Raises:
+            DataError: one that is there has another size than was written.
+        """
+        names, expected = self.parts["name"].to_pylist(), self.parts["bytes"].to_pylist()
+        for name, size in zip(names, expected, strict=True):
+            if name in sizes:
+                require_size(self.folder / name, sizes[name], size, self.header)
+        return [name for name in names if name not in sizes]
+
+    def verify(self) -> None:
+        """Compare the bytes of every part with its digest.
+
+        Raises:
+            DataError: one differs; it is named.
+        """
+        for part in facts_of(self.parts):
+            path = self.folder / part.name
+            with artifacts.readable(path):
+                same = storage.digest(path) == part.digest
+            if not same:
+                raise damaged(path, "its bytes are not those that were written", self.header)
+
+
+def part_name(index: int) -> str:
+    """Return the name of a part; names are in the order of their numbers.
+
+    From 100,000 on a letter for the number of digits comes first: `part-a100000.parquet`.
+    """
+    digits = str(index)
+    letter = chr(ord("a") + len(digits) - 6) if len(digits) > 5 else ""
+    return f"part-{letter}{digits:0>5}.parquet"
+
+
+def is_part(name: str) -> bool:
+    """Return whether a name is of the form that parts have."""
+    return name.startswith("part-") and name.endswith(".parquet")
+
+
+def open_dataset(folder: Path, schema: str) -> Manifest:
+    """Open a finished folder of parts; their sizes are compared, none of them is opened.
+
+    Raises:
+        DataError: no such folder, not finished, of another schema, a part is missing or damaged.
+    """
+    maker = f"synclr {STAGE_OF[schema]}"
+    make = f"make it with {maker}"
+    if schema == "images":
+        make += ", or of images of your own with synclr import"
+    if folder.is_file():
+        raise DataError(f"{folder} is a file", expected=f"a folder of {schema}", do=make)
+    names = storage.sizes(folder)
+    if not names and not folder.is_dir():
+        raise DataError(f"no folder {folder}", do=make)
+    if MANIFEST not in names:
+        if (count := sum(map(is_part, names))) or UNFINISHED in names:
+            raise DataError(
+                f"{folder} holds {count} parts but is not finished",
+                do=f"run {maker} again: it continues",
+            )
+        raise DataError(f"{folder} holds no {schema} of synclr", do=make)
+    manifest = read_manifest(folder, schema)
+    if missing := manifest.missing(names):
+        more = f" and {len(missing) - 1} more parts" if len(missing) > 1 else ""
+        raise DataError(f"{folder} lacks {missing[0]}{more}", do=f"run {maker} again")
+    return manifest
+
+
+def read_header(folder: Path, schema: str | None = None) -> Header | None:
+    """Return the header of a folder of parts, finished or not; None if it has none.
+
+    Raises:
+        DataError: it cannot be read, or is of another schema.
+    """
+    header = None
+    for path in (folder / MANIFEST, folder / UNFINISHED / HEADER):
+        if path.is_file():
+            record = storage.read_json(path)
+            if "header" not in record:
+                raise DataError(f"{path} lacks 'header'")
+            header = Header.parse(json.dumps(record["header"]), path)
+            break
+    else:
+        path = folder / PARTS
+        if path.is_file():
+            header = artifacts.open_any_parquet(path)[1]
+    if header and schema and header.schema != schema:
+        raise DataError(f"{path}", got=header.schema, expected=schema)
+    return header
+
+
+def read_manifest(folder: Path, schema: str) -> Manifest:
+    """Read a manifest and the list of parts beside it; which parts are there is not looked at."""
+    path = folder / MANIFEST
+    record = storage.read_json(path)
+    header = read_header(folder, schema)
+    assert header is not None
+    parts = read_parts(folder)
+    try:
+        if storage.digest(folder / PARTS) != record["parts_digest"]:
+            raise DataError(
+                f"{folder / PARTS} is not the list of parts that {path.name} was written with",
+                do="copy both again from where the folder came from",
+            )
+        return Manifest(
+            folder,
+            header,
+            str(record["digest"]),
+            int(record["rows"]),
+            int(record["captions"]),
+            int(record["bytes"]),
+            dict(record["facts"]),
+            parts,
+        )
+    except (KeyError, TypeError, ValueError) as e:
+        raise DataError(f"{path} lacks {e}") from e
+
+
+def read_parts(folder: Path) -> pa.Table:
+    """Read the list of parts.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    path = folder / PARTS
+    try:
+        return storage.table(path).select(_SCHEMA.names).cast(_SCHEMA)
+    except (pa.ArrowException, KeyError, OSError) as e:
+        raise DataError(
+            f"{path} is damaged ({e})", do="copy it again, or remove the folder and make it again"
+        ) from e
+
+
+def facts_of(parts: pa.Table) -> Iterator[PartFacts]:
+    """Yield the rows of a list of parts."""
+    for row in parts.to_pylist():
+        row["digest"] = f"sha256:{row['digest'].hex()}"
+        row["facts"] = json.loads(row["facts"]) if row["facts"] else {}
+        yield PartFacts(**row)
+
+
+def written(header: Header, parts: Sequence[PartFacts], facts: Mapping[str, Any]) -> tuple[
+    bytes, dict[str, Any]
+]:  # fmt: skip
+    """Return the list of parts as a Parquet file, and the manifest as JSON."""
+    columns: dict[str, list[Any]] = {
+        name: [getattr(part, name) for part in parts] for name in _SCHEMA.names
+    }
+    columns["digest"] = [bytes.fromhex(d.removeprefix("sha256:")) for d in columns["digest"]]
+    columns["facts"] = [json.dumps(f, ensure_ascii=False) if f else None for f in columns["facts"]]
+    table = pa.table(columns, schema=_SCHEMA)
+    sink = io.BytesIO()
+    pq.write_table(
+        table.replace_schema_metadata({artifacts.HEADER_KEY: header.json()}),
+        sink, compression="zstd", write_page_checksum=True,
+    )  # fmt: skip
+    listed = sink.getvalue()
+    whole = sha256("".join(f"{p.name}\0{p.digest}\n" for p in parts).encode())
+    return listed, {
+        "header": json.loads(header.json()),
+        "digest": f"sha256:{whole.hexdigest()}",
+        "parts": len(parts),
+        "rows": sum(p.rows for p in parts),
+        "captions": sum(p.captions for p in parts),
+        "bytes": sum(p.bytes for p in parts),
+        "parts_digest": f"sha256:{sha256(listed).hexdigest()}",
+        "facts": dict(facts),
+    }
+
+
+def require_size(path: Path, size: int, expected: int, header: Header) -> None:
+    """Refuse a part whose size is not that which was written.
+
+    Raises:
+        DataError: it is another.
+    """
+    if size != expected:
+        raise damaged(path, f"{size} bytes, {expected} were written", header)
+
+
+def damaged(path: Path, what: str, header: Header) -> DataError:
+    """Return the error for a part that is not what was written."""
+    maker = "import" if header.engine.startswith("import:") else STAGE_OF[header.schema]
+    return DataError(
+        f"{path} is damaged ({what})",
+        do=f"delete it; the same synclr {maker} command makes it again",
+    )
