@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -82,9 +83,33 @@ def test_a_process_killed_while_writing_leaves_no_artifact(tmp_path):
     done = subprocess.run([sys.executable, "-c", script])
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "x.bin").exists()
-    with storage.atomic_file(tmp_path / "x.bin") as partial:  # the next one takes its place
-        partial.write_bytes(b"whole")
-    assert [p.name for p in tmp_path.iterdir()] == ["x.bin"]
+    storage.remove_partials(tmp_path)  # as whoever claims the folder next does
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_temporary_name_is_new_each_time_and_keeps_the_modes_of_new_files(tmp_path):
+    (tmp_path / "plain").touch()
+    names = set()
+    for _ in range(2):
+        with storage.atomic_file(tmp_path / "x.bin") as partial:
+            names.add(partial.name)
+            with pytest.raises(FileExistsError):  # it was made by us alone: nobody planted a link
+                os.open(partial, os.O_CREAT | os.O_EXCL)
+            partial.write_bytes(b"whole")
+            partial.chmod(0o600)  # as safetensors does
+    assert len(names) == 2
+    assert (tmp_path / "x.bin").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_two_writers_of_one_folder_do_not_meet(tmp_path):
+    target = tmp_path / "export"
+    with storage.atomic_folder(target) as one:
+        with storage.atomic_folder(target) as other:
+            (other / "x").write_text("other")
+        (one / "x").write_text("one")
+    assert (target / "x").read_text() == "one" and [p.name for p in tmp_path.iterdir()] == [
+        "export"
+    ]
 
 
 def test_an_atomic_folder_replaces_the_old_one_whole(tmp_path):
@@ -307,16 +332,17 @@ def test_a_lock_keeps_others_out_and_leaves_nothing(tmp_path):
     assert subprocess.run(other, capture_output=True, text=True, check=False).stdout == "in\n"
 
 
-def test_a_lock_that_was_removed_meanwhile_is_made_again(tmp_path, monkeypatch):
-    import fcntl
+def test_a_lock_that_was_removed_meanwhile_is_made_again(tmp_path):
+    path, got_in = tmp_path / ".lock", []
 
-    path, take = tmp_path / ".lock", fcntl.lockf
-    removals = iter([path.unlink])
+    def wait_and_enter():
+        with storage.locked(path, wait=30):
+            got_in.append(path.is_file())
 
-    def lockf(file, how):
-        next(removals, lambda: None)()  # whoever held it ended between our open and our lock
-        take(file, how)
-
-    monkeypatch.setattr(fcntl, "lockf", lockf)
     with storage.locked(path):
-        assert path.is_file()
+        waiting = threading.Thread(target=wait_and_enter)
+        waiting.start()
+        waiting.join(0.2)
+        assert got_in == []
+    waiting.join(30)  # the file it waited for has gone: it locked a new one
+    assert got_in == [True] and list(tmp_path.iterdir()) == []
