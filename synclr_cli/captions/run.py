@@ -30,7 +30,7 @@ from synclr_cli.captions.pieces import (
 )
 from synclr_cli.captions.sampler import Drawer
 from synclr_cli.config import CaptionsConfig
-from synclr_cli.data import artifacts, storage
+from synclr_cli.data import artifacts, locks, storage
 from synclr_cli.errors import UsageError
 
 
@@ -51,7 +51,7 @@ def run(config: CaptionsConfig, out: Path, *, overwrite: bool = False) -> Path:
     if not overwrite and _count_there(out, header, config) == config.count:
         _tidy(out, config.count)
         return out
-    with storage.locked(_lock(out)):
+    with locks.locked(_lock(out)):
         return _make(config, out, pool, bank, header, overwrite=overwrite)
 
 
@@ -118,7 +118,7 @@ def _tidy(out: Path, count: int) -> None:
     """Remove the parts of a finished file, which a kill at the very end leaves."""
     first = min(_folder(out).glob("part-*.parquet"), default=None, key=lambda part: part.name)
     if first and artifacts.open_parquet(first, "captions")[1].config.get("count") == count:
-        with suppress(UsageError), storage.locked(_lock(out)):  # another process tidies
+        with suppress(UsageError), locks.locked(_lock(out)):  # another process tidies
             remove(_folder(out))
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from synclr_cli import console
-from synclr_cli.data import artifacts, storage
+from synclr_cli.data import artifacts, locks, storage
 from synclr_cli.data.artifacts import MANIFEST
 from synclr_cli.errors import DataError, UsageError
 
@@ -136,10 +136,10 @@ def one_at_a_time(folder: Path, shard: str) -> Iterator[None]:
         UsageError: there is one.
     """
     number, _, jobs = shard.partition("/")
-    with storage.locked(folder / f".{number}-of-{jobs}.lock"):
+    with locks.locked(folder / f".{number}-of-{jobs}.lock"):
         others = folder.glob(".*-of-*.lock") if storage.is_local(folder) else ()
         for other in others:
-            if not other.name.endswith(f"-of-{jobs}.lock") and storage.is_locked(other):
+            if not other.name.endswith(f"-of-{jobs}.lock") and locks.is_locked(other):
                 raise UsageError(
                     f"another synclr works in {folder}", got=f"--shard {shard}",
                     expected=f"a share of {other.stem.rpartition('-')[2]} like its own",

@@ -12,11 +12,13 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -28,18 +30,19 @@ MANIFEST = "_manifest.json"
 PARTS = "_parts.pq"
 UNFINISHED = "_unfinished"  # folder of the header and of notes, while parts are made
 HEADER = "header.json"  # in it
+_NOTE_READERS = 32  # threads; a note at a URI is a request
 
 _SCHEMA = pa.schema(
-    {
-        "name": pa.string(),
-        "rows": pa.int64(),
-        "captions": pa.int64(),
-        "first": pa.int64(),
-        "last": pa.int64(),
-        "bytes": pa.int64(),
-        "digest": pa.binary(32),
-        "facts": pa.string(),  # JSON; null for none
-    }
+    [
+        ("name", pa.string()),
+        ("rows", pa.int64()),
+        ("captions", pa.int64()),
+        ("first", pa.int64()),
+        ("last", pa.int64()),
+        ("bytes", pa.int64()),
+        ("digest", pa.binary(32)),
+        ("facts", pa.string()),  # JSON; null for none
+    ]
 )
 
 
@@ -72,7 +75,7 @@ class Manifest:
 
     def paths(self) -> list[Path]:
         """Return where the parts lie, in order."""
-        return [self.folder / name for name in self.parts["name"].to_pylist()]
+        return [self.folder / name for name in names_of(self.parts)]
 
     def missing(self, sizes: Mapping[str, int]) -> list[str]:
         """Return the parts that a listing of the folder (`storage.sizes`) lacks.
@@ -80,8 +83,8 @@ class Manifest:
         Raises:
             DataError: one that is there has another size than was written.
         """
-        names, expected = self.parts["name"].to_pylist(), self.parts["bytes"].to_pylist()
-        for name, size in zip(names, expected, strict=True):
+        names = names_of(self.parts)
+        for name, size in zip(names, self.parts["bytes"].to_numpy().tolist(), strict=True):
             if name in sizes:
                 require_size(self.folder / name, sizes[name], size, self.header)
         return [name for name in names if name not in sizes]
@@ -113,6 +116,12 @@ def part_name(index: int) -> str:
 def is_part(name: str) -> bool:
     """Return whether a name is of the form that parts have."""
     return name.startswith("part-") and name.endswith(".parquet")
+
+
+def number_of(name: str) -> int:
+    """Return the number of a part by its name, -1 for a name that no part has."""
+    digits = name.removeprefix("part-").split(".", 1)[0].lstrip("abcdefghij")
+    return int(digits) if digits.isdecimal() else -1
 
 
 def open_dataset(folder: Path, schema: str) -> Manifest:
@@ -209,12 +218,62 @@ def read_parts(folder: Path) -> pa.Table:
         ) from e
 
 
+def names_of(parts: pa.Table) -> list[str]:
+    """Return the names in a list of parts, in order."""
+    return [str(name) for name in parts["name"].to_pylist()]
+
+
 def facts_of(parts: pa.Table) -> Iterator[PartFacts]:
     """Yield the rows of a list of parts."""
     for row in parts.to_pylist():
         row["digest"] = f"sha256:{row['digest'].hex()}"
         row["facts"] = json.loads(row["facts"]) if row["facts"] else {}
         yield PartFacts(**row)
+
+
+def note_name(part: str) -> str:
+    """Return the name of the file that notes a part's facts until all parts are there."""
+    return part.removesuffix(".parquet") + ".json"
+
+
+def read_notes(folder: Path, parts: Sequence[str]) -> dict[str, PartFacts]:
+    """Return the facts of these parts that are noted in a folder.
+
+    Raises:
+        DataError: a note is damaged.
+    """
+    notes = storage.sizes(folder)
+    noted = [name for name in parts if note_name(name) in notes]
+
+    def read(name: str) -> PartFacts:
+        path = folder / note_name(name)
+        try:
+            return PartFacts(**storage.read_json(path))
+        except (DataError, TypeError) as e:
+            raise DataError(
+                f"{path} is damaged ({e})",
+                do=f"delete it and {name}; the same command makes both again",
+            ) from e
+
+    with ThreadPoolExecutor(_NOTE_READERS) as pool:
+        return dict(zip(noted, pool.map(read, noted), strict=True))
+
+
+def measure(name: str, table: pa.Table, written: Path, facts: Mapping[str, Any]) -> PartFacts:
+    """Return the facts of a part that was just written to a file of this machine."""
+    ids = np.zeros(0, np.int64)
+    if "caption_id" in table.column_names:
+        ids = np.unique(table["caption_id"].to_numpy())
+    return PartFacts(
+        name=name,
+        rows=table.num_rows,
+        captions=len(ids),
+        first=int(ids[0]) if len(ids) else None,
+        last=int(ids[-1]) if len(ids) else None,
+        bytes=written.stat().st_size,
+        digest=storage.digest(written),
+        facts=facts,
+    )
 
 
 def written(header: Header, parts: Sequence[PartFacts], facts: Mapping[str, Any]) -> tuple[

@@ -26,16 +26,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 
-from synclr_cli.data import artifacts, manifest, storage
+from synclr_cli.data import artifacts, locks, manifest, overwriting, storage
 from synclr_cli.data.artifacts import STAGE_OF, Header
 from synclr_cli.data.manifest import (
     HEADER,
@@ -46,11 +44,9 @@ from synclr_cli.data.manifest import (
     is_part,
     part_name,
 )
-from synclr_cli.errors import DataError, UsageError
+from synclr_cli.data.overwriting import NEW
+from synclr_cli.errors import UsageError
 
-_NEW = ".new"
-_SWAP = "swap"  # in it: the old result has gone, the new one is being moved to its place
-_NOTE_READERS = 32  # threads; a note at a URI is a request
 _SETUP_SECONDS = 60.0  # to wait for another job to begin or to finish
 
 State = Literal["new", "unfinished", "finished", "other"]
@@ -95,7 +91,7 @@ class ShardedDataset:
         self._listed: pa.Table | None = None  # the list of parts of an earlier, finished result
         self._rows: dict[str, int] = {}  # of a part in it
         self._notes: dict[str, PartFacts] = {}
-        self._own = (MANIFEST, PARTS, UNFINISHED, _NEW, *sidecars)
+        self._own = (MANIFEST, PARTS, UNFINISHED, NEW, *sidecars)
         self._begun = False
 
     # -------------------------------------------------------------------------- what is there
@@ -191,28 +187,29 @@ class ShardedDataset:
                 do="remove the folder before the first job starts",
             )
         number, _, jobs = shard.partition("/")
-        with storage.locked(self.folder / f".lock-{number}-of-{jobs}"):
+        with locks.locked(self.folder / f".lock-{number}-of-{jobs}"):
             with self._setup():
                 self._require_alone(number, jobs)
-                self._recover()
+                if overwriting.is_due(self.folder):  # a process was killed meanwhile
+                    self._swap()
                 self._look(overwrite, shard)
             yield self
 
     def _setup(self) -> AbstractContextManager[None]:
         """Keep other jobs from beginning or finishing at the same moment."""
-        return storage.locked(self.folder / ".lock", wait=_SETUP_SECONDS)
+        return locks.locked(self.folder / ".lock", wait=_SETUP_SECONDS)
 
     def _require_alone(self, number: str, jobs: str) -> None:
         """Refuse jobs that share the folder otherwise; remove the locks of killed processes."""
         if not storage.is_local(self.folder):
             return
         for other in self.folder.glob(".lock-*-of-*"):
-            if other.name == f".lock-{number}-of-{jobs}" or not storage.is_locked(other):
+            if other.name == f".lock-{number}-of-{jobs}" or not locks.is_locked(other):
                 continue
             theirs = other.name.rpartition("-")[2]
             if theirs != jobs:
                 raise UsageError(
-                    f"{self.folder} is {storage.IN_USE}",
+                    f"{self.folder} is {locks.IN_USE}",
                     got=f"--shard {number}/{jobs}",
                     expected=f"a shard of {theirs} like its own",
                     do="wait for it, or choose another --out",
@@ -223,17 +220,17 @@ class ShardedDataset:
         self.work, self._begun = self.folder, False
         names = storage.sizes(self.folder)
         if overwrite and self._holds_anything(names):
-            self._require_own(names)
-            self.work = self.folder / _NEW
-            header = manifest.read_header(self.work) if _NEW in names else None
+            overwriting.require_own(self.folder, self.schema)
+            self.work = self.folder / NEW
+            header = manifest.read_header(self.work) if NEW in names else None
             if header is not None and not self._is_equal(header):
                 storage.remove(self.work)
                 header = None
             names = storage.sizes(self.work)
         else:
             header = self.require_same()
-            if _NEW in names:  # of an overwriting that was given up
-                storage.remove(self.folder / _NEW)
+            if NEW in names:  # of an overwriting that was given up
+                storage.remove(self.folder / NEW)
         if header is not None and not self.header.revision:
             self.header = replace(self.header, revision=header.revision)
         self._remove_partials(shard)
@@ -248,12 +245,12 @@ class ShardedDataset:
         self._listed, self._rows, self._notes = None, {}, {}
         if PARTS in self._names:
             self._listed = manifest.read_parts(self.work)
-            names = self._listed["name"].to_pylist()
-            self._rows = {name: row for row, name in enumerate(names)}
+            listed = manifest.names_of(self._listed)
+            self._rows = {name: row for row, name in enumerate(listed)}
         number, _, jobs = shard.partition("/")
         own = [
             name for name in self._names
-            if is_part(name) and (_number(name) - int(number) + 1) % int(jobs) == 0
+            if is_part(name) and (manifest.number_of(name) - int(number) + 1) % int(jobs) == 0
         ]  # fmt: skip
         self._read_notes(own)
         for name in own:
@@ -272,42 +269,14 @@ class ShardedDataset:
 
     def _read_notes(self, names: Sequence[str]) -> None:
         """Read the notes of these parts that have one."""
-        notes = storage.sizes(self.work / UNFINISHED) if UNFINISHED in self._names else {}
-        noted = [name for name in names if _note_name(name) in notes and name not in self._notes]
-        with ThreadPoolExecutor(_NOTE_READERS) as pool:
-            self._notes |= zip(noted, pool.map(self._read_note, noted), strict=True)
-
-    def _read_note(self, name: str) -> PartFacts:
-        path = self.work / UNFINISHED / _note_name(name)
-        try:
-            return PartFacts(**storage.read_json(path))
-        except (DataError, TypeError) as e:
-            raise DataError(
-                f"{path} is damaged ({e})", do="delete it; the same command makes its part again"
-            ) from e
+        if UNFINISHED in self._names:
+            new = [name for name in names if name not in self._notes]
+            self._notes |= manifest.read_notes(self.work / UNFINISHED, new)
 
     def _known(self, name: str) -> PartFacts | None:
         if name not in self._notes and self._listed is not None and name in self._rows:
             return next(manifest.facts_of(self._listed.slice(self._rows[name], 1)))
         return self._notes.get(name)
-
-    def _require_own(self, names: Mapping[str, int]) -> None:
-        """Refuse to overwrite a folder with parts, or a manifest, that synclr did not make."""
-        try:
-            header = manifest.read_header(self.folder, self.schema)
-            listed = manifest.read_parts(self.folder) if PARTS in names else None
-        except DataError as e:
-            raise UsageError(
-                f"{self.folder} is no folder of {self.schema} ({e})", do="choose another --out"
-            ) from e
-        ours = set(listed["name"].to_pylist()) if listed else set()
-        notes = storage.sizes(self.folder / UNFINISHED) if UNFINISHED in names else {}
-        foreign = [n for n in names if is_part(n) and n not in ours and _note_name(n) not in notes]
-        if foreign or (header is None and _NEW not in names):
-            raise UsageError(
-                f"{self.folder / min(foreign, default='')} was not made by synclr here",
-                do="move or delete it, or choose another --out",
-            )
 
     def _remove_partials(self, shard: str) -> None:
         """Remove what killed processes left half written of this shard's parts and notes."""
@@ -316,7 +285,7 @@ class ShardedDataset:
         number, _, jobs = shard.partition("/")
         for folder in (self.work, self.work / UNFINISHED):
             for path in folder.glob(".part-*.partial"):
-                if (_number(path.name[1:]) - int(number) + 1) % int(jobs) == 0:
+                if (manifest.number_of(path.name[1:]) - int(number) + 1) % int(jobs) == 0:
                     storage.remove(path)
 
     # -------------------------------------------------------------------------- the work
@@ -344,10 +313,10 @@ class ShardedDataset:
             artifacts.write_tables(
                 partial, self.schema, header, [table], rows_per_group=rows_per_group
             )
-            known = _measure(name, table, partial, facts or {})
+            known = manifest.measure(name, table, partial, facts or {})
             if name in self._names:
                 storage.remove(path)
-            storage.write_json(self.work / UNFINISHED / _note_name(name), asdict(known))
+            storage.write_json(self.work / UNFINISHED / manifest.note_name(name), asdict(known))
         self._names[name], self._notes[name] = known.bytes, known
         return known
 
@@ -399,60 +368,13 @@ class ShardedDataset:
         if storage.is_local(self.work):
             storage.remove_partials(self.work)
             for lock in self.folder.glob(".lock-*-of-*"):
-                storage.is_locked(lock)
-
-    # -------------------------------------------------------------------------- the swap
-
-    def _recover(self) -> None:
-        """Go on with a swap that was interrupted: the new result is whole."""
-        if (self.folder / _NEW / MANIFEST).is_file() or (self.folder / _NEW / _SWAP).is_file():
-            self._swap()
+                locks.is_locked(lock)
 
     def _swap(self) -> None:
-        """Put the new result in the place of the old one; each step may be taken twice."""
-        new, names = self.folder / _NEW, storage.sizes(self.folder)
-        if not (new / _SWAP).is_file():
-            storage.remove(self.folder / MANIFEST)
-            listed = manifest.read_parts(self.folder)["name"].to_pylist() if PARTS in names else ()
-            notes = storage.sizes(self.folder / UNFINISHED)
-            old = {*listed, *(n for n in names if is_part(n) and _note_name(n) in notes)}
-            storage.remove(*(self.folder / name for name in old if name in names))
-            storage.remove(*(self.folder / n for n in (UNFINISHED, PARTS, *self.sidecars)))
-            storage.write_json(new / _SWAP, {})
-        staged = storage.sizes(new)
-        for name in sorted(staged, key=lambda name: name == MANIFEST):  # it comes last
-            if name != _SWAP:
-                storage.move(new / name, self.folder / name)
-        storage.remove(new)
+        overwriting.swap(self.folder, self.sidecars)
         self.work = self.folder
-
-
-def _note_name(part: str) -> str:
-    return part.removesuffix(".parquet") + ".json"
-
-
-def _number(name: str) -> int:
-    """Return the number of a part by its name, -1 for a name that is none of a part's."""
-    digits = name.removeprefix("part-").split(".", 1)[0].lstrip("abcdefghij")
-    return int(digits) if digits.isdecimal() else -1
 
 
 def _is_leftover(name: str) -> bool:
     partial = name.startswith(".") and name.endswith(".partial")
-    return partial or name in (UNFINISHED, _NEW) or name.startswith(".lock")
-
-
-def _measure(name: str, table: pa.Table, written: Path, facts: Mapping[str, Any]) -> PartFacts:
-    ids = np.zeros(0, np.int64)
-    if "caption_id" in table.column_names:
-        ids = np.unique(table["caption_id"].to_numpy())
-    return PartFacts(
-        name=name,
-        rows=table.num_rows,
-        captions=len(ids),
-        first=int(ids[0]) if len(ids) else None,
-        last=int(ids[-1]) if len(ids) else None,
-        bytes=written.stat().st_size,
-        digest=storage.digest(written),
-        facts=facts,
-    )
+    return partial or name in (UNFINISHED, NEW) or name.startswith(".lock")

@@ -27,9 +27,6 @@ from synclr_cli.errors import DataError, EngineError, UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from filelock import BaseFileLock
-
-IN_USE = "already in use by another process"
 
 
 def place(name: str | Path) -> Path:
@@ -276,72 +273,6 @@ def remove(*paths: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-
-
-def lock(
-    path: Path, *, do: str = "wait for it, or choose another --out", wait: float = 0
-) -> BaseFileLock:
-    """Return a lock on a file of this machine that this process holds until it ends or `release`s.
-
-    Whoever holds it may remove the file: who waited for it then locks the next one of that name.
-
-    Args:
-        do: what the error says to do if another process holds it.
-        wait: seconds to wait for another process before that.
-
-    Raises:
-        UsageError: another process holds it.
-    """
-    import filelock
-
-    with disk_errors(path):
-        make_folder(path.parent)
-        held = filelock.FileLock(path, timeout=wait)
-        try:
-            held.acquire(poll_interval=0.02)
-        except filelock.Timeout as e:
-            raise UsageError(f"{path.parent} is {IN_USE}", do=do) from e
-    return held
-
-
-@contextmanager
-def locked(path: Path, *, wait: float = 0) -> Iterator[None]:
-    """Keep every other process out of a block by a file that is there meanwhile.
-
-    Where nothing comes of the block, the file's folder is not left there either. A lock at a URI
-    keeps nobody out.
-
-    Args:
-        wait: seconds to wait for another process to leave it.
-
-    Raises:
-        UsageError: another process is in it.
-    """
-    if not is_local(path):
-        yield
-        return
-    new = [folder for folder in path.parents if not folder.exists()]  # the innermost first
-    held = lock(path, wait=wait)
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            path.unlink()
-        held.release()
-        with suppress(OSError):  # it holds something
-            for folder in new:
-                folder.rmdir()
-
-
-def is_locked(path: Path) -> bool:
-    """Return whether another process holds a lock file; one that nobody holds is removed."""
-    try:
-        held = lock(path, do="")
-    except UsageError:
-        return True
-    path.unlink(missing_ok=True)
-    held.release()
-    return False
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from synclr_cli.data import artifacts, exports, storage
+from synclr_cli.data import artifacts, exports, locks, storage
 from synclr_cli.data.artifacts import Header
 from synclr_cli.errors import DataError, UsageError
 from synclr_cli.learning import backbone, checkpoint
@@ -91,13 +91,13 @@ class Folder:
         taken: UsageError | None = None
         if self._runtime.is_main:
             try:
-                self._lock = storage.lock(
+                self._lock = locks.lock(
                     self.path / ".lock", do="wait for it, or choose another --out"
                 )
             except UsageError as e:
                 taken = e
         if self._runtime.any(taken is not None):
-            raise taken or UsageError(f"{self.path} is {storage.IN_USE}")
+            raise taken or UsageError(f"{self.path} is {locks.IN_USE}")
         if self._runtime.is_main:
             for folder in (self.path, self._checkpoints, self._backbones):
                 storage.remove_partials(folder)

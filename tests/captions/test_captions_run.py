@@ -14,7 +14,7 @@ import pytest
 from synclr_cli.captions import quality
 from synclr_cli.captions.run import rejects_path, run
 from synclr_cli.config import CaptionEngineConfig, CaptionsConfig
-from synclr_cli.data import artifacts, storage
+from synclr_cli.data import artifacts, locks, storage
 from synclr_cli.errors import DataError, UsageError
 
 TEMPLATE = CaptionEngineConfig(name="template:")
@@ -333,7 +333,7 @@ def test_only_one_process_makes_a_file(tmp_path):
     out = tmp_path / "captions.parquet"
     arguments = ["captions", "-c", "cifar10", "--engine", "template:", "-n", "9", "-o", str(out)]
     command = [sys.executable, "-m", "synclr_cli", *arguments]
-    with storage.locked(tmp_path / ".captions.parquet.lock"):
+    with locks.locked(tmp_path / ".captions.parquet.lock"):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "already in use by another process" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from synclr_cli import config as configs, settings
-from synclr_cli.data import artifacts, describe, storage
+from synclr_cli.data import artifacts, describe, locks, storage
 from synclr_cli.data.artifacts import Header
 from synclr_cli.errors import DataError, EngineError, UsageError
 
@@ -322,10 +322,10 @@ def test_a_json_file_of_others_is_one_line(tmp_path, text):
 
 def test_a_lock_keeps_others_out_and_leaves_nothing(tmp_path):
     path = tmp_path / ".lock"
-    program = "import sys, pathlib; from synclr_cli.data import storage\n"
-    program += "with storage.locked(pathlib.Path(sys.argv[1])): print('in')"
+    program = "import sys, pathlib; from synclr_cli.data import locks\n"
+    program += "with locks.locked(pathlib.Path(sys.argv[1])): print('in')"
     other = [sys.executable, "-c", program, str(path)]
-    with storage.locked(path):
+    with locks.locked(path):
         done = subprocess.run(other, capture_output=True, text=True, check=False)
         assert done.stdout == "" and "already in use by another process" in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -336,10 +336,10 @@ def test_a_lock_that_was_removed_meanwhile_is_made_again(tmp_path):
     path, got_in = tmp_path / ".lock", []
 
     def wait_and_enter():
-        with storage.locked(path, wait=30):
+        with locks.locked(path, wait=30):
             got_in.append(path.is_file())
 
-    with storage.locked(path):
+    with locks.locked(path):
         waiting = threading.Thread(target=wait_and_enter)
         waiting.start()
         waiting.join(0.2)

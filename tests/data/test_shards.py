@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from killing import kill_until_done
 
-from synclr_cli.data import artifacts, manifest, shards, storage
+from synclr_cli.data import artifacts, manifest, storage
 from synclr_cli.data.manifest import open_dataset, part_name
 from synclr_cli.data.shards import ShardedDataset
 from synclr_cli.errors import DataError, UsageError
@@ -105,7 +105,7 @@ def test_the_names_of_parts_sort_by_their_numbers() -> None:
     numbers = [0, 7, 99_999, 100_000, 100_001, 600_000, 999_999, 1_000_000, 12_345_678]
     names = [part_name(i) for i in numbers]
     assert names == sorted(names) and names[0] == "part-00000.parquet"
-    assert [shards._number(name) for name in names] == numbers
+    assert [manifest.number_of(name) for name in names] == numbers
 
 
 def test_the_same_again_changes_nothing(whole: Path) -> None:

@@ -19,7 +19,7 @@ from image_folders import contents, rows_of
 from PIL import Image
 
 from synclr_cli import settings
-from synclr_cli.data import artifacts, storage
+from synclr_cli.data import artifacts, locks, storage
 from synclr_cli.errors import DataError, EngineError, UsageError
 from synclr_cli.render import generate
 from synclr_cli.render.run import run
@@ -203,11 +203,11 @@ def test_only_one_process_makes_a_shard(captions_file, tmp_path):
     captions, out = captions_file(4), tmp_path / "images"
     arguments = ["render", captions, "--engine", "procedural:", "-o", out]
     command = [sys.executable, "-m", "synclr_cli", *map(str, arguments)]
-    with storage.locked(out / ".1-of-1.lock"):
+    with locks.locked(out / ".1-of-1.lock"):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "already in use by another process" in done.stderr
     assert not out.exists()
-    with storage.locked(out / ".2-of-3.lock"):
+    with locks.locked(out / ".2-of-3.lock"):
         for shard, code in (("1/1", 2), ("1/2", 2), ("1/3", 0)):
             sharded = [*command, "--shard", shard]
             done = subprocess.run(sharded, capture_output=True, text=True, check=False)

@@ -129,8 +129,8 @@ def test_a_second_process_in_the_folder_is_refused(
     hold = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from synclr_cli.data import storage
-        held = storage.lock(Path(sys.argv[1]), do="wait")
+        from synclr_cli.data import locks
+        held = locks.lock(Path(sys.argv[1]), do="wait")
         print("held", flush=True)
         sys.stdin.read()
     """)
