@@ -120,7 +120,12 @@ class DiffusersEngine:
         }
         if "eta" in self._call:
             arguments["eta"] = 0.0
-        if "negative_prompt" in self._call and "prompt" not in text:
+        if self._texts.true_cfg:  # Qwen-Image; its guidance_scale is for distilled models
+            arguments["true_cfg_scale"] = arguments.pop("guidance_scale")
+        if "intermediate_timesteps" in self._call and self._config.steps != 2:
+            arguments["intermediate_timesteps"] = None  # SANA-Sprint's default is for two steps
+        arguments = {k: v for k, v in arguments.items() if k in self._call}
+        if self._texts.read_ahead and "negative_prompt" in self._call:
             arguments["negative_prompt"] = None  # its embeddings are there; PixArt's default is ""
         result = pipe(**arguments, **text)
         pictures: Tensor = result.images  # [B, 3, H, W] in 0..1
@@ -140,7 +145,7 @@ class DiffusersEngine:
         # makes some pipelines convert their decoder back and forth.
         if (
             self._device.type == "cpu"
-            and self._texts.names
+            and self._texts.read_ahead
             and not self._config.compile
             and self._pipe.dtype != torch.float16
         ):

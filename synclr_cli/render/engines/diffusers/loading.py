@@ -144,6 +144,8 @@ def _read(engine: str, folder: Path, dtype: torch.dtype, config: RenderEngineCon
     except (OSError, ImportError, KeyError) as e:
         raise EngineError(f"{engine} cannot be loaded ({_first_line(e)})") from e
     call = inspect.signature(pipe.__call__).parameters
+    if "generator" not in call:
+        raise EngineError(f"{engine}: {type(pipe).__name__} takes no generator, so no seed")
     if "prompt" not in call or (
         "image" in call and call["image"].default is inspect.Parameter.empty
     ):
@@ -153,6 +155,11 @@ def _read(engine: str, folder: Path, dtype: torch.dtype, config: RenderEngineCon
 
 def _read_any(engine: str, folder: Path, settings: dict[str, Any], kind: str, size: int) -> Any:
     pipeline = diffusers.DiffusionPipeline
+    if isinstance(kind, str) and kind != "PocketPipeline" and not hasattr(diffusers, kind):
+        raise EngineError(
+            f"{engine} is a {kind}, which diffusers {diffusers.__version__} does not have",
+            do="run pip install -U diffusers",
+        )
     if kind == "PocketPipeline":  # ours, so diffusers has no such class
         from synclr_cli.render.engines.pocket.pipeline import SIDE, PocketPipeline
 
@@ -165,8 +172,14 @@ def _read_any(engine: str, folder: Path, settings: dict[str, Any], kind: str, si
         raise EngineError(f"{engine} cannot be loaded ({_first_line(e)})") from e
 
 
+def _is_flow(scheduler: Any) -> bool:
+    """Return whether a scheduler is of a flow-matching model, whose noise levels are its own."""
+    kind = scheduler.config.get("prediction_type", "")
+    return "FlowMatch" in type(scheduler).__name__ or kind in ("flow_prediction", "trigflow")
+
+
 def _set_scheduler(engine: str, pipe: Any, name: str) -> None:
-    flow = "FlowMatch" in type(pipe.scheduler).__name__
+    flow = _is_flow(pipe.scheduler)
     if name == "auto":
         name = "own" if flow else "ddim"
     if name == "own":
@@ -188,7 +201,7 @@ def _require_steps(scheduler: Any, steps: int) -> None:
         UsageError: says how many it was trained with.
     """
     kind, trained = type(scheduler).__name__, scheduler.config.get("num_train_timesteps", 1000)
-    if "FlowMatch" in kind:  # its noise levels are no whole numbers: any count fits
+    if _is_flow(scheduler):  # its noise levels are no whole numbers: any count fits
         return
     try:
         scheduler.set_timesteps(steps)
