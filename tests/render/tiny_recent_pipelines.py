@@ -6,10 +6,12 @@ Each needs a diffusers that has the class; `FAMILIES` holds those of the install
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 import transformers
 from tiny_pipelines import LETTERS, vae
 
@@ -43,14 +45,23 @@ def qwen3(vocabulary: int, layers: int) -> Any:
     return transformers.Qwen3ForCausalLM(config).eval()
 
 
+def loud(denoiser: Any, factor: float) -> Any:
+    """Return a random denoiser with larger weights, in whose images the words show."""
+    with torch.no_grad():
+        for layer in denoiser.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.weight.mul_(factor)
+    return denoiser.eval()
+
+
 def flux2_klein(folder: Path) -> Any:
     """FLUX.2 klein, base: three layers of a Qwen3 side by side, real guidance."""
     tokenizer = letters(folder)
-    denoiser = diffusers.Flux2Transformer2DModel(
+    denoiser = loud(diffusers.Flux2Transformer2DModel(
         patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
         num_attention_heads=2, joint_attention_dim=3 * 16, timestep_guidance_channels=32,
         axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
-    ).eval()  # fmt: skip
+    ), 2)  # fmt: skip
     decoder = diffusers.AutoencoderKLFlux2(
         block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1, latent_channels=4,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
@@ -80,7 +91,7 @@ def qwen_image(folder: Path) -> Any:
     tokenizer = letters(folder)
     config = transformers.Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 32,
+            "vocab_size": len(tokenizer) + 35, "hidden_size": 16, "intermediate_size": 32,
             "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
             "max_position_embeddings": 2048,
             "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2],
@@ -91,18 +102,24 @@ def qwen_image(folder: Path) -> Any:
             "out_hidden_size": 16,
         },
     )  # fmt: skip
-    denoiser = diffusers.QwenImageTransformer2DModel(
+    denoiser = loud(diffusers.QwenImageTransformer2DModel(
         in_channels=16, out_channels=4, num_layers=1, attention_head_dim=16,
         num_attention_heads=2, joint_attention_dim=16, axes_dims_rope=(4, 6, 6),
-    ).eval()  # fmt: skip
+    ), 3)  # fmt: skip
     decoder = diffusers.AutoencoderKLQwenImage(
         base_dim=8, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[False],
         latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
     ).eval()  # fmt: skip
-    return diffusers.QwenImagePipeline(
+    pipe = diffusers.QwenImagePipeline(
         diffusers.FlowMatchEulerDiscreteScheduler(), decoder,
         transformers.Qwen2_5_VLForConditionalGeneration(config).eval(), tokenizer, denoiser,
     )  # fmt: skip
+    # Its template in as many tokens as it cuts off again, and one behind the caption.
+    before, after = pipe.prompt_template_encode.split("{}")
+    count = pipe.prompt_template_encode_start_idx  # 34
+    cuts = [len(before) * i // count for i in range(count + 1)]
+    tokenizer.add_tokens([*(before[a:b] for a, b in pairwise(cuts)), after])
+    return pipe
 
 
 def _sana(folder: Path, kind: Any, scheduler: Any, sample_size: int, **more: Any) -> Any:
@@ -111,11 +128,11 @@ def _sana(folder: Path, kind: Any, scheduler: Any, sample_size: int, **more: Any
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=1, head_dim=8, max_position_embeddings=2048,
     )  # fmt: skip
-    denoiser = diffusers.SanaTransformer2DModel(
+    denoiser = loud(diffusers.SanaTransformer2DModel(
         in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2,
         num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16,
         caption_channels=16, sample_size=sample_size, patch_size=1, **more,
-    ).eval()  # fmt: skip
+    ), 2)  # fmt: skip
     decoder = diffusers.AutoencoderDC(
         latent_channels=4, attention_head_dim=2,
         encoder_block_out_channels=(8, 16), decoder_block_out_channels=(8, 16),
@@ -152,3 +169,4 @@ _ALL: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "sana-sprint": ("SanaSprintPipeline", sana_sprint),
 }
 FAMILIES = {n: make for n, (kind, make) in _ALL.items() if hasattr(diffusers, kind)}
+GUIDED = [n for n in FAMILIES if n != "sana-sprint"]  # with an unconditional half

@@ -3,7 +3,7 @@
     captions -> text embeddings, once per caption (the empty prompt once per run) -> the pipeline's
     own call on a full batch, one CPU noise generator per row -> pixels
 
-The noise of a row comes from its seed alone, so batch size, device and neighbours change a picture
+The noise of a row comes from its seed alone, so batch size, device and neighbours change an image
 by no more than floating point does. On a CPU a batch is shared out among lanes: each is a thread
 with cores of its own that runs the same weights, since small products do not spread over many
 cores.
@@ -56,7 +56,7 @@ class DiffusersEngine:
         """Return one image per caption, from the noise of that row's seed.
 
         Raises:
-            EngineError: the device has no room for even one picture.
+            EngineError: the device has no room for even one image.
         """
         del concepts  # the caption says it
         images: list[GeneratedImage] = []
@@ -128,10 +128,10 @@ class DiffusersEngine:
         if self._texts.read_ahead and "negative_prompt" in self._call:
             arguments["negative_prompt"] = None  # its embeddings are there; PixArt's default is ""
         result = pipe(**arguments, **text)
-        pictures: Tensor = result.images  # [B, 3, H, W] in 0..1
-        finite = pictures.isfinite().flatten(1).all(1).tolist()  # [B]
+        images: Tensor = result.images  # [B, 3, H, W] in 0..1
+        finite = images.isfinite().flatten(1).all(1).tolist()  # [B]
         unsafe = getattr(result, "nsfw_content_detected", None) or [False] * len(seeds)
-        levels = (pictures.float().nan_to_num() * 255).round_().clamp_(0, 255).to(torch.uint8)
+        levels = (images.float().nan_to_num() * 255).round_().clamp_(0, 255).to(torch.uint8)
         pixels = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # [B, H, W, 3]
         return [
             GeneratedImage(p, flaw="not finite" if not whole else "unsafe" if bad else "")
@@ -158,14 +158,14 @@ class DiffusersEngine:
     def _halve(self, size: int, error: Exception) -> None:
         if size == 1:
             raise EngineError(
-                f"{self._name}: no memory for one picture of {self._config.size} px",
+                f"{self._name}: no memory for one image of {self._config.size} px",
                 do="try --set render.engine.dtype=bfloat16, a smaller render.engine.size, or "
                 "--set render.engine.offload=true",
             ) from error
         self._batch = size // 2
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        console.warn(f"out of memory: going on with {self._batch} pictures at a time")
+        console.warn(f"out of memory: going on with {self._batch} images at a time")
 
 
 def _shares(rows: int, lanes: int) -> list[slice]:

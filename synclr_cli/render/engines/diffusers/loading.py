@@ -51,7 +51,7 @@ def load(engine: str, target: str, config: RenderEngineConfig) -> Loaded:
 
     Raises:
         UsageError: no target, an unknown scheduler or option, or one that does not fit the model.
-        EngineError: no pipeline is there, it cannot be reached, or it paints nothing from text.
+        EngineError: no pipeline is there, it cannot be reached, or it generates nothing from text.
     """
     _require_known(config)
     _quiet_libraries()
@@ -149,7 +149,7 @@ def _read(engine: str, folder: Path, dtype: torch.dtype, config: RenderEngineCon
     if "prompt" not in call or (
         "image" in call and call["image"].default is inspect.Parameter.empty
     ):
-        raise EngineError(f"{engine}: {type(pipe).__name__} paints no pictures from text alone")
+        raise EngineError(f"{engine}: {type(pipe).__name__} generates no images from text alone")
     return pipe
 
 

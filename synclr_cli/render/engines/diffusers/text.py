@@ -193,7 +193,7 @@ class Texts:
                 if not self.truncated:
                     console.warn(
                         f"a caption is longer than the text encoder's {limit} tokens; what goes "
-                        f"beyond is not painted: {caption[:60]}..."
+                        f"beyond is not read: {caption[:60]}..."
                     )
                 self.truncated.add(caption)
 
