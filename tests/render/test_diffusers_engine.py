@@ -161,15 +161,15 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tiny_pipeline, capsys, error
     engine._pipe.unet.register_forward_pre_hook(no_room_for_more_than_two)
     painted = engine.generate(CAPTIONS, CAPTIONS, SEEDS)
     assert all(close(a.pixels, b.pixels) for a, b in zip(painted, wanted, strict=True))
-    assert max(sizes[1:]) == 2 and "2 pictures at a time" in capsys.readouterr().err
+    assert max(sizes[1:]) == 2 and "2 images at a time" in capsys.readouterr().err
 
 
-def test_no_memory_for_one_picture_is_one_line(tiny_pipeline):
+def test_no_memory_for_one_image_is_one_line(tiny_pipeline):
     engine = engine_for(tiny_pipeline, batch_size=1)
 
     def no_room(_module, _inputs):
         raise torch.OutOfMemoryError("no room")
 
     engine._pipe.unet.register_forward_pre_hook(no_room)
-    with pytest.raises(EngineError, match="no memory for one picture"):
+    with pytest.raises(EngineError, match="no memory for one image"):
         engine.generate(["a cat"], [""], [1])
