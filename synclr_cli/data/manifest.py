@@ -9,6 +9,7 @@ The list is a Parquet file (600,000 parts are some 30 MB), but of another suffix
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from synclr_cli.data import artifacts, storage
+from synclr_cli.data import artifacts, part_layout, storage
 from synclr_cli.data.artifacts import STAGE_OF, Header
 from synclr_cli.errors import DataError
 
@@ -39,6 +40,8 @@ _SCHEMA = pa.schema(
         ("captions", pa.int64()),
         ("first", pa.int64()),
         ("last", pa.int64()),
+        ("fewest", pa.int32()),
+        ("layout", pa.binary()),
         ("bytes", pa.int64()),
         ("digest", pa.binary(32)),
         ("facts", pa.string()),  # JSON; null for none
@@ -55,6 +58,8 @@ class PartFacts:
     captions: int  # distinct caption ids; 0 where the schema has none
     first: int | None  # the lowest caption id
     last: int | None  # the highest
+    fewest: int  # rows of a caption, at least
+    layout: str  # `part_layout.encode`; "": ids without a gap, each with `fewest` rows
     bytes: int
     digest: str  # sha256:...
     facts: Mapping[str, Any] = field(default_factory=dict)  # what the command told of it
@@ -227,6 +232,7 @@ def facts_of(parts: pa.Table) -> Iterator[PartFacts]:
     """Yield the rows of a list of parts."""
     for row in parts.to_pylist():
         row["digest"] = f"sha256:{row['digest'].hex()}"
+        row["layout"] = base64.b64encode(row["layout"] or b"").decode()
         row["facts"] = json.loads(row["facts"]) if row["facts"] else {}
         yield PartFacts(**row)
 
@@ -261,15 +267,17 @@ def read_notes(folder: Path, parts: Sequence[str]) -> dict[str, PartFacts]:
 
 def measure(name: str, table: pa.Table, written: Path, facts: Mapping[str, Any]) -> PartFacts:
     """Return the facts of a part that was just written to a file of this machine."""
-    ids = np.zeros(0, np.int64)
+    ids = rows = np.zeros(0, np.int64)
     if "caption_id" in table.column_names:
-        ids = np.unique(table["caption_id"].to_numpy())
+        ids, rows = np.unique(table["caption_id"].to_numpy(), return_counts=True)
     return PartFacts(
         name=name,
         rows=table.num_rows,
         captions=len(ids),
         first=int(ids[0]) if len(ids) else None,
         last=int(ids[-1]) if len(ids) else None,
+        fewest=int(rows.min()) if len(ids) else 0,
+        layout=part_layout.encode(ids, rows),
         bytes=written.stat().st_size,
         digest=storage.digest(written),
         facts=facts,
@@ -284,6 +292,7 @@ def written(header: Header, parts: Sequence[PartFacts], facts: Mapping[str, Any]
         name: [getattr(part, name) for part in parts] for name in _SCHEMA.names
     }
     columns["digest"] = [bytes.fromhex(d.removeprefix("sha256:")) for d in columns["digest"]]
+    columns["layout"] = [base64.b64decode(text) or None for text in columns["layout"]]
     columns["facts"] = [json.dumps(f, ensure_ascii=False) if f else None for f in columns["facts"]]
     table = pa.table(columns, schema=_SCHEMA)
     sink = io.BytesIO()

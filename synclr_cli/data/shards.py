@@ -49,6 +49,7 @@ from synclr_cli.errors import UsageError
 
 _SETUP_SECONDS = 60.0  # to wait for another job to begin or to finish
 
+Facts = Mapping[str, Any] | Callable[[Sequence[PartFacts]], Mapping[str, Any] | None]
 State = Literal["new", "unfinished", "finished", "other"]
 
 
@@ -331,11 +332,12 @@ class ShardedDataset:
         self._names[UNFINISHED] = -1
         self._begun = True
 
-    def finish(self, total: int, facts: Mapping[str, Any] | None = None) -> bool:
+    def finish(self, total: int, facts: Facts | None = None) -> bool:
         """Write the manifest of `total` parts; return False while parts of other jobs are missing.
 
         Args:
-            facts: JSON that the manifest tells of the whole.
+            facts: JSON that the manifest tells of the whole, or a function that returns it for the
+                parts; None from it says that a part is still to be replaced.
 
         Raises:
             DataError: a part is damaged, or its note is.
@@ -347,11 +349,23 @@ class ShardedDataset:
                 return False
             self._read_notes(names)
             known = [self._require_noted(name) for name in names]
-            self._write_manifest(known, facts or {})
+            told = facts(known) if callable(facts) else facts or {}
+            if told is None:
+                return False
+            self._write_manifest(known, told)
             self._tidy()
             if self.work != self.folder:
                 self._swap()
         return True
+
+    def discard(self) -> None:
+        """Remove the parts that were made, and what is beside them: nothing comes of them."""
+        if self.work != self.folder:
+            storage.remove(self.work)
+            return
+        storage.remove(self.folder / MANIFEST)
+        parts = [name for name in self._names if self._known(name) is not None]
+        storage.remove(*(self.folder / name for name in (*parts, *self._own)))
 
     def _write_manifest(self, known: Sequence[PartFacts], facts: Mapping[str, Any]) -> None:
         listed, record = manifest.written(self.header, known, facts)
@@ -366,7 +380,8 @@ class ShardedDataset:
         """Remove what is of use only while parts are missing."""
         storage.remove(self.work / UNFINISHED)
         if storage.is_local(self.work):
-            storage.remove_partials(self.work)
+            for folder in (self.work, *(self.work / name for name in self.sidecars)):
+                storage.remove_partials(folder)
             for lock in self.folder.glob(".lock-*-of-*"):
                 locks.is_locked(lock)
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from killing import kill_until_done
 
-from synclr_cli.data import artifacts, manifest, storage
+from synclr_cli.data import artifacts, manifest, part_layout, storage
 from synclr_cli.data.manifest import open_dataset, part_name
 from synclr_cli.data.shards import ShardedDataset
 from synclr_cli.errors import DataError, UsageError
@@ -422,3 +422,58 @@ def test_a_revision_is_kept_by_who_does_not_know_it(tmp_path: Path, whole: Path)
         storage.write_json(made.work / "_beside" / "x.json", {"seed": 0})
         assert made.finish(4, {"views": 3})
     assert contents(tmp_path / "x") == contents(whole)
+
+
+@pytest.mark.parametrize(
+    ("ids", "fewest", "regular"),
+    [
+        ([4, 4, 5, 5, 6, 6], 2, True),
+        ([4, 4, 6, 6, 7, 7], 2, False),  # a gap
+        ([4, 4, 5, 6, 6], 1, False),  # one with fewer rows
+        ([9], 1, True),
+        ([], 0, True),
+    ],
+)
+def test_the_manifest_tells_the_captions_of_a_part(tmp_path, ids, fewest, regular) -> None:
+    texts = {name: ["x"] * len(ids) for name in artifacts.COLUMNS["rejects"]}
+    numbers = dict.fromkeys(("caption_id", "attempt", "seed"), pa.array(ids, pa.int64()))
+    beside = dataset(tmp_path / "x")
+    with beside.claim():
+        beside.write(0, pa.table(texts | numbers), rows_per_group=2)
+        assert beside.finish(1)
+    (part,) = manifest.facts_of(open_dataset(tmp_path / "x", "rejects").parts)
+    assert (part.fewest, not part.layout) == (fewest, regular)
+    if not regular:
+        (data,) = open_dataset(tmp_path / "x", "rejects").parts["layout"].to_pylist()
+        known, rows = part_layout.decode(part.first, data)
+        assert np.repeat(known, rows).tolist() == ids
+
+
+def test_a_damaged_layout_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="no layout"):
+        part_layout.decode(0, b"junk")
+
+
+def test_a_command_may_say_of_the_whole_what_the_parts_say(tmp_path: Path) -> None:
+    some = dataset(tmp_path / "x")
+    with some.claim():
+        for index in range(3):
+            some.write(index, table_of(index), rows_per_group=2, facts={"mark": index})
+        assert not some.finish(3, lambda parts: None if parts[2].facts["mark"] == 2 else {})
+        assert dataset(tmp_path / "x").state() == "unfinished"
+        assert some.finish(3, lambda parts: {"marks": sum(p.facts["mark"] for p in parts)})
+    assert open_dataset(tmp_path / "x", "rejects").facts == {"marks": 3}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_nothing_comes_of_is_discarded_and_the_rest_stays(tmp_path, whole, overwrite) -> None:
+    folder = whole if overwrite else tmp_path / "x"
+    folder.mkdir(exist_ok=True)
+    (folder / "notes.txt").write_text("precious")
+    before = contents(folder)
+    some = dataset(folder, seed=1, sidecars=("_beside",))
+    with some.claim(overwrite=overwrite):
+        some.write(0, table_of(0, 1), rows_per_group=2)
+        storage.write_json(some.work / "_beside" / "y.json", {})
+        some.discard()
+    assert contents(folder) == before
