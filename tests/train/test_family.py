@@ -48,8 +48,8 @@ def test_the_gradient_of_both_sides_is_that_of_finite_differences(
 ) -> None:
     x = torch.randn(8, 4, dtype=torch.float64, requires_grad=True)
     labels, own = torch.tensor([0, 0, 1, 1, 1, 2, 2, 0]), torch.arange(8)
-    for most in (losses.LOGITS, 20):
-        monkeypatch.setattr(losses, "LOGITS", most)
+    for most in (losses.BLOCK, 20):
+        monkeypatch.setattr(losses, "BLOCK", most)
         assert torch.autograd.gradcheck(
             lambda z: losses.contrast(z, z, labels, labels, own, 0.5, both=True), (x,), atol=1e-8
         )

@@ -49,8 +49,8 @@ def test_the_gradient_of_the_contrast_is_that_of_finite_differences() -> None:
 
 def test_blocks_of_rows_change_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
-    for most in (losses.LOGITS, 30, 1):
-        monkeypatch.setattr(losses, "LOGITS", most)
+    for most in (losses.BLOCK, 30, 1):
+        monkeypatch.setattr(losses, "BLOCK", most)
         a = rows(10, 5, 6).requires_grad_()
         loss = losses.contrast(a, rows(10, 5, 7), LABELS, LABELS, torch.arange(10), 0.1)
         loss.backward()
@@ -96,11 +96,11 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int) -> Tensor:
 
 @pytest.mark.parametrize("iterations", [1, 2, 3, 8])
 @pytest.mark.parametrize("shape", [(12, 7), (3, 40), (1, 5), (6, 1)])
-@pytest.mark.parametrize("most", [losses.LOGITS, 25])
+@pytest.mark.parametrize("most", [losses.BLOCK, 25])
 def test_sinkhorn_equals_the_loops(
     iterations: int, shape: tuple[int, int], most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "LOGITS", most)  # 25: by blocks of a few rows
+    monkeypatch.setattr(losses, "BLOCK", most)  # 25: by blocks of a few rows
     scores = rows(*shape, 14) * 0.3
     theirs = reference.sinkhorn(scores.numpy(), 0.04, iterations)
     np.testing.assert_allclose(
@@ -126,11 +126,11 @@ def patch_case() -> tuple[Tensor, Tensor, losses.Sinkhorn]:
     return tokens, prototypes, losses.Sinkhorn(scores, 0.07, 3, ALONE)
 
 
-@pytest.mark.parametrize("most", [losses.LOGITS, 25])
+@pytest.mark.parametrize("most", [losses.BLOCK, 25])
 def test_the_patch_loss_is_the_mean_over_patches_then_masked_pictures(
     most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "LOGITS", most)
+    monkeypatch.setattr(losses, "BLOCK", most)
     tokens, prototypes, targets = patch_case()
     ours = losses.patch_loss(tokens, prototypes, targets, 0.1) / 12
     scores = (tokens @ prototypes.T).detach().numpy()
@@ -139,11 +139,11 @@ def test_the_patch_loss_is_the_mean_over_patches_then_masked_pictures(
     assert ours.item() == pytest.approx(theirs, rel=1e-12)  # 3 pictures of 4 masked patches each
 
 
-@pytest.mark.parametrize("most", [losses.LOGITS, 25])
+@pytest.mark.parametrize("most", [losses.BLOCK, 25])
 def test_the_gradient_of_the_patch_loss_is_that_of_finite_differences(
     most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "LOGITS", most)
+    monkeypatch.setattr(losses, "BLOCK", most)
     tokens, prototypes, targets = patch_case()
     assert torch.autograd.gradcheck(
         lambda t, c: losses.patch_loss(t, c, targets, 0.5), (tokens, prototypes), atol=1e-7
