@@ -31,9 +31,9 @@ from synclr_cli.learning import runtime
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import masks
 from synclr_cli.train.batches import Batch
+from synclr_cli.train.encoder import positions
 from synclr_cli.train.learner import Learner, step_values
-from synclr_cli.train.objective import normalise
-from synclr_cli.train.student_teacher import positions
+from synclr_cli.train.objective import moments, normalise
 
 
 class Plain:
@@ -100,7 +100,7 @@ class Plain:
     @staticmethod
     def encode(model, images: Tensor, masked: Tensor | None = None) -> Tensor:
         vit = model.vit
-        x = vit.patch_embed(normalise(images)).flatten(1, 2)
+        x = vit.patch_embed(normalise(images, moments(images.device))).flatten(1, 2)
         side = int(x.shape[1] ** 0.5)
         if masked is not None:
             x = torch.where(masked[..., None], model.mask_token.to(x.dtype), x)

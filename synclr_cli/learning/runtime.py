@@ -54,6 +54,12 @@ class Runtime:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.amp_dtype)
 
+    def upload(self, x: Tensor) -> Tensor:
+        """Return a tensor of the host on the device; the host does not wait for the copy."""
+        if self.is_cuda:
+            x = x.pin_memory()  # a copy from elsewhere waits for all that the GPU has to do
+        return x.to(self.device, non_blocking=True)
+
     def gather(self, x: Tensor) -> Tensor:
         """Return all ranks' equally shaped rows, in rank order; no gradient flows back."""
         if self.world == 1:
@@ -168,14 +174,14 @@ def started(precision: str) -> Iterator[Runtime]:
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
+    device = pick_device()
+    if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-    else:
+    if device.type == "cpu":
         keep_freed_memory()
+    else:
+        torch.accelerator.set_device_index(device)
     if precision == "bfloat16" and not has_fast_bfloat16(device):
         console.warn(
             "precision bfloat16: got a device that only emulates it, many times slower than "
@@ -183,6 +189,38 @@ def started(precision: str) -> Iterator[Runtime]:
         )
     with joined():
         yield Runtime(device, amp_dtype(precision, device), rank, world)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device a process works on: its rank's accelerator, or the CPU if there is none.
+
+    Args:
+        name: auto | cpu | cuda | mps | xpu; torch knows others too.
+
+    Raises:
+        EngineError: the machine has no such device, or fewer of them than ranks.
+    """
+    has_one = torch.accelerator.is_available()
+    own = torch.accelerator.current_accelerator() if has_one else None
+    kind = own.type if own is not None else "cpu"
+    if name not in ("auto", "cpu", kind):
+        raise EngineError(
+            f"device {name}",
+            got=f"a machine on which torch sees {kind} only",
+            expected=f"{kind} or auto",
+            do=f"ask for device auto, or install the build of torch for {name}",
+        )
+    if name == "cpu" or kind == "cpu":
+        return torch.device("cpu")
+    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
+    if rank >= count:
+        raise EngineError(
+            f"rank {rank} of this machine",
+            got=f"{count} {kind} device{'s' * (count != 1)}",
+            expected="one for each rank",
+            do=f"start torchrun with --nproc-per-node {count}",
+        )
+    return torch.device(kind, rank)
 
 
 @contextmanager
@@ -196,10 +234,11 @@ def joined() -> Iterator[None]:
     if world == 1 or dist.is_initialized():
         yield
         return
-    if torch.cuda.is_available():  # before the group: NCCL takes the current device for the rank's
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    device = pick_device()
+    if device.type != "cpu":  # before the group: NCCL takes the current device for the rank's
+        torch.accelerator.set_device_index(device)
     try:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group(dist.get_default_backend_for_device(device))
     except (RuntimeError, ValueError) as e:
         raise EngineError(f"cannot join the {world} ranks torchrun announced ({e})") from e
     try:
@@ -243,6 +282,8 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Return whether the device multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return device.type == "xpu"  # Apple's GPUs only gained it with the M2, under macOS 14
     # AVX-512 without the BF16 instructions only emulates it, slower than float32.
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     if any(getattr(torch.cpu, name, lambda: False)() for name in checks):

@@ -21,7 +21,7 @@ from synclr_cli.learning import backbone, knn
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.learning.transforms import EvalTransform
 from synclr_cli.train.learner import Learner
-from synclr_cli.train.objective import normalise
+from synclr_cli.train.objective import moments, normalise
 
 ROWS = 256  # pictures through the teacher together
 
@@ -47,12 +47,13 @@ class Neighbourhood:
 
     @torch.no_grad()
     def _grade(self, learner: Learner, rt: Runtime) -> float:
+        of_channels = moments(rt.device)
 
         def features(pictures: Tensor) -> Tensor:
             rows = []
             for part in pictures.split(ROWS):
                 with rt.autocast():
-                    x = normalise(part.to(rt.device))  # [b, 3, S, S]
+                    x = normalise(part.to(rt.device), of_channels)  # [b, 3, S, S]
                     rows.append(backbone.cls_features(learner.teacher.vit, x).float())
             return torch.cat(rows)  # [n, D]
 

@@ -6,13 +6,13 @@
 Without a teacher (StableRep, SimCLR) the candidates are the student's own projections and both
 sides are trained; a cross entropy of classes (supervised) takes the place of the contrast.
 
-With `micro_batch` the ViTs see that many pictures at a time, the heads and losses always the whole
+With `micro_batch` the ViTs see that many images at a time, the heads and losses always the whole
 batch: the student's features are computed without a graph, the losses' gradient at them is kept,
 and then each piece is computed again and given its part of that gradient. The result is the
-gradient of the whole batch, batch norms and Sinkhorn included; what a picture gives does not depend
+gradient of the whole batch, batch norms and Sinkhorn included; what a image gives does not depend
 on the pieces, with MKL not even in its last bit (a ReLU that flips is more than rounding).
 
-Shapes: B pictures of this rank, L local crops of each, M masked patches, D width, E embedding.
+Shapes: B images of this rank, L local crops of each, M masked patches, D width, E embedding.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from synclr_cli.config import TrainConfig
 from synclr_cli.learning.backbone import IMAGENET_MEAN, IMAGENET_STD
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train.batches import Batch
+from synclr_cli.train.encoder import Encoder, Reading
 from synclr_cli.train.losses import Scores, Sinkhorn, contrast, patch_loss
-from synclr_cli.train.student_teacher import Encoder, Student, Teacher, View
+from synclr_cli.train.student_teacher import Student, Teacher
 
-CACHED_PICTURES = 16  # that a CPU works on at a time, with local crops; changes no result
+# Rows of tokens that a CPU works on at a time, so that its caches hold them; changes no result.
+CACHED_ROWS = 16 * (197 + 4 * 37)  # 16 images of 224 pixels with 4 local crops of 96
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,17 @@ class Objective:
         self.student, self.teacher = student, teacher
         contrasts = config.objective == "contrast"
         self.taught = config.teacher and (contrasts or config.patch_weight > 0)
+        self.fused = config.compile and runtime.device.type != "cpu"
+        self._moments = moments(runtime.device)
+        patch = int(student.vit.patch_embed.patch_size[0])
+        sides = [config.image_size // patch] + [config.local_size // patch] * config.local_crops
+        self._rows_of_image = sum(1 + side**2 for side in sides)  # of tokens
 
     def gradient(self, batch: Batch, teacher_temperature: float) -> Losses:
         """Add the gradient of this rank's losses to the student's, and return the losses."""
-        pictures = len(batch.globals)
-        size = self.config.micro_batch or pictures
-        pieces = _cut(slice(0, pictures), size)
+        images = len(batch.globals)
+        size = self.config.micro_batch or images
+        pieces = _cut(slice(0, images), size)
         with self.student.cast(), self.teacher.cast():
             taught = None
             if self.taught:
@@ -128,39 +135,54 @@ class Objective:
         return losses
 
     def _taught(self, batch: Batch, piece: slice) -> Features:
-        """Return the teacher's features of some pictures; it sees all patches, no local crop."""
+        """Return the teacher's features of some images; it sees all patches, no local crop."""
         return Features.join([self._seen(self.teacher, batch, p) for p in self._in_cache(piece)])
 
     def _learnt(self, batch: Batch, piece: slice) -> Features:
-        """Return the student's features of some pictures."""
+        """Return the student's features of some images."""
         return Features.join([self._seen(self.student, batch, p) for p in self._in_cache(piece)])
 
     def _in_cache(self, piece: slice) -> list[slice]:
         """Return the piece cut so that a CPU's caches hold what is worked on."""
-        return _cut(piece, CACHED_PICTURES) if self.runtime.device.type == "cpu" else [piece]
+        if self.runtime.device.type != "cpu":
+            return [piece]
+        return _cut(piece, max(1, CACHED_ROWS // self._rows_of_image))
 
     def _seen(self, model: Encoder, batch: Batch, piece: slice) -> Features:
-        """Return what a model makes of some pictures: the student masked, and local crops too."""
+        """Return what a model makes of some images: the student masked, and local crops too."""
         crops, is_student = self.config.local_crops, isinstance(model, Student)
-        masks = batch.masks[piece] if self.config.patch_weight else None  # [b, N]
-        images = normalise(batch.globals[piece])  # [b, 3, S, S]
-        views = [View(images, masks if is_student else None, wanted=masks)]
-        if isinstance(model, Student):
+        side = model.vit.patch_embed.grid_size[0]
+        masks = batch.masks[piece] if self.config.patch_weight else None  # [b, N], on the host
+        images = [normalise(batch.globals[piece], self._moments)]  # [b, 3, S, S]
+        shapes, patches = [(len(images[0]), 1 + side**2)], [masks]
+        if is_student and crops:
             of_piece = slice(piece.start * crops, piece.stop * crops)
-            if crops:
-                views.append(View(normalise(batch.locals[of_piece])))  # [b x L, 3, s, s]
-            ids = batch.ids[piece].cpu().numpy().view(np.uint64)  # [b]
-            numbers = np.tile(np.arange(1, 1 + crops), len(ids))  # [b x L]
-            model.set_depth(
-                self.config.seed,
-                batch.step,
-                np.concatenate([ids, np.repeat(ids, crops)]),
-                np.concatenate([np.zeros(len(ids), numbers.dtype), numbers]),
-            )
+            images.append(normalise(batch.locals[of_piece], self._moments))  # [b x L, 3, s, s]
+            local_side = images[1].shape[-1] // int(model.vit.patch_embed.patch_size[0])
+            shapes.append((len(images[1]), 1 + local_side**2))
+            patches.append(None)
+        reading = Reading.of([None if m is None else m.numpy() for m in patches], shapes)
+        hidden = self.runtime.upload(masks) if is_student and masks is not None else None
+        kept = self._kept(model, batch, piece) if isinstance(model, Student) else None
         with self.runtime.autocast():
-            (cls, patches), *others = model.features(*views)
+            (cls, tokens), *others = model(
+                images, [hidden, None][: len(images)], reading.to(self.runtime), kept
+            )
         local = others[0][0] if others else cls.new_empty(0, cls.shape[-1])
-        return Features(cls, local, patches)  # [b, D], [b x L, D], [m, D]
+        return Features(cls, local, tokens)  # [b, D], [b x L, D], [m, D]
+
+    def _kept(self, student: Student, batch: Batch, piece: slice) -> Tensor | None:
+        """Return which layers the crops of some images drop, the global crops first."""
+        crops = self.config.local_crops
+        ids = batch.ids[piece].numpy().view(np.uint64)  # [b]
+        numbers = np.tile(np.arange(1, 1 + crops), len(ids))  # [b x L]
+        kept = student.kept(
+            self.config.seed,
+            batch.step,
+            np.concatenate([ids, np.repeat(ids, crops)]),
+            np.concatenate([np.zeros(len(ids), numbers.dtype), numbers]),
+        )  # [blocks, 2, b + b x L]
+        return None if kept is None else self.runtime.upload(kept)
 
     def losses(
         self, batch: Batch, learnt: Features, taught: Features | None, teacher_temperature: float
@@ -183,7 +205,7 @@ class Objective:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the contrast of global and of local crops, and the candidates [all B, E]."""
         config, runtime, student = self.config, self.runtime, self.student
-        pictures, temperature = len(learnt.of_globals), config.temperature
+        images, temperature = len(learnt.of_globals), config.temperature
         assert student.projector is not None
         with runtime.autocast():
             # Global and local crops share the heads' batch statistics.
@@ -192,22 +214,24 @@ class Objective:
             if student.predictor is not None:
                 anchors = student.predictor(anchors)
         if taught is None or self.teacher.projector is None:
-            candidates = self._gather_with_gradient(anchors[:pictures])  # [all B, E]
+            candidates = self._gather_with_gradient(anchors[:images])  # [all B, E]
         else:
             with torch.no_grad(), runtime.autocast():
                 candidates = runtime.gather(self.teacher.projector(taught.of_globals))  # [all B, E]
-        own = runtime.rank * pictures + torch.arange(pictures, device=runtime.device)  # [B]
+        own = runtime.rank * images + torch.arange(images, device=runtime.device)  # [B]
         both = candidates.requires_grad
         of_globals = contrast(
-            anchors[:pictures], candidates, batch.labels, labels, own, temperature, both=both
-        )
+            anchors[:images], candidates, batch.labels, labels, own, temperature,
+            both=both, fused=self.fused,
+        )  # fmt: skip
         of_locals = torch.zeros((), device=runtime.device)
         if config.local_crops:
-            # A local crop has its own picture's global crop among its positives.
+            # A local crop has its own image's global crop among its positives.
             local_labels = batch.labels.repeat_interleave(config.local_crops)  # [B x L]
             of_locals = contrast(
-                anchors[pictures:], candidates, local_labels, labels, None, temperature, both=both
-            )
+                anchors[images:], candidates, local_labels, labels, None, temperature,
+                both=both, fused=self.fused,
+            )  # fmt: skip
         return of_globals, of_locals, candidates
 
     def _classified(self, batch: Batch, learnt: Features) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,10 +240,10 @@ class Objective:
         assert classifier is not None
         crops = ((learnt.of_globals, 1), (learnt.of_locals, self.config.local_crops))
         losses = []
-        for features, of_picture in crops:
+        for features, of_image in crops:
             with runtime.autocast():
                 logits = classifier(features)  # [n, classes]
-            labels = batch.labels.repeat_interleave(of_picture)  # [n]
+            labels = batch.labels.repeat_interleave(of_image)  # [n]
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             losses.append(F.cross_entropy(logits, labels) if len(logits) else logits.sum())
         return losses[0], losses[1], runtime.gather(learnt.of_globals)
@@ -233,7 +257,9 @@ class Objective:
         with torch.no_grad():
             with runtime.autocast():
                 tokens = teacher.prototypes(taught.of_patches)  # [M, K]
-            scores = Scores(tokens, teacher.prototypes.prototypes(), runtime.amp_dtype)
+            scores = Scores(
+                tokens, teacher.prototypes.prototypes(), runtime.amp_dtype, fused=self.fused
+            )
             targets = Sinkhorn(scores, teacher_temperature, config.sinkhorn_iterations, runtime)
         with runtime.autocast():
             tokens = student.prototypes(learnt.of_patches)  # [M, K]
@@ -244,9 +270,9 @@ class Objective:
             config.student_temperature,
             runtime.amp_dtype,
         )
-        # Each masked picture has equally many masked patches, so this is the mean over patches
-        # inside a picture, then over masked pictures.
-        count = runtime.sum(torch.tensor(len(tokens), device=runtime.device)).clamp(min=1)
+        # Each masked image has equally many masked patches, so this is the mean over patches
+        # inside a image, then over masked images.
+        count = runtime.sum(torch.full((), len(tokens), device=runtime.device)).clamp(min=1)
         return total * (runtime.world / count), targets
 
     def _gather_with_gradient(self, rows: Tensor) -> Tensor:
@@ -260,8 +286,13 @@ def _cut(piece: slice, size: int) -> list[slice]:
     return [slice(i, min(i + size, piece.stop)) for i in range(piece.start, piece.stop, size)]
 
 
-def normalise(crops: Tensor) -> Tensor:
-    """Return 8-bit crops [n, 3, S, S] as float32 with ImageNet's mean and deviation."""
-    mean = torch.tensor(IMAGENET_MEAN, device=crops.device)[:, None, None] * 255
-    std = torch.tensor(IMAGENET_STD, device=crops.device)[:, None, None] * 255
+def moments(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ImageNet's mean and deviation of 8-bit channels on a device, [3, 1, 1] each."""
+    mean, std = (torch.tensor(v)[:, None, None] * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean.to(device), std.to(device)
+
+
+def normalise(crops: Tensor, of_channels: tuple[Tensor, Tensor]) -> Tensor:
+    """Return 8-bit crops [n, 3, S, S] as float32 less the mean and divided by the deviation."""
+    mean, std = of_channels
     return crops.float().sub_(mean).div_(std)

@@ -35,10 +35,12 @@ def start(config: TrainConfig, images: Path) -> tuple[Learner, batches.Batches]:
 
 
 def projections(learner: Learner, batch: batches.Batch) -> np.ndarray:
-    from synclr_cli.train.objective import normalise
+    from synclr_cli.train.objective import moments, normalise
 
-    learner.student.set_depth(learner.config.seed, batch.step, batch.ids.numpy().view(np.uint64))
-    cls = learner.student.encode(normalise(batch.globals))[:, 0]
+    ids = batch.ids.numpy().view(np.uint64)
+    kept = learner.student.kept(learner.config.seed, batch.step, ids)
+    x = normalise(batch.globals, moments(batch.globals.device))
+    cls = learner.student.encode(x, kept=kept)[:, 0]
     assert learner.student.projector is not None
     return learner.student.projector(cls).detach().numpy()
 
@@ -95,7 +97,7 @@ def test_supervised_is_the_cross_entropy_of_the_concepts(images: Path, small: Ca
     learner, source = start(config, images)
     batch = source.make(0)
     assert batch.labels.max() < 8  # concepts of the folder
-    from synclr_cli.train.objective import normalise
+    from synclr_cli.train.objective import moments, normalise
 
     expected = []
     labels = batch.labels.tolist()
@@ -103,7 +105,7 @@ def test_supervised_is_the_cross_entropy_of_the_concepts(images: Path, small: Ca
         (batch.globals, labels),
         (batch.locals, [label for label in labels for _ in range(2)]),
     ):
-        cls = learner.student.encode(normalise(crops))[:, 0]
+        cls = learner.student.encode(normalise(crops, moments(crops.device)))[:, 0]
         assert learner.student.classifier is not None
         logits = learner.student.classifier(cls).detach().numpy()
         rows = [

@@ -12,8 +12,9 @@ import torch
 from synclr_cli import rng
 from synclr_cli.errors import UsageError
 from synclr_cli.learning.runtime import Runtime
+from synclr_cli.train.encoder import Encoder, Reading, positions, run_block
 from synclr_cli.train.heads import BatchNorm, contrast_head
-from synclr_cli.train.student_teacher import Student, Teacher, View, positions
+from synclr_cli.train.student_teacher import Student, Teacher
 
 ALONE = Runtime(torch.device("cpu"), None)
 
@@ -28,6 +29,17 @@ def images(n: int, size: int) -> torch.Tensor:
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
+def features(
+    model: Encoder,
+    *views: tuple[torch.Tensor, torch.Tensor | None],
+    kept: torch.Tensor | None = None,
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return what is read of views (images, masks): the tokens of the masked patches."""
+    shapes = [(len(x), 1 + (x.shape[-1] // 8) ** 2) for x, _ in views]
+    reading = Reading.of([None if m is None else m.numpy() for _, m in views], shapes)
+    return model([x for x, _ in views], [m for _, m in views], reading, kept)
+
+
 def test_without_masks_the_encoder_is_timms_own(student: Student) -> None:
     x = images(3, 32)
     torch.testing.assert_close(student.encode(x), student.vit.forward_features(x))
@@ -38,25 +50,24 @@ def test_features_are_the_wanted_tokens_of_the_encoder(student: Student, way: st
     student.written_out = way == "written out"
     for block in student.vit.blocks:
         block.attn.fused_attn = not student.written_out
-    student.set_depth(0, 1, rng.key("picture", np.arange(6)))
+    kept = student.kept(0, 1, rng.key("image", np.arange(6)))
     x = images(6, 32)
     masks = torch.zeros(6, 16, dtype=torch.bool)
     for row, patches in ((1, [2, 5, 9]), (4, [0, 1, 15]), (5, [3, 4, 8])):
         masks[row, patches] = True
-    tokens = student.encode(x, masks)
+    tokens = student.encode(x, masks, kept)
     if way == "compiled modules":
         student.compile_blocks(backend="eager")  # what is traced, without a C++ compiler
-    ((cls, patches),) = student.features(View(x, masks, wanted=masks))
+    ((cls, patches),) = features(student, (x, masks), kept=kept)
     torch.testing.assert_close(cls, tokens[:, 0])
     torch.testing.assert_close(patches, tokens[:, 1:][masks])
-    ((cls, patches),) = student.features(View(x))
-    torch.testing.assert_close(cls, student.encode(x)[:, 0])
+    ((cls, patches),) = features(student, (x, None), kept=kept)
+    torch.testing.assert_close(cls, student.encode(x, kept=kept)[:, 0])
     assert patches.shape == (0, 192)
 
 
 def test_few_pictures_give_the_features_that_many_give(student: Student) -> None:
     """To the bit, in float32 on a CPU: products of few rows are not summed in another way."""
-    student.set_depth(0, 0, None)
     x, local = images(6, 32), images(12, 16)
     masks = torch.zeros(6, 16, dtype=torch.bool)
     masks[[0, 3, 4], 5:8] = True
@@ -64,15 +75,13 @@ def test_few_pictures_give_the_features_that_many_give(student: Student) -> None
     torch.set_num_threads(1)
     try:
         with torch.no_grad():
-            whole = student.features(View(x, masks, wanted=masks), View(local))
+            whole = features(student, (x, masks), (local, None))
             ones = [
-                student.features(
-                    View(x[[i]], masks[[i]], wanted=masks[[i]]), View(local[2 * i : 2 * i + 2])
-                )
+                features(student, (x[[i]], masks[[i]]), (local[2 * i : 2 * i + 2], None))
                 for i in range(6)
             ]
-            alone = student.features(View(x[:1]))[0][0]
-            again = student.features(View(x))[0][0]
+            alone = features(student, (x[:1], None))[0][0]
+            again = features(student, (x, None))[0][0]
     finally:
         torch.set_num_threads(threads)
     for view in range(2):
@@ -116,26 +125,33 @@ def test_positions_of_the_own_size_are_the_table() -> None:
     assert positions(table, 4) is table
 
 
-def test_dropped_layers_are_a_function_of_the_picture(student: Student) -> None:
-    ids, x = rng.key("picture", np.arange(8)), images(8, 32)
-    student.set_depth(0, 3, ids)
-    whole = student.encode(x)
-    student.set_depth(0, 3, ids[4:])
-    torch.testing.assert_close(student.encode(x[4:]), whole[4:])
-    student.set_depth(0, 4, ids)
-    assert not torch.allclose(student.encode(x), whole)
-    student.set_depth(0, 0, None)
+def test_dropped_layers_are_a_function_of_the_image(student: Student) -> None:
+    ids, x = rng.key("image", np.arange(8)), images(8, 32)
+    whole = student.encode(x, kept=student.kept(0, 3, ids))
+    kept = student.kept(0, 3, ids[4:])
+    torch.testing.assert_close(student.encode(x[4:], kept=kept), whole[4:])
+    assert not torch.allclose(student.encode(x, kept=student.kept(0, 4, ids)), whole)
     torch.testing.assert_close(student.encode(x), student.vit.forward_features(x))
 
 
 def test_layers_are_dropped_at_their_rate_and_the_mean_is_kept(small: Callable) -> None:
     student = Student(small(drop_path=0.4), ALONE)
-    first, last = student.vit.blocks
-    assert isinstance(first.drop_path1, torch.nn.Identity)  # the rate rises from 0
-    student.set_depth(0, 0, rng.key("picture", np.arange(20_000)))
-    branch = last.drop_path1(torch.ones(20_000, 1, 1))
-    assert branch.unique().tolist() == [0.0, pytest.approx(1 / 0.6)]
-    assert branch.mean().item() == pytest.approx(1, abs=4 * 0.82 / 20_000**0.5)
+    kept = student.kept(0, 0, rng.key("image", np.arange(20_000)))
+    assert kept.shape == (2, 2, 20_000)
+    assert kept[0].unique().tolist() == [1.0]  # the rate rises from 0
+    for branch in kept[1]:
+        assert branch.unique().tolist() == [0.0, pytest.approx(1 / 0.6)]
+        assert branch.mean().item() == pytest.approx(1, abs=4 * 0.82 / 20_000**0.5)
+    assert Student(small(drop_path=0.0), ALONE).kept(0, 0, np.arange(4)) is None
+
+
+def test_a_block_whose_branches_are_dropped_changes_nothing(student: Student) -> None:
+    block, x = student.vit.blocks[1], torch.randn(3, 5, 192)
+    kept = torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 0.0]])
+    y = run_block(block, x, kept)
+    assert torch.equal(y[0], x[0])
+    torch.testing.assert_close(y[1], block(x)[1])
+    torch.testing.assert_close(y[2], x[2] + 2 * block.attn(block.norm1(x))[2])
 
 
 def test_the_teacher_starts_as_a_copy_and_never_drops_layers(
@@ -143,7 +159,6 @@ def test_the_teacher_starts_as_a_copy_and_never_drops_layers(
 ) -> None:
     teacher = Teacher(small(), ALONE, student).train()
     x = images(4, 32)
-    student.set_depth(0, 0, None)
     torch.testing.assert_close(teacher.encode(x), student.encode(x))
     assert not any(p.requires_grad for p in teacher.parameters())
     assert not hasattr(teacher, "mask_token") and not hasattr(teacher, "predictor")
