@@ -152,7 +152,7 @@ class Objective:
         """Return what a model makes of some images: the student masked, and local crops too."""
         crops, is_student = self.config.local_crops, isinstance(model, Student)
         side = model.vit.patch_embed.grid_size[0]
-        masks = batch.masks[piece] if self.config.patch_weight else None  # [b, N], on the host
+        masks = batch.masks.numpy()[piece] if self.config.patch_weight else None  # [b, N]
         images = [normalise(batch.globals[piece], self._moments)]  # [b, 3, S, S]
         shapes, patches = [(len(images[0]), 1 + side**2)], [masks]
         if is_student and crops:
@@ -161,8 +161,10 @@ class Objective:
             local_side = images[1].shape[-1] // int(model.vit.patch_embed.patch_size[0])
             shapes.append((len(images[1]), 1 + local_side**2))
             patches.append(None)
-        reading = Reading.of([None if m is None else m.numpy() for m in patches], shapes)
-        hidden = self.runtime.upload(masks) if is_student and masks is not None else None
+        reading = Reading.of(patches, shapes)
+        hidden = None
+        if is_student and masks is not None:
+            hidden = self.runtime.upload(torch.from_numpy(masks))  # [b, N]
         kept = self._kept(model, batch, piece) if isinstance(model, Student) else None
         with self.runtime.autocast():
             (cls, tokens), *others = model(
@@ -174,7 +176,7 @@ class Objective:
     def _kept(self, student: Student, batch: Batch, piece: slice) -> Tensor | None:
         """Return which layers the crops of some images drop, the global crops first."""
         crops = self.config.local_crops
-        ids = batch.ids[piece].numpy().view(np.uint64)  # [b]
+        ids = batch.ids.numpy().view(np.uint64)[piece]  # [b]
         numbers = np.tile(np.arange(1, 1 + crops), len(ids))  # [b x L]
         kept = student.kept(
             self.config.seed,
