@@ -95,10 +95,19 @@ class Runtime:
             gradient.copy_(part.view_as(gradient))
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is set on any rank."""
-        if self.world == 1:
-            return flag
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+        """Return whether the flag is set on any rank; the hosts tell each other."""
+        return flag if self.world == 1 else bool(self.sum(torch.tensor(float(flag))).item())
+
+    def all(self, flag: Tensor) -> Tensor:
+        """Return whether the flag is set on all ranks, on the device it is on."""
+        return flag if self.world == 1 else self.sum((~flag).float()) == 0
+
+    def step(self, optimizer: torch.optim.Optimizer, finite: Tensor | None = None) -> None:
+        """Let an optimiser of fused updates take a step, if `finite` says so, on the device."""
+        own = getattr(optimizer, "optim", optimizer)  # of the rank's share, where it is sharded
+        if finite is not None:
+            own.grad_scale, own.found_inf = None, (~finite).float()  # as torch's GradScaler does
+        optimizer.step()
 
     def optimizer(
         self,
@@ -238,7 +247,10 @@ def joined() -> Iterator[None]:
     if device.type != "cpu":  # before the group: NCCL takes the current device for the rank's
         torch.accelerator.set_device_index(device)
     try:
-        dist.init_process_group(dist.get_default_backend_for_device(device))
+        backend = dist.get_default_backend_for_device(device)
+        # Hosts talk to each other without their devices.
+        both = f"cpu:gloo,{device.type}:{backend}"
+        dist.init_process_group(backend if device.type == "cpu" else both)
     except (RuntimeError, ValueError) as e:
         raise EngineError(f"cannot join the {world} ranks torchrun announced ({e})") from e
     try:
@@ -276,6 +288,11 @@ def dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return getattr(torch, name)  # type: ignore[no-any-return]
     return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+
+
+def exact(x: Tensor) -> Tensor:
+    """Return the tensor in float64: where it is, or on the host if that is a GPU of Apple's."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

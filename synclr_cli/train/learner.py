@@ -50,7 +50,11 @@ def step_values(step: int, config: TrainConfig) -> StepValues:
 
 
 class NotFinite(Exception):
-    """The loss or its gradient is infinite or no number; nothing was updated."""
+    """The loss or the gradient of a step was infinite or no number; it changed nothing."""
+
+    def __init__(self, step: int, lr: float, caption_ids: list[int]):
+        super().__init__(f"step {step}")
+        self.step, self.lr, self.caption_ids = step, lr, caption_ids
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,18 @@ class Learner:
             fused=True,
         )
         self.objective = Objective(config, rt, self.student, self.teacher)
+        self._unread: tuple[Tensor, NotFinite] | None = None
         if config.compile:
             for model in (self.student, self.teacher):
                 model.compile_blocks()
+
+    @property
+    def late(self) -> bool:
+        """Return whether the device skips a step that is not finite by itself.
+
+        The host then looks at it one step later, and never waits for the device.
+        """
+        return self.runtime.device.type in ("cuda", "xpu")
 
     @property
     def patches(self) -> int:
@@ -105,24 +118,40 @@ class Learner:
         """Do one update: gradient, AdamW, then the teacher follows the new student.
 
         Raises:
-            NotFinite: on every rank alike, before anything is changed.
+            NotFinite: on every rank alike, before anything is changed: of this step or, on a GPU,
+                of the one before; then the same call does this one.
         """
+        self.settle()
         losses = self.objective.gradient(batch, values.teacher_temperature)
         parameters = [p for p in self.student.parameters() if p.grad is not None]
         self.runtime.average_gradients(parameters)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self.runtime.any(not bool(torch.isfinite(norm + losses.total.detach()))):
-            self.optimizer.zero_grad()
-            raise NotFinite
+        finite = self.runtime.all(torch.isfinite(norm + losses.total))
+        self._unread = finite, NotFinite(batch.step, values.lr, batch.caption_ids)
+        if not self.late:
+            self.settle()
         if self.config.clip_grad:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad, norm)
         decayed, exempt = self.optimizer.param_groups
         decayed["weight_decay"] = values.weight_decay
         decayed["lr"] = exempt["lr"] = values.lr
-        self.optimizer.step()
+        self.runtime.step(self.optimizer, finite if self.late else None)
         self.optimizer.zero_grad()
-        self.teacher.follow(values.ema)
+        self.teacher.follow(values.ema, finite if self.late else None)
         return Update(losses, norm)
+
+    def settle(self) -> None:
+        """Look whether the last update was one; nothing to do if that is known.
+
+        Raises:
+            NotFinite: it was none.
+        """
+        if self._unread is None:
+            return
+        (finite, failure), self._unread = self._unread, None
+        if not bool(finite):
+            self.optimizer.zero_grad()
+            raise failure
 
     def groups(self) -> dict[str, dict[str, Tensor]]:
         """Return everything a checkpoint needs, by name; whole on the main rank.

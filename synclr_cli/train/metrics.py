@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from synclr_cli.config import TrainConfig
-from synclr_cli.learning.runtime import Runtime
+from synclr_cli.learning.runtime import Runtime, exact
 from synclr_cli.train import flops
 from synclr_cli.train.learner import Learner, StepValues, Update
 
@@ -38,7 +38,7 @@ class Monitor:
         self._start_line()
 
     def _start_line(self) -> None:
-        self._sums = torch.zeros(5, device=self._runtime.device)
+        self._sums = torch.zeros(6, device=self._runtime.device)  # the last counts updates
         self._damaged = 0
         self._updates = self._skipped = 0
         self._waited_s, self._aside_s, self._start_s = 0.0, 0.0, time.monotonic()
@@ -58,16 +58,18 @@ class Monitor:
         self._aside_s += time.monotonic() - start
 
     def add(self, update: Update) -> None:
-        """Add one update."""
-        losses = update.losses
+        """Add one update; one that was not finite, which is told later, adds nothing."""
+        losses, norm = update.losses, update.grad_norm
         terms = (losses.total.detach(), losses.of_globals, losses.of_locals, losses.of_patches)
-        self._sums += torch.stack([*terms, update.grad_norm])
+        values = torch.stack([*terms, norm, torch.ones_like(norm)])  # [6]
+        self._sums += values.where(values.isfinite().all(), 0)
         self._updates += 1
         self._last = update
 
-    def skip(self) -> None:
-        """Count a step whose update was skipped."""
+    def skip(self, *, late: bool) -> None:
+        """Count a step whose update was skipped; if that is known `late`, it was added before."""
         self._skipped += 1
+        self._updates -= late
 
     def replace(self, pictures: int) -> None:
         """Count pictures of this rank that did not decode."""
@@ -83,10 +85,11 @@ class Monitor:
         teraflops = steps * self._flops / seconds / 1e12  # of this rank
         line: dict[str, float] = {"step": step}
         damaged = self._sums.new_tensor([self._damaged])
-        *sums, damaged_of_all = self._runtime.sum(torch.cat([self._sums, damaged])).tolist()
-        if self._updates:
+        *sums, updates, damaged_of_all = self._runtime.sum(
+            torch.cat([self._sums, damaged])
+        ).tolist()
+        if updates:
             names = ("loss", "loss_global", "loss_local", "loss_patch", "grad_norm")
-            updates = self._runtime.world * self._updates
             line |= {name: total / updates for name, total in zip(names, sums, strict=True)}
         line |= asdict(values)
         line |= {
@@ -143,15 +146,15 @@ class Monitor:
 
 def effective_rank(embeddings: Tensor) -> float:
     """Return exp(entropy) of the singular values' shares, 1 to min(B, E), of embeddings [B, E]."""
-    directions = F.normalize(embeddings.double(), dim=1)
+    directions = F.normalize(exact(embeddings), dim=1)
     return perplexity(torch.linalg.svdvals(directions))
 
 
 def similarity_gap(embeddings: Tensor, labels: Tensor) -> float:
     """Return the mean cosine between rows of one label less that between rows of two."""
-    directions = F.normalize(embeddings.double(), dim=1)  # [B, E]
+    directions = F.normalize(exact(embeddings), dim=1)  # [B, E]
     of_label = directions.new_zeros(len(labels), directions.shape[1])  # [B, E]
-    classes = labels.unique(return_inverse=True)[1]  # [B]
+    classes = labels.to(directions.device).unique(return_inverse=True)[1]  # [B]
     of_label.index_add_(0, classes, directions)  # the sum of each class's rows
     sizes = torch.bincount(classes).double()
     same_pairs, all_pairs = (sizes * (sizes - 1)).sum(), len(labels) * (len(labels) - 1)
@@ -165,5 +168,5 @@ def perplexity(weights: Tensor) -> float:
     """Return exp(entropy) of non-negative weights: how many of them are in use; 0 if none is."""
     if not weights.any():
         return 0.0
-    p = weights.double() / weights.double().sum()
+    p = exact(weights) / exact(weights).sum()
     return float(torch.exp(-torch.xlogy(p, p).sum()))

@@ -28,8 +28,9 @@ from synclr_cli.config import TrainConfig
 from synclr_cli.learning.backbone import IMAGENET_MEAN, IMAGENET_STD
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train.batches import Batch
-from synclr_cli.train.encoder import Encoder, Reading
+from synclr_cli.train.encoder import Encoder
 from synclr_cli.train.losses import Scores, Sinkhorn, contrast, patch_loss
+from synclr_cli.train.reading import Reading
 from synclr_cli.train.student_teacher import Student, Teacher
 
 # Rows of tokens that a CPU works on at a time, so that its caches hold them; changes no result.

@@ -19,7 +19,7 @@ from synclr_cli.learning import runtime
 from synclr_cli.train import batches, init, knn, masks, trackers
 from synclr_cli.train.folder import Folder
 from synclr_cli.train.image_index import Corpus, open_corpus, require_trainable
-from synclr_cli.train.learner import Learner, NotFinite, StepValues, step_values
+from synclr_cli.train.learner import Learner, NotFinite, step_values
 from synclr_cli.train.metrics import Monitor
 from synclr_cli.train.report import collapse
 
@@ -102,14 +102,20 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
                     raise unread or DataError("another rank could not read its pictures")
                 monitor.replace(len(batch.damaged))
                 now = step_values(step, config)
-                try:
-                    monitor.add(learner.update(batch, now))
-                except NotFinite:
-                    if folder.skips() >= config.skip_nonfinite:
-                        folder.save(step, learner, keep=config.keep_checkpoints)
-                        raise _diverged(batch, now, out) from None
-                    folder.skip(step, now.lr, batch.caption_ids)
-                    monitor.skip()
+                for _ in range(2):  # a step before this one may have failed, and is told now
+                    try:
+                        monitor.add(learner.update(batch, now))
+                        if done + 1 == config.steps:
+                            learner.settle()
+                        break
+                    except NotFinite as failure:
+                        if folder.skips() >= config.skip_nonfinite:
+                            folder.save(failure.step, learner, keep=config.keep_checkpoints)
+                            raise _diverged(failure, out) from None
+                        folder.skip(failure.step, failure.lr, failure.caption_ids)
+                        monitor.skip(late=learner.late)
+                        if failure.step == step:
+                            break
                 done = step + 1
                 bar.advance(n)
                 graded = grader and (done % config.knn_steps == 0 or done == config.steps)
@@ -155,12 +161,13 @@ def _facts(config: TrainConfig, corpus: Corpus, done: int) -> dict[str, object]:
     return {"steps": done, "captions": len(corpus), "weights": weights}
 
 
-def _diverged(batch: batches.Batch, now: StepValues, out: Path) -> DivergedError:
-    ids = ", ".join(map(str, batch.caption_ids[:16]))
-    more = f" and {len(batch.caption_ids) - 16} more" if len(batch.caption_ids) > 16 else ""
+def _diverged(failure: NotFinite, out: Path) -> DivergedError:
+    ids = ", ".join(map(str, failure.caption_ids[:16]))
+    count = len(failure.caption_ids)
+    more = f" and {count - 16} more" if count > 16 else ""
     return DivergedError(
-        f"the loss of step {batch.step} is not finite, at learning rate {now.lr:.3g} and captions"
-        f" {ids}{more}",
+        f"the loss of step {failure.step} is not finite, at learning rate {failure.lr:.3g} and"
+        f" captions {ids}{more}",
         do=f"go on with --set train.skip_nonfinite=10, or lower train.peak_lr or set"
         f" train.clip_grad=1 and add --overwrite; {out} has a checkpoint from before",
     )

@@ -68,7 +68,16 @@ class Teacher(Encoder):
         self._pairs = [(p, followed[name]) for name, p in self.named_parameters()]
 
     @torch.no_grad()
-    def follow(self, momentum: float) -> None:
-        """Move the parameters: teacher <- momentum x teacher + (1 - momentum) x student."""
+    def follow(self, momentum: float, finite: Tensor | None = None) -> None:
+        """Move the parameters: teacher <- momentum x teacher + (1 - momentum) x student.
+
+        Args:
+            momentum: of the average.
+            finite: whether to move at all, on the device; None: yes.
+        """
         own, students = [list(side) for side in zip(*self._pairs, strict=True)]
-        torch._foreach_lerp_(own, students, 1 - momentum)
+        if finite is None:
+            torch._foreach_lerp_(own, students, 1 - momentum)
+        else:
+            weight = finite.to(own[0].dtype) * (1 - momentum)
+            torch._foreach_lerp_(own, students, [weight] * len(own))

@@ -155,16 +155,49 @@ def test_the_terms_equal_the_equations(images: Path, small: Callable) -> None:
     assert losses.of_patches.item() == pytest.approx(of_patches, rel=1e-5)
 
 
-def test_a_loss_that_is_not_finite_changes_nothing(images: Path, small: Callable) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_loss_that_is_not_finite_changes_nothing(
+    images: Path, small: Callable, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """Nor do the moments count it; a device that tells late skips it by itself."""
+    monkeypatch.setattr(Learner, "late", late)
     config = small()
     learner, source = start(config, images)
+    learner.update(source.make(2), step_values(2, config))
     with torch.no_grad():
+        healthy = learner.student.predictor[0].weight[0, 0].clone()
         learner.student.predictor[0].weight[0, 0] = torch.nan
-    before = {n: p.detach().clone() for n, p in learner.student.named_parameters()}
-    with pytest.raises(NotFinite):
+    groups = learner.groups()
+    before = {(g, n): t.clone() for g, tensors in groups.items() for n, t in tensors.items()}
+    with pytest.raises(NotFinite) as raised:
         learner.update(source.make(3), step_values(3, config))
-    for name, p in learner.student.named_parameters():
-        torch.testing.assert_close(p.detach(), before[name], rtol=0, atol=0, equal_nan=True)
+        assert late
+        learner.update(source.make(4), step_values(4, config))
+    assert raised.value.step == 3
+    for group, tensors in learner.groups().items():
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(
+                tensor, before[group, name], rtol=0, atol=0, equal_nan=True, msg=name
+            )
+    with torch.no_grad():
+        learner.student.predictor[0].weight[0, 0] = healthy
+    learner.update(source.make(4), step_values(4, config))
+    learner.settle()
+
+
+def test_looking_late_changes_no_bit(
+    images: Path, small: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states, config = [], small(clip_grad=1.0, ema=0.9)
+    for late in (False, True):
+        monkeypatch.setattr(Learner, "late", late)
+        learner, source = start(config, images)
+        for step in range(3):
+            learner.update(source.make(step), step_values(step, config))
+        states.append(learner.groups())
+    for group, tensors in states[0].items():
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, states[1][group][name]), name
 
 
 def test_clipping_bounds_the_gradient(images: Path, small: Callable) -> None:

@@ -12,8 +12,9 @@ import torch
 from synclr_cli import rng
 from synclr_cli.errors import UsageError
 from synclr_cli.learning.runtime import Runtime
-from synclr_cli.train.encoder import Encoder, Reading, positions, run_block
+from synclr_cli.train.encoder import Encoder, positions, run_block
 from synclr_cli.train.heads import BatchNorm, contrast_head
+from synclr_cli.train.reading import Reading
 from synclr_cli.train.student_teacher import Student, Teacher
 
 ALONE = Runtime(torch.device("cpu"), None)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,8 +17,8 @@ from synclr_cli.data import storage
 from synclr_cli.errors import DataError, DivergedError, EngineError
 from synclr_cli.learning import checkpoint
 from synclr_cli.learning.runtime import Runtime
-from synclr_cli.train import knn, learner as learners, report
-from synclr_cli.train.learner import Learner, NotFinite
+from synclr_cli.train import knn, objective, report
+from synclr_cli.train.learner import Learner
 from synclr_cli.train.report import collapse
 from synclr_cli.train.run import run
 
@@ -126,32 +127,45 @@ def test_wandb_offline_holds_the_run(
     assert next(made.glob("*.wandb")).stat().st_size > 500
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
-    """Let the updates of some steps find a loss that is not finite."""
-    real = learners.Learner.update
+def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int], *, late: bool = False) -> None:
+    """Let the losses of some steps be no numbers; `late`: the device skips them, as a GPU does."""
+    real = objective.Objective.gradient
 
-    def update(self: Learner, batch: Any, now: Any) -> Any:
+    def gradient(self: objective.Objective, batch: Any, temperature: float) -> Any:
+        losses = real(self, batch, temperature)
         if batch.step in steps:
-            raise NotFinite
-        return real(self, batch, now)
+            next(self.student.parameters()).grad.fill_(torch.nan)
+        return losses
 
-    monkeypatch.setattr(learners.Learner, "update", update)
+    monkeypatch.setattr(objective.Objective, "gradient", gradient)
+    monkeypatch.setattr(Learner, "late", late)
 
 
+@pytest.mark.parametrize("late", [False, True])
 def test_a_step_that_is_not_finite_may_be_skipped(
-    images: Path, small: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, small: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
-    spoil(monkeypatch, {2, 4})
+    spoil(monkeypatch, {1, 4}, late=late)
     out = run(small(skip_nonfinite=2, log_steps=3), images, tmp_path / "run")
-    assert [line["step"] for line in lines(out, "skipped.jsonl")] == [2, 4]
+    assert [line["step"] for line in lines(out, "skipped.jsonl")] == [1, 4]
     assert len(lines(out, "skipped.jsonl")[0]["caption_ids"]) == 4
     assert [line["skipped"] for line in lines(out)] == [1, 1]
+    assert all(np.isfinite(line["loss"]) for line in lines(out))
 
 
-def test_more_skips_than_allowed_end_the_run_which_may_go_on_with_more(
+def test_a_last_step_that_is_not_finite_is_told_by_a_device_that_tells_late(
     images: Path, small: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spoil(monkeypatch, {2, 4})
+    spoil(monkeypatch, {5}, late=True)
+    with pytest.raises(DivergedError, match="step 5 is not finite"):
+        run(small(), images, tmp_path / "run")
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_more_skips_than_allowed_end_the_run_which_may_go_on_with_more(
+    images: Path, small: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    spoil(monkeypatch, {2, 4}, late=late)
     config = small(skip_nonfinite=1)
     with pytest.raises(DivergedError, match=r"step 4 is not finite.*skip_nonfinite"):
         run(config, images, tmp_path / "run")
