@@ -1,6 +1,6 @@
 """Anybody's captions -> Parquet files with the columns that `render` reads.
 
-    Parquet -------------------------------> as it lies
+    captions/2 folder, Parquet file -------> as they lie
     CSV, TSV, text --checked, copied-------> one Parquet file in TMPDIR, gone with this process
 
 A foreign file needs a column `caption`; a text file has a caption on each line. `caption_id`
@@ -24,8 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from synclr_cli.data import artifacts, storage
+from synclr_cli.data import artifacts, manifest, storage
 from synclr_cli.errors import DataError
 
 LONGEST = 10_000  # characters of a caption; text encoders read 77 to 512 tokens
@@ -47,10 +48,16 @@ SCHEMA = pa.schema(COLUMN_TYPES)
 class CaptionFiles:
     """Where the rows of a set of captions lie."""
 
-    paths: Sequence[Path]
-    rows: Sequence[int]  # of each file
+    folder: Path
+    names: Any  # a sequence of texts, in Arrow for a folder
+    rows: NDArray[np.int64]  # of each file
     parent: dict[str, Any]  # what the header of what is made from them says
+    in_order: bool = False  # synclr wrote them: the ids rise from row to row
     temporary: tempfile.TemporaryDirectory[str] | None = None  # that holds the files, if one does
+
+    def path(self, number: int) -> Path:
+        """Return where file `number` lies."""
+        return self.folder / str(self.names[number])
 
 
 def open_files(path: Path) -> CaptionFiles:
@@ -62,21 +69,28 @@ def open_files(path: Path) -> CaptionFiles:
     if not path.exists():
         raise DataError(f"no file or folder {path}", do="make it with synclr captions")
     if path.is_dir():
-        raise DataError(f"{path} is a folder", expected=KINDS)
-    digest = storage.digest(path)
-    if _is_parquet(path):
+        opened = _open_folder(path)
+    elif _is_parquet(path):
         with _open(path) as file:
             rows, header = file.metadata.num_rows, _header(file, path)
-        opened = CaptionFiles([path], [rows], {**artifacts.parent(path, None, digest), **header})
+        parent = {**artifacts.parent(path, None, storage.digest(path)), **header}
+        opened = CaptionFiles(path.parent, [path.name], np.array([rows]), parent)
     else:
         temporary = tempfile.TemporaryDirectory(prefix="synclr-")
         copy = Path(temporary.name, "captions.parquet")
         rows = _copy(path, copy)
-        parent = artifacts.parent(path, None, digest)
-        opened = CaptionFiles([copy], [rows], parent, temporary)
-    if not rows:
+        parent = artifacts.parent(path, None, storage.digest(path))
+        opened = CaptionFiles(copy.parent, [copy.name], np.array([rows]), parent, False, temporary)
+    if not opened.rows.sum():
         raise DataError(f"{path} holds no captions", do="make some with synclr captions")
     return opened
+
+
+def _open_folder(path: Path) -> CaptionFiles:
+    """Open what `synclr captions` wrote; its parts are not opened."""
+    made = manifest.open_dataset(path, "captions")
+    parent = artifacts.parent(path, made.header, made.digest)
+    return CaptionFiles(path, made.parts["name"], made.parts["rows"].to_numpy(), parent, True)
 
 
 def uniform(batch: pa.RecordBatch, first: int, where: Path) -> pa.RecordBatch:

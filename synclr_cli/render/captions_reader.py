@@ -1,13 +1,12 @@
 """The captions to render, read a batch at a time: memory does not grow with their number.
 
-CaptionFiles --one look at ids and concepts--> rows start to stop, as they are needed
+CaptionFiles --foreign ones: one look at all rows--> rows start to stop, as they are needed
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import accumulate
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,6 @@ class CaptionsReader:
 
     Attributes:
         count: captions.
-        concepts: the distinct ones in alphabetical order, or None if they are more than
-            `most_concepts`.
         parent: what a header says of the captions.
     """
 
@@ -39,15 +36,31 @@ class CaptionsReader:
         self._path = path
         self._files = captions_files.open_files(path)
         self.parent = self._files.parent
-        self._starts = [0, *accumulate(self._files.rows)]  # first row of each file; the total
-        self.count = self._starts[-1]
+        self._starts = np.cumsum([0, *self._files.rows])  # first row of each file; the total
+        self.count = int(self._starts[-1])
+        self._most_concepts = most_concepts
         self._open: _OpenFile | None = None
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._first = 0  # row of the batch held
         self._batch: pa.RecordBatch | None = None
-        in_order, concepts = self._scan(most_concepts)
+        in_order = self._files.in_order or self._check()
         self._sorted = None if in_order else self._sort()
-        self.concepts = sorted(concepts) if len(concepts) <= most_concepts else None
+
+    @cached_property
+    def concepts(self) -> list[str] | None:
+        """Return the distinct concepts in alphabetical order, None if they are too many."""
+        concepts: set[str] = set()
+        with readable(self._path):
+            for number in range(len(self._files.rows)):
+                opened = self._opened(number)
+                if opened.concept is None:
+                    concepts.add("")
+                    continue
+                for batch in opened.file.iter_batches(BATCH_ROWS, columns=[opened.concept]):
+                    concepts.update(str(name or "") for name in pc.unique(batch[0]).to_pylist())
+                    if len(concepts) > self._most_concepts:
+                        return None
+        return sorted(concepts)
 
     def rows(self, start: int, stop: int) -> list[dict[str, Any]]:
         """Return rows `start` to `stop` as dicts of caption_id, caption and concept.
@@ -84,45 +97,39 @@ class CaptionsReader:
 
     def _locate(self, row: int) -> tuple[int, int, int]:
         """Return the file and the row group with a row, and the group's first row."""
-        file = min(bisect_right(self._starts, row), len(self._files.paths)) - 1
-        starts = self._opened(file).starts
-        group = bisect_right(starts, row - self._starts[file]) - 1
-        return file, group, self._starts[file] + starts[group]
+        last = len(self._files.rows) - 1
+        file = min(int(np.searchsorted(self._starts, row, side="right")) - 1, last)
+        starts, first = self._opened(file).starts, int(self._starts[file])
+        group = int(np.searchsorted(starts, row - first, side="right")) - 1
+        return file, group, first + int(starts[group])
 
     def _read(self, file: int, group: int = 0) -> Iterator[pa.RecordBatch]:
         """Yield the rows from a row group of a file on, to the end of the last file."""
-        for number in range(file, len(self._files.paths)):
+        for number in range(file, len(self._files.rows)):
             opened = self._opened(number)
-            groups = range(group if number == file else 0, len(opened.starts))
-            row = opened.starts[groups.start] if groups else 0
-            batches = opened.file.iter_batches(
-                BATCH_ROWS, row_groups=list(groups), columns=opened.columns
-            )
-            for batch in batches:
+            groups = list(range(group if number == file else 0, len(opened.starts)))
+            row = int(opened.starts[groups[0]]) if groups else 0
+            for batch in opened.file.iter_batches(
+                BATCH_ROWS, row_groups=groups, columns=opened.columns
+            ):
                 yield uniform(batch, row, self._path)
                 row += len(batch)
 
     def _opened(self, number: int) -> _OpenFile:
         if self._open is None or self._open.number != number:
-            path = self._files.paths[number]
+            path = self._files.path(number)
             self._open = _OpenFile(number, storage.parquet(path), path)
         return self._open
 
-    def _scan(self, most: int) -> tuple[bool, set[str]]:
-        """Return whether the ids rise from row to row, and the concepts, a few more than `most`.
-
-        Every row is checked on the way.
-        """
+    def _check(self) -> bool:
+        """Read every row of a foreign set once; return whether the ids rise from row to row."""
         last, in_order = -(2**63), True
-        concepts: set[str] = set()
         with readable(self._path):
             for batch in self._read(0):
                 ids = batch["caption_id"].to_numpy()
                 in_order = in_order and bool(ids[0] > last and (np.diff(ids) > 0).all())
                 last = ids[-1]
-                if len(concepts) <= most:
-                    concepts.update(map(str, pc.unique(batch["concept"]).to_pylist()))
-        return in_order, concepts
+        return in_order
 
     def _sort(self) -> pa.Table:
         if self.count > MOST_TO_SORT:
@@ -144,7 +151,8 @@ class _OpenFile:
 
     def __init__(self, number: int, file: pq.ParquetFile, path: Path):
         self.number, self.file = number, file
-        self.columns = [c for c in required_columns(file.schema_arrow.names, path) if c]
+        caption, caption_id, self.concept = required_columns(file.schema_arrow.names, path)
+        self.columns = [c for c in (caption, caption_id, self.concept) if c is not None]
         meta = file.metadata
         sizes = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
-        self.starts = [0, *accumulate(sizes)][: meta.num_row_groups]
+        self.starts = np.cumsum([0, *sizes])[: meta.num_row_groups]

@@ -12,6 +12,8 @@ from image_folders import contents, rows_of
 from test_render_run import render_config
 
 from synclr_cli.data import artifacts, storage
+from synclr_cli.data.manifest import open_dataset
+from synclr_cli.data.shards import ShardedDataset
 from synclr_cli.errors import DataError
 from synclr_cli.render import captions_reader
 from synclr_cli.render.captions_reader import CaptionsReader
@@ -182,3 +184,27 @@ def test_ids_beyond_the_row_numbers_seed_other_images(tmp_path):
         for a, b in zip(*folders, strict=True)
     ]
     assert same == [True] * 3 + [False] * 3
+
+
+def test_a_folder_of_captions_is_read_across_its_parts(captions_file, tmp_path, monkeypatch):
+    table = pq.read_table(captions_file(50))
+    header = artifacts.Header("captions", config={"count": 50}, engine="test:")
+    folder = tmp_path / "captions"
+    dataset = ShardedDataset(folder, "captions", header)
+    with dataset.claim():
+        for index in range(5):
+            dataset.write(index, table.slice(11 * index, 11), rows_per_group=4)
+        with pytest.raises(DataError, match="holds 5 parts but is not finished"):
+            CaptionsReader(folder, 254)
+        dataset.finish(5)
+    monkeypatch.setattr(captions_reader, "BATCH_ROWS", 3)
+    expected = table.select(["caption_id", "caption", "concept"]).to_pylist()
+    reader = CaptionsReader(folder, 254)
+    for start, stop in ((0, 50), (40, 60), (10, 12), (0, 1), (21, 49), (49, 50)):
+        assert reader.rows(start, stop) == expected[start:stop]
+    assert reader.concepts == sorted(set(table["concept"].to_pylist()))
+    assert CaptionsReader(folder, 3).concepts is None
+    assert reader.parent["digest"] == open_dataset(folder, "captions").digest
+    opened = []
+    monkeypatch.setattr(storage, "parquet", lambda path: opened.append(path))
+    assert CaptionsReader(folder, 254).count == 50 and not opened  # no part is opened to start
