@@ -33,7 +33,7 @@ import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from synclr_cli import config as configs, console, settings
+from synclr_cli import config as configs, console
 from synclr_cli.data import artifacts
 from synclr_cli.engines import load
 from synclr_cli.render import generate
@@ -160,7 +160,7 @@ def main(pictures: int = 16, rounds: int = 3, steps: int = 50) -> None:
         for label, settings in WAYS.items():
             values = {"name": f"diffusers:{sd}", "size": SIZE, "batch_size": 16, **settings}
             values["steps"] = steps * 2 // 5 if "scheduler" in settings else steps
-            config = settings.build("render", {f"engine.{k}": v for k, v in values.items()})
+            config = configs.build("render", {f"engine.{k}": v for k, v in values.items()})
             ways[label] = (load("image", config.engine), config)
         reference_way(pipe, rows[:1], min(steps, 5), folder)
         seconds: dict[str, list[tuple[float, float]]] = {n: [] for n in ["reference", *ways]}
@@ -198,7 +198,7 @@ def gpu(pictures: int = 64, steps: int = 50) -> None:
         sd = make_pipeline(Path(name), full_size=True)
         values = {"name": f"diffusers:{sd}", "size": 512, "batch_size": 16, "steps": steps,
                   "dtype": "bfloat16"}  # fmt: skip
-        config = settings.build("render", {f"engine.{k}": v for k, v in values.items()})
+        config = configs.build("render", {f"engine.{k}": v for k, v in values.items()})
         engine = load("image", config.engine)
         rows = rows_to_generate(pictures)
         our_way(engine, config, rows[:16], Path(name))  # warm up

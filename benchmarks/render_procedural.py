@@ -23,6 +23,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from synclr_cli import config as configs
 from synclr_cli.engines import GeneratedImage
 from synclr_cli.render import generate
 from synclr_cli.render.engines.procedural import scene
@@ -43,8 +44,8 @@ def speed() -> None:
     """Print pictures per second at the two sizes that matter, and what storing them adds."""
     for side, number in ((64, 600), (224, 120)):
         settings = {"engine.size": side, "stored_size": side}
-        config = settings.build("render", settings)
-        unmasked = settings.build("render", {**settings, "masks": False})
+        config = configs.build("render", settings)
+        unmasked = configs.build("render", {**settings, "masks": False})
         scene.paint("a dog", "dog", 0, side)  # tiles are made once
         rows = [
             Row(i, 0, f"a {COLOURS[i % 8]} {CONCEPTS[i % 36]} {PLACES[i % 10]}",

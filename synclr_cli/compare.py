@@ -210,8 +210,9 @@ def cell(reports: Sequence[Mapping[str, Any]]) -> Cell:
 
 def _settings(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that a grade depends on, but for the seed."""
-    aside = configs.RUNNING_KEYS[report["task"]] | {"seed"}
-    return {key: value for key, value in report["config"].items() if key not in aside}
+    known = configs.keys(report["task"])
+    running = {key for key, setting in known.items() if setting.running}
+    return {k: v for k, v in report["config"].items() if k not in running | {"seed"}}
 
 
 def _column(report: Mapping[str, Any]) -> str:

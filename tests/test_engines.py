@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+
 import pytest
 from engine_contract import assert_caption_engine, assert_image_engine
 
 from synclr_cli import engines
 from synclr_cli.config import CaptionEngineConfig, RenderEngineConfig
 from synclr_cli.engines import Prompt
-from synclr_cli.errors import UsageError
+from synclr_cli.errors import EngineError, UsageError
 
 
 def test_the_template_engine_keeps_the_contract():
@@ -33,8 +36,10 @@ def test_the_procedural_engine_keeps_the_contract():
 
 def test_another_packages_engine_is_found_by_its_entry_point(tmp_path, monkeypatch):
     (tmp_path / "shouting.py").write_text(
-        "class Engine:\n"
+        "from synclr_cli.engines import CaptionEngine\n"
+        "class Engine(CaptionEngine):\n"
         "    revision = '1'\n"
+        "    options = frozenset({'end'})\n"
         "    def __init__(self, target, config): self.end = target or config.options['end']\n"
         "    def generate(self, ps, seeds): return [p.concept.upper() + self.end for p in ps]\n"
     )
@@ -49,6 +54,28 @@ def test_another_packages_engine_is_found_by_its_entry_point(tmp_path, monkeypat
     assert engine.generate([Prompt("", "cat", "object", "c", "")], [0]) == ["CAT!"]
     with pytest.raises(UsageError, match=r"Did you mean shout:\?"):
         engines.require_scheme("caption", "shuot:")
+    with pytest.raises(UsageError, match=r"Did you mean captions\.engine\.options\.end\?"):
+        engines.load("caption", CaptionEngineConfig(name="shout:x", options={"ends": "!"}))
+    assert ("shout", "of the package shouting", "") in [
+        (row.scheme, row.meaning, row.install) for row in engines.listed("caption")
+    ]
+    (tmp_path / "shouting.py").write_text("class Engine:\n    pass\n")
+    monkeypatch.delitem(sys.modules, "shouting")
+    importlib.invalidate_caches()
+    with pytest.raises(EngineError, match=r"lacks batch_size, generate, options, warnings"):
+        engines.load("caption", CaptionEngineConfig(name="shout:"))
+
+
+@pytest.mark.parametrize("kind", ["caption", "image"])
+def test_an_option_that_an_engine_would_pass_over_is_refused(kind):
+    stage = {"caption": "captions", "image": "render"}[kind]
+    config = {"caption": CaptionEngineConfig, "image": RenderEngineConfig}[kind]
+    scheme = {"caption": "template", "image": "procedural"}[kind]
+    with pytest.raises(UsageError) as e:
+        engines.load(kind, config(name=f"{scheme}:", options={"a": 1}))
+    assert str(e.value) == (f"{stage}.engine.options.a is no option of {scheme}:. Leave it out")
+    with pytest.raises(UsageError, match=rf"Did you mean {stage}\.engine\.batch_size\?"):
+        engines.load(kind, config(name=f"{scheme}:", options={"batchsize": 1}))
 
 
 def test_overwriting_with_an_engine_that_is_not_there_loses_nothing(synclr, tmp_path):

@@ -45,7 +45,6 @@ PAIRS = {
 MODULE_LINES, FUNCTION_LINES = 400, 60
 # Too long today. These lists may only shrink: nothing is added, no number is raised.
 LONG_MODULES = {
-    "config.py": 536,
     "data/artifacts.py": 466,
     "data/layouts.py": 461,
     "learning/backbone.py": 422,
@@ -53,7 +52,6 @@ LONG_MODULES = {
 }
 LONG_FUNCTIONS = {
     "captions/concepts.py read": 62,
-    "config.py __post_init__": 70,
     "data/labelled.py open_data": 62,
     "finetune/run.py run": 77,
     "linear_probe/sgd.py sgd": 61,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from synclr_cli import config as configs, presets, settings
+from synclr_cli import config as configs, presets
 from synclr_cli.errors import UsageError
 
 SHIPPED = presets.names()
@@ -19,16 +19,19 @@ def test_the_shipped_presets_are_the_promised_ones():
 
 @pytest.mark.parametrize("stage", configs.STAGES)
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_preset_states_every_key_with_a_source(name, stage):
+def test_a_shipped_preset_states_every_key_of_the_recipe_with_a_source(name, stage):
     resolved = presets.resolve(stage, preset=name)
-    for key in settings.keys(configs.STAGES[stage]):
+    for key, setting in configs.keys(stage).items():
         origin = resolved.origins[key]
-        assert origin.startswith(f"preset {name}: "), f"{name} {stage}.{key} comes from {origin}"
+        if setting.running:
+            assert origin == "default", f"{name} says how a machine runs it: {stage}.{key}"
+        else:
+            assert origin.startswith(f"preset {name}: "), f"{name} {stage}.{key}: {origin}"
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_preset_header_tells_paper_command_expectation_and_measurement(name):
-    text = (presets._folder() / f"{name}.toml").read_text()
+    text = (presets.folder() / f"{name}.toml").read_text()
     for word in ("# Paper:", "# Command:", "# Expected:", "# Measured:"):
         assert word in text
 
@@ -55,12 +58,66 @@ def test_vitl_differs_where_the_paper_says():
     assert (s.image_size, s.steps, s.batch_size, s.layer_decay) == (518, 160_000, 16, 0.8)
 
 
-def test_what_print_config_shows_is_a_preset_that_resolves_to_the_same(tmp_path):
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_print_config_shows_is_a_preset_that_resolves_to_the_same(tmp_path, name):
+    again = tmp_path / "again.toml"
     for stage in configs.STAGES:
-        resolved = presets.resolve(stage, preset="vitl")
-        again = tmp_path / "again.toml"
+        resolved = presets.resolve(stage, preset=name)
         again.write_text(resolved.toml())
         assert presets.resolve(stage, preset=str(again)).config == resolved.config
+        tomllib.loads(resolved.toml())
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        'render.engine.options={"a key" = 1, "dotted.key" = [1.5, "x # y"], n = true}',
+        "render.engine.negative_prompt=a # b",
+        'render.engine.negative_prompt="a # b"',
+        r'render.engine.negative_prompt="line\nnext \"quoted\" \u001b[31m"',
+        "render.engine.negative_prompt='''three\nlines'''",
+        "render.least_entropy=1e-07",
+        "render.seed=18446744073709551615",
+    ],
+)
+def test_what_a_set_changed_is_printed_as_a_preset_that_resolves_to_the_same(tmp_path, item):
+    resolved = presets.resolve("render", preset="tiny", sets=[item])
+    assert resolved.config != presets.resolve("render", preset="tiny").config
+    again = tmp_path / "again.toml"
+    again.write_text(resolved.toml())
+    assert presets.resolve("render", preset=str(again)).config == resolved.config
+    assert tomllib.loads(resolved.toml())["render"]["views"] == 4  # other readers read it, too
+
+
+def test_the_origin_of_a_value_is_its_comment_whatever_the_value_holds(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        "render.views = 3  # dotted\n"
+        "[render.engine]\n"
+        'negative_prompt = "a # b"\n'
+        'name = "diffusers:x#y"  # the model # of mine\n'
+        "options = { a = [1, 2] }  # inline\n"
+    )
+    origins = presets.resolve("render", preset=str(path)).origins
+    assert origins["engine.negative_prompt"] == "preset mine"
+    assert origins["engine.name"] == "preset mine: the model # of mine"
+    assert origins["engine.options"] == "preset mine: inline"
+    assert origins["views"] == "preset mine: dotted"
+
+
+def test_every_setting_has_a_row_for_the_settings_page():
+    for stage in configs.STAGES:
+        rows = list(presets.setting_rows(stage))
+        assert [row.key for row in rows] == [f"{stage}.{key}" for key in configs.keys(stage)]
+        for row in rows:
+            assert row.meaning and row.type
+            assert set(row.presets) == (set() if row.running else set(SHIPPED))
+    by_key = {row.key: row for row in presets.setting_rows("train")}
+    assert by_key["train.peak_lr"].presets["vitb"] == (
+        "0.002", "Table 12: 2e-3; released command 2.4e-3",
+    )  # fmt: skip
+    assert by_key["train.head_norm"].bound == "batch | layer"
+    assert (by_key["train.steps"].type, by_key["train.steps"].default) == ("whole number", "500000")
 
 
 def test_values_join_from_left_to_right():
@@ -96,8 +153,8 @@ def test_a_partial_preset_takes_the_rest_by_default(tmp_path):
         ("[train]\nprecision = 'fp16'", "expected auto | float32 | bfloat16"),
         ("[captions]\nshare_c = 0.9", "expected 1"),
         ("[train]\npeak_lr = inf", "train.peak_lr: got inf, expected a finite number"),
-        ("[train]\nimage_size = 0", "train.image_size: got 0, expected at least 1"),
-        ("[train]\nlocal_size = -8", "train.local_size: got -8, expected at least 1"),
+        ("[train]\nimage_size = 0", "train.image_size: got 0, expected from 1 to 4096"),
+        ("[train]\nlocal_size = -8", "train.local_size: got -8, expected from 1 to 4096"),
         ("[train]\nbeta1 = 1", "train.beta1: got 1, expected from 0 to below 1"),
         ("[train]\ndrop_path = 1", "train.drop_path: got 1, expected from 0 to below 1"),
         ("[finetune]\nbeta2 = 1", "finetune.beta2: got 1, expected from 0 to below 1"),
@@ -105,7 +162,7 @@ def test_a_partial_preset_takes_the_rest_by_default(tmp_path):
         ("[train]\ntrackers = 'wandb'", """expected a list, such as ["a", "b"]"""),
         (
             "[train]\ncaptions_per_batch = 1\nviews = 1\npositives = 'concept'",
-            "a batch of at least 2 pictures with train.head_norm = batch",
+            "a batch of at least 2 images with train.head_norm = batch",
         ),
     ],
 )
@@ -117,7 +174,33 @@ def test_a_wrong_preset_is_refused_in_one_line(tmp_path, text, says):
     assert says in str(e.value) and "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[render.engine]\noptions = " + "{a = " * 3000 + "1" + "}" * 3000,
+        "[train]\ntrackers = " + "[" * 3000 + "]" * 3000,
+        "[" + "a." * 3000 + "b]\n",
+        "[train]\nsteps = " + "9" * 5000,
+        "[train]\nsteps = 0x" + "f" * 5000,
+        "[train]\nsteps = 1e999",
+        "[train]\n" + "a" * 5000 + " = 1",
+        "[train]\nsteps = 1\nsteps = 2",
+        "[[train]]\nsteps = 1",
+        "[train]\nsteps = 1979-05-27T07:32:00Z",
+        "[train]\narch = '" + "x" * 100_000 + "'",
+        "[train]\nsteps = 1\x00",
+        "[captions.engine]\noptions = {a = nan}",
+    ],
+)
+def test_a_preset_that_nobody_would_write_is_one_line(tmp_path, text):
+    path = tmp_path / "odd.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as e:
+        presets.resolve("train", preset=str(path))
+    assert "\n" not in str(e.value) and len(str(e.value)) < 300 + len(str(path))
+
+
 def test_every_preset_is_toml_a_person_can_load_without_us():
     for name in SHIPPED:
-        path = Path(presets._folder()) / f"{name}.toml"
+        path = Path(presets.folder()) / f"{name}.toml"
         assert set(tomllib.loads(path.read_text())) == set(configs.STAGES)

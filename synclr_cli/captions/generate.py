@@ -135,7 +135,7 @@ def _draw(
     drawn: list[str] = []
     # A chunk is what the engine sees at once: whole blocks, so that prefixes are shared, and some
     # batches, so that rows that end are followed by others most of the time.
-    chunk = 4 * max(config.engine.batch_size, config.examples_block)
+    chunk = 4 * max(config.engine.batch_size or engine.batch_size, config.examples_block)
     for start in range(0, len(pending), chunk):
         here = pending[start : start + chunk]
         completions = engine.generate(

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from synclr_cli import console, engines, settings
+from synclr_cli import config as configs, console, engines
 from synclr_cli.captions import concepts, listing, prompts
 from synclr_cli.captions.generate import complete
 from synclr_cli.captions.pieces import (
@@ -153,7 +153,7 @@ def _header(
 ) -> artifacts.Header:
     return artifacts.Header(
         schema,
-        settings.flatten(config),
+        configs.recipe(config),
         engine=config.engine.name,
         revision=revision,
         seed=config.seed,

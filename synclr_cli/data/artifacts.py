@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synclr_cli import __version__, settings
+from synclr_cli import __version__, config as configs
 from synclr_cli.data import storage
 from synclr_cli.errors import DataError, UsageError
 
@@ -154,7 +154,7 @@ def require_same(stage: str, found: Header, wanted: Header, where: Path) -> None
     Raises:
         UsageError: names the keys that differ, a few with their values, or the input.
     """
-    differing = settings.differing_keys(stage, found.config, wanted.config)
+    differing = configs.differing_keys(stage, found.config, wanted.config)
     keys = [key.removeprefix(f"{stage}.") for key in differing]
     here, there = (
         ", ".join(json.dumps(config.get(key)) for key in keys) if len(keys) < 4 else ""

@@ -7,6 +7,7 @@ What one key gives depends on the key alone, so the number of workers changes no
 
 from __future__ import annotations
 
+import os
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from synclr_cli import rng
 from synclr_cli.errors import EngineError, SynclrError
+
+MOST_PROCESSES = 12  # of a rank, where nobody says
 
 
 def load(
@@ -32,12 +35,13 @@ def load(
     Args:
         make: gives a key's item; runs in the loader processes.
         batches: the keys of every batch, in order; may be lazy as long as it has a length.
-        workers: loader processes; 0 makes the items in this one.
+        workers: loader processes; 0 makes the items in this one, -1 goes by the cores.
 
     Raises:
         SynclrError: whatever `make` raised, as it raised it.
         EngineError: a loader process was killed, as a rule for want of memory.
     """
+    workers = processes(workers)
     with warnings.catch_warnings():  # of fewer cores than processes, twice; they wait for disks too
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader = DataLoader(
@@ -64,6 +68,18 @@ def load(
         if isinstance(batch, SynclrError):
             raise batch
         yield batch
+
+
+def processes(workers: int) -> int:
+    """Return the loader processes of one rank; for -1 as many as its share of the cores is worth.
+
+    On fewer than four cores none: they would take turns with the training itself.
+    """
+    if workers >= 0:
+        return workers
+    machine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = (machine or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun sets it
+    return min(cores - 1, MOST_PROCESSES) if cores >= 4 else 0
 
 
 class EpochOrder:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from synclr_cli import config as configs, settings
+from synclr_cli import config as configs
 from synclr_cli.data import artifacts, storage
 from synclr_cli.data.artifacts import Header
 from synclr_cli.data.labelled import Labelled
@@ -27,7 +27,7 @@ def header(config: configs.StageConfig, backbone: Backbone, data: Labelled) -> H
     """Describe a judgement: its settings, and the two digests it stands on."""
     return Header(
         schema="report",
-        config=settings.flatten(config),
+        config=configs.recipe(config),
         seed=config.seed,
         parents=(
             artifacts.parent(Path(backbone.name), backbone.header, backbone.digest),

@@ -66,7 +66,7 @@ class ImageGenerator:
         self, rows: list[Row], on_batch: Callable[[int], None] = lambda _: None
     ) -> list[Future[list[dict[str, Any]]]]:
         """Generate the rows of one part; `on_batch` gets the size of each finished batch."""
-        size = self._config.engine.batch_size
+        size = self._config.engine.batch_size or self._engine.batch_size
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         if not self._remote:
             return [self._generate_here(batch, on_batch) for batch in batches]
@@ -110,7 +110,7 @@ def image_generator(
     several = (cores or 1) > 1 and images >= WORTH_PROCESSES
     pool: Executor
     # A model that scores stays in this process, so the engine does.
-    if getattr(engine, "parallel", False) and several and score is None:
+    if engine.parallel and several and score is None:
         pool = ProcessPoolExecutor(
             cores, multiprocessing.get_context("spawn"), _begin_worker, (config,)
         )

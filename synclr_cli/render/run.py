@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from synclr_cli import console, settings
+from synclr_cli import config as configs, console
 from synclr_cli.config import RenderConfig
 from synclr_cli.data import artifacts, images_manifest as shards, storage
 from synclr_cli.data.artifacts import MANIFEST
@@ -56,7 +56,7 @@ def run(
     plan = Plan(source, config)
     header = artifacts.Header(
         schema="images",
-        config=settings.flatten(replace(config, shard="1/1")),  # the parts are no job's
+        config=configs.recipe(config),
         engine=config.engine.name,
         seed=config.seed,
         parents=(source.parent,),
@@ -149,10 +149,8 @@ def _generate(
                 writer.write(_settled(*in_flight.popleft(), generator))
         while in_flight:
             writer.write(_settled(*in_flight.popleft(), generator))
-    if finish := getattr(engine, "finish", None):
-        finish()  # its last word
-    if truncated := len(getattr(engine, "truncated", ())):
-        console.warn(f"{truncated} captions were longer than the text encoder reads")
+    for warning in engine.warnings():
+        console.warn(warning)
 
 
 def _found_header(out: Path) -> artifacts.Header | None:
@@ -168,7 +166,7 @@ def _is_finished(parts: artifacts.Parts) -> bool:
     if not shards.is_whole(parts):
         return False
     found, wanted = artifacts.read_manifest(parts.folder)[1], parts.header
-    same_config = not settings.differing_keys("render", found.config, wanted.config)
+    same_config = not configs.differing_keys("render", found.config, wanted.config)
     return same_config and [p["digest"] for p in found.parents] == [
         p["digest"] for p in wanted.parents
     ]

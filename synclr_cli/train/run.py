@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from synclr_cli import console, settings
+from synclr_cli import config as configs, console
 from synclr_cli.config import TrainConfig
 from synclr_cli.data import artifacts
 from synclr_cli.data.artifacts import Header
@@ -42,7 +42,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
     start = init.open_start(config)
     header = Header(
         schema="backbone",
-        config=settings.flatten(config),
+        config=configs.recipe(config),
         seed=config.seed,
         parents=(
             artifacts.parent(images, parent, digest),

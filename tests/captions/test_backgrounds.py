@@ -24,7 +24,7 @@ def test_a_completion_is_split_into_clean_backgrounds(completion, items):
     assert listing.split(completion, "heron (a bird)") == items
 
 
-class Lister:
+class Lister(engines.CaptionEngine):
     """Lists numbered places, and writes captions; counts how many lists it was asked for."""
 
     revision = "lister 1"
@@ -49,7 +49,9 @@ class Lister:
 
 @pytest.fixture(autouse=True)
 def lister(monkeypatch):
-    monkeypatch.setitem(engines._TABLES["caption"], "lister", f"{__name__}:Lister")
+    monkeypatch.setitem(
+        engines._SCHEMES["caption"], "lister", engines.Scheme(f"{__name__}:Lister", "")
+    )
     monkeypatch.setattr(Lister, "asked", 0)
     monkeypatch.setattr(Lister, "fails_after", 10**9)
 

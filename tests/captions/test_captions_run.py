@@ -279,7 +279,9 @@ def same_files(one, other):
 
 
 def test_a_row_the_engine_fails_at_is_written_by_rule_and_says_so(tmp_path, monkeypatch):
-    class Silent:
+    from synclr_cli import engines
+
+    class Silent(engines.CaptionEngine):
         revision = "none"
 
         def __init__(self, target, config):
@@ -290,8 +292,6 @@ def test_a_row_the_engine_fails_at_is_written_by_rule_and_says_so(tmp_path, monk
                 "" if p.concept == "owl" else f"A {p.concept} at post {s}."
                 for p, s in zip(prompts, seeds, strict=True)
             ]
-
-    from synclr_cli import engines
 
     real = engines.load
     monkeypatch.setattr(

@@ -97,7 +97,11 @@ def test_a_server_that_is_not_there_is_one_line():
     ("name", "options", "says"),
     [
         ("server:localhost:8000", {}, "expected a URL"),
-        ("server:http://localhost:9/v1", {"modle": "x"}, "expected model | endpoint"),
+        (
+            "server:http://localhost:9/v1",
+            {"modle": "x"},
+            "Did you mean captions.engine.options.model?",
+        ),
         ("server:http://localhost:9/v1", {"endpoint": "talk"}, "completions | chat"),
     ],
 )

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from synclr_cli import config as configs, settings
+from synclr_cli import config as configs
 from synclr_cli.data import artifacts, describe, locks, storage
 from synclr_cli.data.artifacts import Header
 from synclr_cli.errors import DataError, EngineError, UsageError
@@ -41,7 +41,7 @@ def captions_table(n: int = 3) -> pa.Table:
 
 
 def header(**changes: object) -> Header:
-    config = settings.flatten(configs.CaptionsConfig())
+    config = configs.flatten(configs.CaptionsConfig())
     return Header(**{"schema": "captions", "config": config, "engine": "template:", **changes})
 
 
@@ -203,10 +203,10 @@ def test_parts_that_are_there_are_not_made_again_and_other_settings_are_refused(
     assert parts.missing(3) == [0, 1, 2]
     parts.write(1, captions_table(), rows_per_group=3)
     assert parts.missing(3) == [0, 2]
-    other = settings.flatten(configs.CaptionsConfig(seed=7, share_c=0.5, share_c_bg=0.39))
+    other = configs.flatten(configs.CaptionsConfig(seed=7, share_c=0.5, share_c_bg=0.39))
     with pytest.raises(UsageError, match=r"captions.seed, captions.share_c, captions.share_c_bg"):
         artifacts.Parts(tmp_path, "captions", header(config=other)).missing(3)
-    running = settings.flatten(
+    running = configs.flatten(
         configs.CaptionsConfig(engine=configs.CaptionEngineConfig(batch_size=3))
     )
     assert artifacts.Parts(tmp_path, "captions", header(config=running)).missing(3) == [0, 2]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from synclr_cli import settings
+from synclr_cli import config as configs
 
 SMALL = {"image_size": 32, "penalties": 5, "workers": 0, "iterations": 60, "batch_size": 16}
 BACKBONE = "random:vit_tiny_patch16_224"
@@ -17,7 +17,7 @@ def small():
     """Build a linear-probe config whose work takes a second."""
 
     def build(**changes):
-        return settings.build("linear-probe", {**SMALL, **changes})
+        return configs.build("linear-probe", {**SMALL, **changes})
 
     return build
 

@@ -18,7 +18,7 @@ import pytest
 from image_folders import contents, rows_of
 from PIL import Image
 
-from synclr_cli import settings
+from synclr_cli import config as configs
 from synclr_cli.data import artifacts, locks, storage
 from synclr_cli.errors import DataError, EngineError, UsageError
 from synclr_cli.render import generate
@@ -35,7 +35,7 @@ SMALL = {
 
 
 def render_config(**values):
-    return settings.build(
+    return configs.build(
         "render", {**SMALL, **{k.replace("__", "."): v for k, v in values.items()}}
     )
 

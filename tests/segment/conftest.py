@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from synclr_cli.settings import build
+from synclr_cli.config import build
 
 SIZE, UNLABELLED = 32, 255
 COLOURS = ((40, 40, 40), (220, 40, 40), (40, 220, 40))

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from synclr_cli.config import CaptionEngineConfig
-from synclr_cli.engines import Prompt
+from synclr_cli.engines import CaptionEngine, Prompt
 from synclr_cli.errors import EngineError, UsageError
 
 try:
@@ -30,20 +30,15 @@ _OPTIONS = {"model": "", "endpoint": "completions", "retries": 6, "timeout_s": 1
 _SEEDS = 2**31  # servers keep seeds in 32 signed bits
 
 
-class ServerEngine:
+class ServerEngine(CaptionEngine):
     """Sends each prompt as one request, many at a time."""
+
+    options = frozenset(_OPTIONS)
 
     def __init__(self, target: str, config: CaptionEngineConfig):
         if not target.startswith(("http://", "https://")):
             raise UsageError(
                 "engine server:", got=repr(target), expected="a URL, http://HOST:PORT/v1"
-            )
-        unknown = sorted(set(config.options) - set(_OPTIONS))
-        if unknown:
-            raise UsageError(
-                "captions.engine.options of server:",
-                got=", ".join(unknown),
-                expected=" | ".join(_OPTIONS),
             )
         options: dict[str, Any] = _OPTIONS | config.options
         if options["endpoint"] not in ("completions", "chat"):

@@ -17,11 +17,11 @@ from functools import lru_cache
 from synclr_cli import __version__
 from synclr_cli.captions.concepts import plain_name
 from synclr_cli.config import CaptionEngineConfig
-from synclr_cli.engines import Prompt
+from synclr_cli.engines import CaptionEngine, Prompt
 from synclr_cli.errors import UsageError
 
 
-class TemplateEngine:
+class TemplateEngine(CaptionEngine):
     """Fills a grammar; the sampling settings do not touch it."""
 
     revision = f"synclr {__version__}"

@@ -20,6 +20,8 @@ from synclr_cli.errors import EngineError, UsageError
 class TransformersEngine(Decoder):
     """Completes prompts with a causal language model."""
 
+    options = None  # of from_pretrained
+
     def __init__(self, target: str, config: CaptionEngineConfig):
         if not target:
             raise UsageError(
@@ -53,7 +55,7 @@ def _load(
             do="check the name; for a gated model accept its licence on the hub and log in with "
             "hf auth login",
         ) from e
-    except (ValueError, ImportError) as e:
+    except (ValueError, ImportError, TypeError) as e:  # TypeError: an option it does not know
         raise EngineError(
             f"{engine} is no causal language model we can run ({_first_line(e)})"
         ) from e

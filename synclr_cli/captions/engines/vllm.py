@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from synclr_cli.config import CaptionEngineConfig
-from synclr_cli.engines import Prompt
+from synclr_cli.engines import CaptionEngine, Prompt
 from synclr_cli.errors import EngineError, UsageError
 
 try:
@@ -22,8 +22,11 @@ except ImportError as e:
     ) from e
 
 
-class VllmEngine:
+class VllmEngine(CaptionEngine):
     """Hands all prompts of a call to vLLM at once; it schedules them."""
+
+    batch_size = 256  # as vLLM's own
+    options = None  # of vllm.LLM
 
     def __init__(self, target: str, config: CaptionEngineConfig):
         if not target:

@@ -34,7 +34,7 @@ from synclr_cli.captions.engines.local.attention import (
     hidden,
 )
 from synclr_cli.config import CaptionEngineConfig
-from synclr_cli.engines import Prompt
+from synclr_cli.engines import CaptionEngine, Prompt
 from synclr_cli.learning import runtime
 
 _SHARED_BY = 4  # rows from which on a common prefix is worth a pass of its own
@@ -61,11 +61,13 @@ class _Row:
     ended: bool = False
 
 
-class Decoder:
+class Decoder(CaptionEngine):
     """Completes prompts up to the newline with a model that was loaded with `attention`.
 
     An engine on top of it loads the model, and says what it loaded in `revision`.
     """
+
+    batch_size = 128  # of each thread of a CPU
 
     def __init__(
         self,

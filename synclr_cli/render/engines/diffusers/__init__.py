@@ -23,7 +23,7 @@ from torch import Tensor
 
 from synclr_cli import console
 from synclr_cli.config import RenderEngineConfig
-from synclr_cli.engines import GeneratedImage
+from synclr_cli.engines import GeneratedImage, ImageEngine
 from synclr_cli.errors import EngineError
 from synclr_cli.render.engines.diffusers import loading
 from synclr_cli.render.engines.diffusers.text import Texts
@@ -32,7 +32,7 @@ SIDE, STEPS = 512, 50  # the paper's, unless the settings say
 MOST_LANES = 8  # Python itself is one at a time; more lanes would wait for it
 
 
-class DiffusersEngine:
+class DiffusersEngine(ImageEngine):
     """Generate images with a diffusion pipeline on the GPU, if there is one."""
 
     def __init__(self, target: str, config: RenderEngineConfig):
@@ -49,6 +49,11 @@ class DiffusersEngine:
     def truncated(self) -> set[str]:
         """Return the captions that the text encoder could not read to the end."""
         return self._texts.truncated
+
+    def warnings(self) -> list[str]:
+        """Return how many captions were cut short, if some were."""
+        count = len(self.truncated)
+        return [f"{count} captions were longer than the text encoder reads"] if count else []
 
     def generate(
         self, captions: Sequence[str], concepts: Sequence[str], seeds: Sequence[int]

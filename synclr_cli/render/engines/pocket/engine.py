@@ -21,7 +21,7 @@ from torch import Tensor
 from synclr_cli import console
 from synclr_cli.config import RenderEngineConfig
 from synclr_cli.data import storage
-from synclr_cli.engines import GeneratedImage
+from synclr_cli.engines import GeneratedImage, ImageEngine
 from synclr_cli.errors import UsageError
 from synclr_cli.learning import runtime, smollm2
 from synclr_cli.render.engines.pocket import weights
@@ -41,8 +41,10 @@ ENOUGH_TO_TELL = 64  # captions, before most of them being unknown is worth a wa
 _STRANGE = ("variant", "revision", "safety_checker", "vae_slicing", "vae_tiling", "offload")
 
 
-class PocketEngine:
+class PocketEngine(ImageEngine):
     """Generate images with the shipped model, on the GPU if there is one."""
+
+    batch_size = 64
 
     def __init__(self, target: str, config: RenderEngineConfig):
         self._config = config = config.filled(size=SIDE, steps=STEPS, scheduler="own")
@@ -81,10 +83,9 @@ class PocketEngine:
             images += self._generate_batch(captions[rows], seeds[rows])
         return images
 
-    def finish(self) -> None:
-        """Warn, unless that is done, if captions named nothing that the model was taught."""
-        if self._unknown and not self._told:
-            self._tell("")
+    def warnings(self) -> list[str]:
+        """Say, unless that is done, if captions named nothing that the model was taught."""
+        return [self._unknown_message("")] if self._unknown and not self._told else []
 
     @torch.inference_mode()
     def _generate_batch(
@@ -124,11 +125,11 @@ class PocketEngine:
         self._read += len(new)
         self._unknown += self._known.count_unknown(new)
         if self._read >= ENOUGH_TO_TELL and 2 * self._unknown > self._read and not self._told:
-            self._tell(" so far")  # not at the end of hours
+            self._told = True
+            console.warn(self._unknown_message(" so far"))  # not at the end of hours
 
-    def _tell(self, when: str) -> None:
-        self._told = True
-        console.warn(
+    def _unknown_message(self, when: str) -> str:
+        return (
             f"pocket: knows {len(self._known.things)} things ({', '.join(self._known.things)}); "
             f"{self._unknown} of {self._read} captions{when} name none of them"
         )
@@ -151,6 +152,5 @@ def _require_fitting(config: RenderEngineConfig) -> None:
     if config.scheduler == "heun" and config.steps < 2:
         raise UsageError("render.engine.steps for heun", got=config.steps, expected="at least 2")
     strange = [key for key in _STRANGE if getattr(config, key)]
-    strange += [f"options.{key}" for key in config.options]
     if strange:
         raise UsageError(f"render.engine.{strange[0]} means nothing to pocket:", do="leave it out")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from synclr_cli.config import RenderEngineConfig
-from synclr_cli.engines import GeneratedImage
+from synclr_cli.engines import GeneratedImage, ImageEngine
 from synclr_cli.errors import UsageError
 from synclr_cli.render.engines.procedural import scene
 
@@ -18,7 +18,7 @@ SIDE = 64  # pixels, unless the settings say
 DRAWING = 2  # raise when the same caption and seed would give other pixels
 
 
-class ProceduralEngine:
+class ProceduralEngine(ImageEngine):
     """Draws captions on the CPU; a picture depends on its caption, concept, seed and size only."""
 
     parallel = True  # small, no device: the images may be generated in several processes
