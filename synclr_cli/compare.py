@@ -20,6 +20,7 @@ from synclr_cli import config as configs
 from synclr_cli.data import storage
 from synclr_cli.data.artifacts import Header
 from synclr_cli.errors import DataError
+from synclr_cli.safe_text import safe
 
 FILE = "report.json"
 
@@ -273,4 +274,4 @@ def _short(digest: str) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(safe(cell).replace("|", "\\|") for cell in cells) + " |"

@@ -1,6 +1,8 @@
 """What a person sees. The only module that prints.
 
 stdout carries the result and nothing else; progress, notes, warnings and errors go to stderr.
+What is printed has no control characters of somebody's caption or file name, and no password of a
+URI (`safe_text`).
 On a terminal progress is a bar with rate and time left, otherwise one plain line per interval.
 """
 
@@ -27,6 +29,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from synclr_cli.safe_text import safe
+
 PLAIN_INTERVAL_S = 10.0  # without a terminal: one progress line per this many seconds
 
 _stderr = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -47,7 +51,7 @@ def result(value: str) -> None:
         _captured[-1].append(value)
     elif _main_rank:
         try:
-            sys.stdout.write(value.rstrip("\n") + "\n")
+            sys.stdout.write(safe(value).rstrip("\n") + "\n")
             sys.stdout.flush()
         except BrokenPipeError:  # its reader went away, as `head` does; the result is made
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -58,7 +62,7 @@ def result_json(report: Mapping[str, Any], rows: Sequence[tuple[str, str]] = ())
     if rows and not _captured and sys.stdout.isatty():
         table = Table(show_header=False, box=None, pad_edge=False)
         for name, value in rows:
-            table.add_row(Text(name), Text(value))
+            table.add_row(_text(name), _text(value))
         if _main_rank:
             Console().print(table)
     else:
@@ -86,13 +90,13 @@ def captured() -> Iterator[list[str]]:
 def note(message: str) -> None:
     """Say one line about the work to stderr."""
     if _main_rank and not _quiet:
-        _stderr.print(Text(message))
+        _stderr.print(_text(message))
 
 
 def warn(message: str) -> None:
     """Say one line that the user should read, to stderr."""
     if _main_rank:
-        _stderr.print(Text.assemble(("warning: ", "yellow"), message))
+        _stderr.print(Text.assemble(("warning: ", "yellow"), safe(message)))
 
 
 def error(message: str, *, alike: bool = False) -> None:
@@ -103,22 +107,26 @@ def error(message: str, *, alike: bool = False) -> None:
     """
     if alike and os.environ.get("LOCAL_RANK", "0") != "0":
         return
-    _stderr.print(Text.assemble(("error: ", "bold red"), message))
+    _stderr.print(Text.assemble(("error: ", "bold red"), safe(message)))
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Show a table on stderr; numbers are right-aligned from the second column on."""
     if not _main_rank or _quiet:
         return
-    _stderr.print(_filled(Table(title=Text(title), title_justify="left"), columns, rows))
+    _stderr.print(_filled(Table(title=_text(title), title_justify="left"), columns, rows))
 
 
 def _filled(shown: Table, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for i, column in enumerate(columns):
-        shown.add_column(Text(column), justify="left" if i == 0 else "right", overflow="fold")
+        shown.add_column(_text(column), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        shown.add_row(*map(Text, row))  # a caption may hold [brackets]
+        shown.add_row(*map(_text, row))  # a caption may hold [brackets]
     return shown
+
+
+def _text(value: str) -> Text:
+    return Text(safe(value))
 
 
 class _Rate(ProgressColumn):

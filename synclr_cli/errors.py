@@ -6,6 +6,8 @@ Every message is one line: what is wrong, got, expected, what to do. Ctrl-C and 
 
 from __future__ import annotations
 
+from synclr_cli.safe_text import safe
+
 
 class SynclrError(Exception):
     """A failure whose cause is outside this package; shown as one line, never as a traceback."""
@@ -21,7 +23,7 @@ class SynclrError(Exception):
         if do:
             text += f". {do[0].upper()}{do[1:]}"
         # A cause that spans lines (an OSError of a library, say) still makes one line.
-        super().__init__(" ".join(text.split()))
+        super().__init__(" ".join(safe(text).split()))
 
 
 class UsageError(SynclrError):

@@ -21,6 +21,7 @@ from synclr_cli.captions.duplicates import Neighbours
 from synclr_cli.captions.sampler import Drawer, Rows, noise_seeds
 from synclr_cli.config import CaptionEngineConfig, CaptionsConfig
 from synclr_cli.engines import CaptionEngine, Prompt
+from synclr_cli.safe_text import redact
 
 FALLBACK = "template:"
 BLOCK = 16_384  # rows of a part among which a caption must be new
@@ -49,7 +50,7 @@ def complete(
         asked = prompts_of(rows, drawer)
         shown = _shown(rows, drawer)
     count = len(asked)
-    captions, writers = [""] * count, [config.engine.name] * count
+    captions, writers = [""] * count, [redact(config.engine.name)] * count
     seeds = np.zeros(count, dtype=np.int64)  # [N]
     rejects = Rejects()
     blocks: list[Neighbours] = []

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from synclr_cli import __version__, config as configs
 from synclr_cli.data import storage
 from synclr_cli.errors import DataError, UsageError
+from synclr_cli.safe_text import redacted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -109,6 +110,8 @@ class Header:
     def __post_init__(self) -> None:
         if self.version == 0:
             object.__setattr__(self, "version", VERSIONS[self.schema])
+        for name in ("config", "engine", "revision", "parents", "facts"):
+            object.__setattr__(self, name, redacted(vars(self)[name]))
 
     def json(self) -> str:
         """Return the header as one line of JSON."""
@@ -141,11 +144,8 @@ class Header:
 
 def parent(path: Path, header: Header | None, digest: str) -> dict[str, Any]:
     """Describe an input for the header of what is made from it."""
-    return {
-        "name": path.name,
-        "digest": digest,
-        "header": json.loads(header.json()) if header else None,
-    }
+    text = json.loads(header.json()) if header else None
+    return {"name": path.name, "digest": digest, "header": text}
 
 
 def require_same(stage: str, found: Header, wanted: Header, where: Path) -> None:

@@ -19,6 +19,7 @@ from synclr_cli.data.artifacts import Header
 from synclr_cli.data.labelled import Labelled
 from synclr_cli.errors import DataError
 from synclr_cli.learning.backbone import Backbone
+from synclr_cli.safe_text import redact
 
 FILE = "report.json"
 
@@ -99,13 +100,13 @@ def build(
         "interval": [_percent(bound) for bound in interval],
         **{name: _percent(score) for name, score in scores.items()},
         "backbone": {
-            "spec": backbone.spec,
+            "spec": redact(backbone.spec),
             "name": backbone.name,
             "digest": backbone.digest,
             "image_size": backbone.image_size,
         },
         "data": {
-            "spec": data.spec,
+            "spec": redact(data.spec),
             "name": data.name,
             "digest": data.digest,
             "classes": len(data.classes),
