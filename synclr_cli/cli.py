@@ -4,6 +4,7 @@
     cli_make      captions render import train quickstart
     cli_evaluate  linear-probe finetune segment compare
     cli_look      inspect show export
+    cli_list      presets concepts engines
 
 stdout carries the result: the path that was made, or an evaluation's report as one JSON object.
 """
@@ -24,7 +25,7 @@ from synclr_cli.errors import SynclrError, UsageError
 
 # Importing a module adds its commands to the app; `--help` lists them in this order.
 # isort: off
-from synclr_cli import cli_make, cli_evaluate, cli_look  # noqa: F401
+from synclr_cli import cli_make, cli_evaluate, cli_look, cli_list  # noqa: F401
 
 # isort: on
 

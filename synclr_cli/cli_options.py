@@ -27,6 +27,7 @@ app = typer.Typer(
 MAKE = "Make a backbone, step by step"
 EVALUATE = "Evaluate backbones"
 LOOK = "Look at things, and use them elsewhere"
+LIST = "List what there is to choose from"
 
 Preset = Annotated[
     str,

@@ -111,7 +111,7 @@ def error(message: str, *, alike: bool = False) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Show a table on stderr; numbers are right-aligned from the second column on."""
+    """Show a table on stderr; columns of numbers are right-aligned."""
     if not _main_rank or _quiet:
         return
     _stderr.print(_filled(Table(title=_text(title), title_justify="left"), columns, rows))
@@ -119,7 +119,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 def _filled(shown: Table, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for i, column in enumerate(columns):
-        shown.add_column(_text(column), justify="left" if i == 0 else "right", overflow="fold")
+        numbers = i > 0 and all(row[i][:1].isdigit() or row[i][:1] == "-" for row in rows)
+        shown.add_column(_text(column), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         shown.add_row(*map(_text, row))  # a caption may hold [brackets]
     return shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import resource
 import subprocess
@@ -130,6 +131,38 @@ def test_what_all_ranks_end_with_is_said_once(synclr_process):
     # Jobs of shares each speak for themselves, whatever their launcher calls them.
     outcome = synclr_process("render", "--shard", "3", RANK="1", LOCAL_RANK="1")
     assert outcome.code == 2 and len(outcome.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "value"),
+    [
+        ("presets", "preset", "vitb"),
+        ("concepts", "source", "in21k"),
+        ("engines", "engine", "procedural:"),
+    ],
+)
+def test_what_there_is_to_choose_from_is_listed(synclr, monkeypatch, command, key, value):
+    outcome = synclr(command)
+    assert outcome.code == 0 and outcome.err == ""
+    rows = {row[key]: row for row in json.loads(outcome.out)[command]}
+    assert rows[value]
+    if command == "concepts":
+        assert rows["in21k"]["concepts"] == 21843 and rows["dtd"]["kinds"] == "textures"
+    if command == "presets":
+        assert rows["vitb"]["recipe"] == "SynCLR ViT-B/16, the long schedule."
+
+
+def test_an_engine_that_lacks_a_package_is_listed_with_the_command_that_brings_it(
+    synclr, monkeypatch
+):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "openai" else find(name)
+    )
+    rows = {row["engine"]: row for row in json.loads(synclr("engines").out)["engines"]}
+    assert rows["server:"]["usable"] is False
+    assert rows["server:"]["install"] == "pip install 'synclr[server]'"
+    assert (rows["template:"]["usable"], rows["template:"]["install"]) == (True, "")
 
 
 def test_brackets_in_a_table_are_text(monkeypatch, capsys):

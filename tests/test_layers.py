@@ -20,8 +20,8 @@ COMMANDS = {
 }  # fmt: skip
 # Modules beside the folders that belong to the command line; the others are the trunk.
 CLI = {
-    "__main__", "cli", "cli_evaluate", "cli_look", "cli_make", "cli_options", "compare", "evaluate",
-    "quickstart",
+    "__main__", "cli", "cli_evaluate", "cli_list", "cli_look", "cli_make", "cli_options", "compare",
+    "evaluate", "quickstart",
 }  # fmt: skip
 LAYER = {"trunk": 0, "data": 1, "learning": 2, **dict.fromkeys(COMMANDS, 3), "cli": 4}
 
