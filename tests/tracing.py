@@ -21,8 +21,11 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = torch.device("cuda:0")
+PRODUCTS = [getattr(torch.ops.aten, n) for n in ("mm", "addmm", "bmm", "baddbmm", "convolution")]
+_PINNED: list[Tensor] = []  # of this block
 
 
 @contextmanager
@@ -30,19 +33,45 @@ def fake_gpu() -> Iterator[torch.device]:
     """Let tensors in the block be fake ones, a GPU's where `device` says so."""
     true: Callable[..., bool] = lambda *_, **__: True  # noqa: E731
     false: Callable[..., bool] = lambda *_, **__: False  # noqa: E731
+    _PINNED.clear()
     with ExitStack() as stack:
         for owner, name, value in (
             (torch.autograd, "_engine_run_backward", _run_backward),
             (torch.cuda, "is_bf16_supported", true),  # asked by autocast
+            (torch.cuda, "get_device_name", lambda *_: "none"),
             (torch.cuda.amp.common, "amp_definitely_not_available", false),
             (nn.Module, "to", _require_there),
-            (Tensor, "pin_memory", lambda x: x),
+            (Tensor, "pin_memory", lambda x: _PINNED.append(x) or x),
             (Tensor, "numpy", _look_at_real(Tensor.numpy)),
             (timm, "create_model", _build_real(timm.create_model)),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield DEVICE
+
+
+class Strict(TorchDispatchMode):
+    """Refuses what fake tensors let by and a GPU does not, or only slowly.
+
+    Copies that its host waits for (from memory that is not pinned, and back), products of two
+    dtypes, and float64.
+    """
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        if func in (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default):
+            source = tensors[-1]
+            ends = source.device.type, result.device.type
+            is_free = ends == ("cpu", "cuda") and any(source is p for p in _PINNED)
+            assert ends[0] == ends[1] or is_free, f"a copy {' -> '.join(ends)} that is waited for"
+        if func.overloadpacket in PRODUCTS:
+            dtypes = {x.dtype for x in tensors}
+            assert len(dtypes) == 1, f"{func} of dtype {dtypes}"
+        for x in result if isinstance(result, tuple | list) else [result]:
+            is_double = isinstance(x, Tensor) and x.dtype == torch.float64
+            assert not (is_double and x.device.type == "cuda"), f"{func} gives dtype float64"
+        return result
 
 
 def build(make: Callable[..., Any], *arguments: Any, **named: Any) -> Any:

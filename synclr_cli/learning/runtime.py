@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from synclr_cli import console, rng
@@ -56,9 +57,7 @@ class Runtime:
 
     def upload(self, x: Tensor) -> Tensor:
         """Return a tensor of the host on the device; the host does not wait for the copy."""
-        if self.is_cuda:
-            x = x.pin_memory()  # a copy from elsewhere waits for all that the GPU has to do
-        return x.to(self.device, non_blocking=True)
+        return send(x, self.device)
 
     def gather(self, x: Tensor) -> Tensor:
         """Return all ranks' equally shaped rows, in rank order; no gradient flows back."""
@@ -158,6 +157,14 @@ class Runtime:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(module, device_ids=ids)
+
+
+def send(x: Tensor | NDArray[Any], device: torch.device) -> Tensor:
+    """Return what is on the host on a device; the host does not wait for the copy."""
+    x = torch.from_numpy(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
+    if device.type == "cuda":
+        x = x.pin_memory()  # a copy from other memory waits for all that the GPU has to do
+    return x.to(device, non_blocking=True)
 
 
 class _SumOverRanks(torch.autograd.Function):

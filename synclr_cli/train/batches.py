@@ -31,6 +31,7 @@ from synclr_cli import rng
 from synclr_cli.config import TrainConfig
 from synclr_cli.errors import DataError
 from synclr_cli.learning import loader
+from synclr_cli.learning.runtime import send
 from synclr_cli.train import crops, masks
 from synclr_cli.train.image_index import Corpus
 from synclr_cli.train.image_reader import Shelf, decode
@@ -55,7 +56,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Move to the device what is worked on there; masks and ids are looked at by the host."""
         for name in ("globals", "locals", "labels"):
-            setattr(self, name, getattr(self, name).to(device, non_blocking=True))
+            setattr(self, name, send(getattr(self, name), device))
         return self
 
 
@@ -77,7 +78,7 @@ class Uncut:
         """Cut and paint the crops on the device, and move there what else is in the batch."""
         batch, pictures = self.rest.to(device), self.pictures
         if device.type != "cpu":
-            pictures = crops.together(pictures).to(device, non_blocking=True)  # [B, 3, H, W]
+            pictures = send(crops.together(pictures), device)  # [B, 3, H, W]
         batch.globals, batch.locals = crops.cut_and_paint(config, pictures, self.drawn)
         return batch
 

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from synclr_cli import rng
 from synclr_cli.config import TrainConfig
+from synclr_cli.learning.runtime import send
 
 # BYOL's colours, as the released code sets them.
 FLIP = 0.5  # probability
@@ -179,7 +180,7 @@ def _cut_together(pictures: Tensor, drawn: Plan, sizes: list[int]) -> tuple[Tens
         height, width = drawn.size[i].tolist()
         whole = pictures[i : i + 1, :, :height, :width]
         whole.copy_(_dull(whole.float(), int(drawn.divisor[i])).round_().clamp_(0, 255))
-    box = torch.from_numpy(drawn.box).to(pictures.device)  # [B, K, 4]
+    box = send(drawn.box, pictures.device)  # [B, K, 4]
     local, size = [], sizes[-1]
     for start in range(0, len(pictures), TOGETHER):
         some, boxes = pictures[start : start + TOGETHER], box[start : start + TOGETHER]
@@ -292,10 +293,10 @@ def _paint(crops: Tensor, drawn: _Drawn, order: list[int]) -> Tensor:
     x = crops.float()
     for which in order:
         if which >= 0:
-            factor = torch.from_numpy(drawn.factor[:, which]).to(x.device)  # [r]
+            factor = send(drawn.factor[:, which], x.device)  # [r]
             (brighten, contrast, saturate, turn_hue)[which](x, factor)
     _change(x, drawn.grey, lambda y: luma(y).expand_as(y))
-    sigma = torch.from_numpy(drawn.sigma[drawn.sigma > 0]).to(x.device)
+    sigma = send(drawn.sigma[drawn.sigma > 0], x.device)
     _change(x, drawn.sigma > 0, lambda y: blur(y, sigma))
     _change(x, drawn.solarise, lambda y: torch.where(y >= 128, 255 - y, y))
     x.add_(0.5)
@@ -314,7 +315,7 @@ def _change(x: Tensor, chosen: NDArray[np.bool_], change: Callable[[Tensor], Ten
 
 def _take(x: Tensor, rows: NDArray[np.int64]) -> Tensor:
     # Indexing does the same on a CPU, twenty times more slowly.
-    return x.index_select(0, torch.from_numpy(rows).to(x.device))
+    return x.index_select(0, send(rows, x.device))
 
 
 def _put(x: Tensor, rows: NDArray[np.int64], values: Tensor) -> None:
@@ -322,7 +323,7 @@ def _put(x: Tensor, rows: NDArray[np.int64], values: Tensor) -> None:
         for row, value in zip(rows.tolist(), values, strict=True):
             x[row].copy_(value)
     else:
-        x[torch.from_numpy(rows).to(x.device)] = values
+        x[send(rows, x.device)] = values
 
 
 def luma(x: Tensor) -> Tensor:
@@ -338,7 +339,8 @@ def brighten(x: Tensor, factor: Tensor) -> Tensor:
 
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
     """Blend pictures with the mean of their grey, in place."""
-    mean = x.mean(dim=(2, 3)) @ x.new_tensor(LUMA)  # [n]
+    weights = torch.cat([x.new_full((1,), share) for share in LUMA])  # [3], made where it is used
+    mean = x.mean(dim=(2, 3)) @ weights  # [n]
     rest = (1 - factor) * mean
     return x.mul_(factor[:, None, None, None]).add_(rest[:, None, None, None]).clamp_(0, 255)
 

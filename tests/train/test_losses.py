@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import reference
@@ -51,6 +53,7 @@ def test_blocks_of_rows_change_neither_loss_nor_gradient(monkeypatch: pytest.Mon
     results = []
     for most in (losses.BLOCK, 30, 1):
         monkeypatch.setattr(losses, "BLOCK", most)
+        monkeypatch.setattr(losses, "KEPT", most)
         a = rows(10, 5, 6).requires_grad_()
         loss = losses.contrast(a, rows(10, 5, 7), LABELS, LABELS, torch.arange(10), 0.1)
         loss.backward()
@@ -100,7 +103,8 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int) -> Tensor:
 def test_sinkhorn_equals_the_loops(
     iterations: int, shape: tuple[int, int], most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "BLOCK", most)  # 25: by blocks of a few rows
+    monkeypatch.setattr(losses, "BLOCK", most)
+    monkeypatch.setattr(losses, "KEPT", most)  # 25: by blocks of a few rows
     scores = rows(*shape, 14) * 0.3
     theirs = reference.sinkhorn(scores.numpy(), 0.04, iterations)
     np.testing.assert_allclose(
@@ -131,6 +135,7 @@ def test_the_patch_loss_is_the_mean_over_patches_then_masked_pictures(
     most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(losses, "BLOCK", most)
+    monkeypatch.setattr(losses, "KEPT", most)
     tokens, prototypes, targets = patch_case()
     ours = losses.patch_loss(tokens, prototypes, targets, 0.1) / 12
     scores = (tokens @ prototypes.T).detach().numpy()
@@ -144,7 +149,65 @@ def test_the_gradient_of_the_patch_loss_is_that_of_finite_differences(
     most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(losses, "BLOCK", most)
+    monkeypatch.setattr(losses, "KEPT", most)
     tokens, prototypes, targets = patch_case()
     assert torch.autograd.gradcheck(
         lambda t, c: losses.patch_loss(t, c, targets, 0.5), (tokens, prototypes), atol=1e-7
     )
+
+
+def unit(n: int, width: int, seed: int) -> Tensor:
+    return torch.nn.functional.normalize(rows(n, width, seed).float(), dim=1)
+
+
+def both_losses(*, fused: bool, device: str = "cpu") -> list[Tensor]:
+    """Return losses, targets and gradients in float32: 60 tokens in blocks of 20."""
+    tokens, prototypes, a, b = (
+        unit(*shape).to(device).requires_grad_()
+        for shape in ((60, 8, 30), (24, 8, 31), (20, 6, 32), (20, 6, 33))
+    )
+    scores = losses.Scores(unit(60, 8, 34).to(device), unit(24, 8, 35).to(device), fused=fused)
+    targets = losses.Sinkhorn(scores, 0.05, 3, Runtime(torch.device(device), None))
+    of_patches = losses.patch_loss(tokens, prototypes, targets, 0.1)
+    labels, own = (torch.arange(20, device=device) % k for k in (7, 20))
+    of_globals = losses.contrast(a, b, labels, labels, own, 0.1, both=True, fused=fused)
+    (of_patches + of_globals).backward()
+    offset = targets.offset.detach()
+    results = (of_patches, of_globals, offset, tokens.grad, prototypes.grad, a.grad, b.grad)
+    return [x.detach().cpu() for x in results]
+
+
+def against_the_loops(found: list[Tensor]) -> None:
+    scores = (unit(60, 8, 34).double() @ unit(24, 8, 35).double().T).numpy()
+    targets = reference.sinkhorn(scores, 0.05, 3)
+    seen = (unit(60, 8, 30).double() @ unit(24, 8, 31).double().T).numpy()
+    of_patches = 60 * reference.patch_loss([seen], [targets], 0.1)
+    labels = [i % 7 for i in range(20)]
+    of_globals = reference.contrast(
+        unit(20, 6, 32).double().numpy(), unit(20, 6, 33).double().numpy(), labels, labels,
+        range(20), 0.1,
+    )  # fmt: skip
+    assert found[0].item() == pytest.approx(of_patches, rel=1e-6)
+    assert found[1].item() == pytest.approx(of_globals, rel=1e-6)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="Inductor needs a C++ compiler on a CPU")
+def test_the_compiled_losses_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor's, on a CPU in float32: to 1e-6, and the loops' of `reference`."""
+    monkeypatch.setattr(losses, "BLOCK", 20 * 24)
+    monkeypatch.setattr(losses, "KEPT", 0)
+    plain, compiled = both_losses(fused=False), both_losses(fused=True)
+    for ours, theirs in zip(compiled, plain, strict=True):
+        assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
+    against_the_loops(plain)
+    against_the_loops(compiled)
+
+
+@pytest.mark.gpu
+def test_the_losses_on_a_gpu_are_those_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "BLOCK_ON_GPU", 20 * 24)
+    monkeypatch.setattr(losses, "KEPT_ON_GPU", 0)
+    plain, compiled = both_losses(fused=False), both_losses(fused=True, device="cuda")
+    for ours, theirs in zip(compiled, plain, strict=True):
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+    against_the_loops(compiled)
