@@ -9,6 +9,7 @@ On a terminal progress is a bar with rate and time left, otherwise one plain lin
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -130,6 +131,14 @@ def _text(value: str) -> Text:
     return Text(safe(value))
 
 
+def plain(number: float, digits: int = 3) -> str:
+    """Return a number with so many digits that count and no exponent: 3342, 12.5, 0.00735."""
+    if not number or not math.isfinite(number):
+        return f"{number:g}"
+    places = digits - 1 - math.floor(math.log10(abs(number)))
+    return f"{number:.{max(0, places)}f}"
+
+
 class _Rate(ProgressColumn):
     def __init__(self, unit: str):
         super().__init__()
@@ -137,7 +146,7 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.3g} {self.unit}/s", style="cyan")
+        return Text("" if speed is None else f"{plain(speed)} {self.unit}/s", style="cyan")
 
 
 class Meter:
@@ -161,7 +170,7 @@ class Meter:
                 self._plain_line(now)
 
     def say(self, **numbers: float) -> None:
-        self._words = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        self._words = "  ".join(f"{name} {plain(value, 4)}" for name, value in numbers.items())
         if self._bar and self._task is not None:
             self._bar.update(self._task, words=self._words)
 
@@ -170,7 +179,7 @@ class Meter:
         left = (self._total - self._done) / rate if rate else float("inf")
         _stderr.print(
             Text(
-                f"{self._name} {self._done}/{self._total}  {rate:.3g} {self._unit}/s"
+                f"{self._name} {self._done}/{self._total}  {plain(rate)} {self._unit}/s"
                 f"  {left:.0f} s left  {self._words}".rstrip()
             )
         )

@@ -150,3 +150,25 @@ def layer_norm(row: Array, eps: float) -> Array:
 
 def gelu(row: Array) -> Array:
     return np.array([v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in row])
+
+
+def knn_top1(
+    known: Array,
+    known_labels: Sequence[int],
+    queries: Array,
+    query_labels: Sequence[int],
+    k: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """DINO's k-NN, in percent: the k nearest by cosine vote with exp(cosine / temperature)."""
+    right = 0
+    for query, label in zip(queries, query_labels, strict=True):
+        cosines = [float(unit(query) @ unit(row)) for row in known]
+        nearest = sorted(range(len(known)), key=lambda i: -cosines[i])[:k]
+        votes: dict[int, float] = {}
+        for i in nearest:
+            votes[known_labels[i]] = votes.get(known_labels[i], 0.0) + math.exp(
+                cosines[i] / temperature
+            )
+        right += max(votes, key=lambda c: votes[c]) == label
+    return 100 * right / len(queries)

@@ -16,9 +16,8 @@ with each, S pixels of the global crop, s of a local one, N patches.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,9 @@ from torch import Tensor
 
 from synclr_cli import rng
 from synclr_cli.config import TrainConfig
-from synclr_cli.errors import DataError
+from synclr_cli.errors import DataError, SynclrError
 from synclr_cli.learning import loader
-from synclr_cli.learning.runtime import send
+from synclr_cli.learning.runtime import Runtime, send
 from synclr_cli.train import crops, masks
 from synclr_cli.train.image_index import Corpus
 from synclr_cli.train.image_reader import Shelf, decode
@@ -87,7 +86,7 @@ class Batches:
     """Step number -> this rank's part of that step's batch."""
 
     def __init__(
-        self, corpus: Corpus, config: TrainConfig, *, patches: int, rank: int = 0, world: int = 1
+        self, corpus: Corpus, config: TrainConfig, patches: int, rank: int = 0, world: int = 1
     ):
         self.corpus, self.config, self.patches = corpus, config, patches
         self.rank, self.world = rank, world
@@ -247,45 +246,63 @@ class Batches:
         return None
 
 
+DamagedImage = tuple[int, int, str]  # caption id, view and what is wrong
+
+
 class Damage:
-    """Counts the pictures that did not decode, and stops the run when they are too many."""
+    """Counts the images that did not decode, lists them, and stops the run at too many."""
 
-    def __init__(self, corpus: Corpus, where: Path):
-        self._pictures, self._where = corpus.pictures, where
-        self._read = self._reads_damaged = 0
-        self._seen: set[tuple[int, int]] = set()
-        self._last = ""
+    def __init__(self, corpus: Corpus, where: Path, log: Callable[[Sequence[DamagedImage]], None]):
+        """Take the images' folder, for messages, and what lists those not known yet."""
+        self._where, self._log = where, log
+        self._patience = min(corpus.pictures, DAMAGED_FROM)
+        self._read = self._damaged = 0
+        self._known: set[tuple[int, int]] = set()
 
-    @cached_property
-    def _patience(self) -> int:
-        return min(self._pictures, DAMAGED_FROM)
-
-    def add(self, batch: Batch) -> list[tuple[int, int, str]]:
-        """Count a batch; return its damaged pictures that were not known yet."""
-        self._read += len(batch.ids)
-        self._reads_damaged += len(batch.damaged)
-        new = [d for d in batch.damaged if d[:2] not in self._seen]
-        self._seen |= {d[:2] for d in new}
-        self._last = batch.damaged[-1][2] if batch.damaged else self._last
-        return new
-
-    def require_few(self) -> None:
-        """Refuse to go on with too many of them.
+    def watch(self, ahead: Iterator[Batch], rt: Runtime) -> Iterator[Batch]:
+        """Yield the batches; what one rank cannot read ends all of them in the same step.
 
         Raises:
-            DataError: more than one in a hundred pictures read are damaged.
+            DataError: more than one in a hundred images read are damaged, or one cannot be read.
+            EngineError: a loader process was killed.
         """
-        if self._reads_damaged > DAMAGED_SHARE * max(self._read, self._patience):
+        while True:
+            batch: Batch | None = None
+            error: SynclrError | None = None
+            try:
+                batch = next(ahead, None)
+                if batch is not None:
+                    self.add(batch)
+            except SynclrError as e:
+                error = e
+            if rt.any(error is not None):
+                raise error or DataError("another rank could not read its images")
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, batch: Batch) -> None:
+        """Count a batch and list its damaged images.
+
+        Raises:
+            DataError: there are too many of them by now.
+        """
+        self._read += len(batch.ids)
+        self._damaged += len(batch.damaged)
+        new = [d for d in batch.damaged if d[:2] not in self._known]
+        self._known |= {d[:2] for d in new}
+        self._log(new)
+        if batch.damaged and self._damaged > DAMAGED_SHARE * max(self._read, self._patience):
             raise DataError(
-                f"{self._where}: pictures that do not decode",
-                got=f"{self._reads_damaged} of {self._read} read ({self._last})",
+                f"{self._where}: images that do not decode",
+                got=f"{self._damaged} of {self._read} read ({batch.damaged[-1][2]})",
                 expected=f"at most {DAMAGED_SHARE:.0%}",
                 do="render them again",
             )
 
 
 def load(
-    batches: Batches, steps: range, *, workers: int, device: torch.device | None = None
+    batches: Batches, steps: range, workers: int, device: torch.device | None = None
 ) -> Iterator[Batch]:
     """Yield the batches of the steps, made ahead in `workers` processes.
 

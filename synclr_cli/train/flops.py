@@ -20,29 +20,13 @@ from synclr_cli.train.student_teacher import Student
 # Dense bfloat16 TFLOP/s from the makers' data sheets (tensor cores, no sparsity), by a part of the
 # name that torch gives. The longest that fits counts: an "H100 PCIe" is no "H100".
 PEAK_TFLOPS = {
-    "B200": 2250.0,
-    "H200": 989.0,
-    "GH200": 989.0,
-    "H100": 989.0,
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.0,
-    "H20": 148.0,
-    "A100": 312.0,
-    "A800": 312.0,
-    "A40": 149.7,
-    "A30": 165.0,
-    "A10": 125.0,
-    "A10G": 70.0,
-    "L40S": 362.0,
-    "L40": 181.0,
-    "L4": 121.0,
-    "RTX 6000 Ada": 364.0,
-    "RTX A6000": 154.8,
-    "RTX 4090": 165.2,
-    "RTX 3090": 71.0,
-    "MI300X": 1307.0,
-    "MI250X": 191.5,  # of one of its two dies, which is what torch calls a device
-}
+    "B200": 2250.0, "H200": 989.0, "GH200": 989.0, "H20": 148.0,
+    "H100": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0,
+    "A100": 312.0, "A800": 312.0, "A40": 149.7, "A30": 165.0, "A10": 125.0, "A10G": 70.0,
+    "L40S": 362.0, "L40": 181.0, "L4": 121.0,
+    "RTX 6000 Ada": 364.0, "RTX A6000": 154.8, "RTX 4090": 165.2, "RTX 3090": 71.0,
+    "MI300X": 1307.0, "MI250X": 191.5,  # of one of its two dies, which is what torch calls a device
+}  # fmt: skip
 
 
 def peak_tflops(device: torch.device) -> float | None:
@@ -62,28 +46,28 @@ def step_flops(config: TrainConfig, student: Student) -> float:
     """Return the model FLOP of one update of the whole batch, over all ranks."""
     vit = student.vit
     patch = int(vit.patch_embed.patch_size[0])
-    pictures = config.captions_per_batch * config.views * config.global_crops
-    crops = pictures * config.local_crops
+    images = config.captions_per_batch * config.views * config.global_crops
+    crops = images * config.local_crops
     n = (config.image_size // patch) ** 2  # patches of a global crop
-    masked = int(pictures * config.mask_probability) if config.patch_weight else 0
-    of_each = int(n * config.mask_ratio)
-    of_globals = (pictures - masked) * _forward(vit, 1 + n, 1) + masked * _forward(
-        vit, 1 + n, 1 + of_each
+    masked = int(images * config.mask_probability) if config.patch_weight else 0
+    of_image = int(n * config.mask_ratio)
+    of_globals = (images - masked) * _forward(vit, 1 + n, 1) + masked * _forward(
+        vit, 1 + n, 1 + of_image
     )
     of_locals = crops * _forward(vit, 1 + (config.local_size // patch) ** 2, 1)
     taught = config.teacher and (config.objective == "contrast" or masked > 0)
     total = 3 * (of_globals + of_locals) + of_globals * taught
     if student.classifier is not None:
-        total += 3 * (pictures + crops) * _weights(student.classifier)
+        total += 3 * (images + crops) * _weights(student.classifier)
     if student.projector is not None:
-        total += 3 * (pictures + crops) * _weights(student.projector)
-        total += taught * pictures * _weights(student.projector)
+        total += 3 * (images + crops) * _weights(student.projector)
+        total += taught * images * _weights(student.projector)
         # Similarities and the gradient at the anchors; without a teacher at both sides.
-        total += (2 if taught else 3) * 2 * (pictures + crops) * pictures * config.head_out
+        total += (2 if taught else 3) * 2 * (images + crops) * images * config.head_out
     if student.predictor is not None:
-        total += 3 * (pictures + crops) * _weights(student.predictor)
+        total += 3 * (images + crops) * _weights(student.predictor)
     if student.prototypes is not None:
-        total += 4 * masked * of_each * _of_prototypes(student.prototypes)
+        total += 4 * masked * of_image * _of_prototypes(student.prototypes)
     return float(total)
 
 

@@ -2,24 +2,30 @@
 
     student, teacher, optimiser --update(batch, step's values)--> the same, one step later
 
-The state is these three alone: batches and every random draw are functions of the step.
+The state is these three, and which steps were skipped: batches and every random draw are functions
+of the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from synclr_cli.config import TrainConfig
+from synclr_cli.errors import DivergedError
 from synclr_cli.learning import checkpoint, optim, runtime, schedules
 from synclr_cli.learning.checkpoint import Checkpoint
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train.batches import Batch
 from synclr_cli.train.objective import Losses, Objective
 from synclr_cli.train.student_teacher import Student, Teacher
+
+# A skipped step leaves the weights alone: if the fault is a batch's, the next one is fine. When
+# more than half of so many steps fail, it is the weights', and no step to come will mend them.
+WINDOW = 10
 
 
 @dataclass(frozen=True)
@@ -49,17 +55,33 @@ def step_values(step: int, config: TrainConfig) -> StepValues:
     )
 
 
-class NotFinite(Exception):
-    """The loss or the gradient of a step was infinite or no number; it changed nothing."""
+@dataclass(frozen=True)
+class Skip:
+    """A step whose loss or gradient was infinite or no number, so that it changed nothing."""
 
-    def __init__(self, step: int, lr: float, caption_ids: list[int]):
-        super().__init__(f"step {step}")
-        self.step, self.lr, self.caption_ids = step, lr, caption_ids
+    step: int
+    lr: float
+    caption_ids: list[int]
+
+
+class Diverged(DivergedError):
+    """More steps were skipped than may be; `step` is the last of them, which is still to do."""
+
+    def __init__(self, skip: Skip, why: str, do: str):
+        ids = ", ".join(map(str, skip.caption_ids[:16]))
+        count = len(skip.caption_ids)
+        more = f" and {count - 16} more" if count > 16 else ""
+        super().__init__(
+            f"the loss of step {skip.step} is not finite{why}, at learning rate {skip.lr:.3g} and"
+            f" captions {ids}{more}",
+            do=do,
+        )
+        self.step = skip.step
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one update did."""
+    """What one update did, if its loss was finite."""
 
     losses: Losses
     grad_norm: Tensor
@@ -96,7 +118,9 @@ class Learner:
             fused=True,
         )
         self.objective = Objective(config, rt, self.student, self.teacher)
-        self._unread: tuple[Tensor, NotFinite] | None = None
+        self._unread: tuple[Tensor, Skip] | None = None
+        self._skipped: list[int] = []  # steps, over all resumes
+        self._untold: list[Skip] = []
         if config.compile:
             for model in (self.student, self.teacher):
                 model.compile_blocks()
@@ -117,19 +141,20 @@ class Learner:
     def update(self, batch: Batch, values: StepValues) -> Update:
         """Do one update: gradient, AdamW, then the teacher follows the new student.
 
+        A step whose loss or gradient is not finite is skipped; `skips` tells of it.
+
         Raises:
-            NotFinite: on every rank alike, before anything is changed: of this step or, on a GPU,
-                of the one before; then the same call does this one.
+            Diverged: too many were; on every rank alike, and nothing has changed since `step`.
         """
-        self.settle()
+        self._settle()
         losses = self.objective.gradient(batch, values.teacher_temperature)
         parameters = [p for p in self.student.parameters() if p.grad is not None]
         self.runtime.average_gradients(parameters)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         finite = self.runtime.all(torch.isfinite(norm + losses.total))
-        self._unread = finite, NotFinite(batch.step, values.lr, batch.caption_ids)
-        if not self.late:
-            self.settle()
+        self._unread = finite, Skip(batch.step, values.lr, batch.caption_ids)
+        if not self.late and not self._settle():
+            return Update(losses, norm)
         if self.config.clip_grad:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad, norm)
         decayed, exempt = self.optimizer.param_groups
@@ -138,20 +163,36 @@ class Learner:
         self.runtime.step(self.optimizer, finite if self.late else None)
         self.optimizer.zero_grad()
         self.teacher.follow(values.ema, finite if self.late else None)
+        if batch.step + 1 == self.config.steps:
+            self._settle()
         return Update(losses, norm)
 
-    def settle(self) -> None:
-        """Look whether the last update was one; nothing to do if that is known.
+    def skips(self) -> list[Skip]:
+        """Return the steps found to be skipped since the last call."""
+        told, self._untold = self._untold, []
+        return told
+
+    def _settle(self) -> bool:
+        """Look whether the last step was finite, if that is not known; return it.
 
         Raises:
-            NotFinite: it was none.
+            Diverged: it was not, once too often.
         """
         if self._unread is None:
-            return
-        (finite, failure), self._unread = self._unread, None
-        if not bool(finite):
-            self.optimizer.zero_grad()
-            raise failure
+            return True
+        (finite, skip), self._unread = self._unread, None
+        if bool(finite):
+            return True
+        self.optimizer.zero_grad()
+        recent = 1 + sum(step > skip.step - WINDOW for step in self._skipped)
+        cure = "lower train.peak_lr or set train.clip_grad=1, and add --overwrite"
+        if len(self._skipped) >= self.config.skip_nonfinite:
+            raise Diverged(skip, "", do=f"go on with --set train.skip_nonfinite=10, or {cure}")
+        if recent > WINDOW // 2:
+            raise Diverged(skip, f", as in {recent} of the last {WINDOW} steps", do=cure)
+        self._skipped.append(skip.step)
+        self._untold.append(skip)
+        return False
 
     def groups(self) -> dict[str, dict[str, Tensor]]:
         """Return everything a checkpoint needs, by name; whole on the main rank.
@@ -166,9 +207,10 @@ class Learner:
             ),
         }
 
-    def restore(self, saved: Checkpoint) -> None:
-        """Put back what `groups` gave."""
+    def restore(self, saved: Checkpoint, skipped: Sequence[int] = ()) -> None:
+        """Put back what `groups` gave, and the steps skipped by then."""
         groups: Mapping[str, Mapping[str, Tensor]] = saved.groups
         self.student.load_state_dict(groups["student"])
         self.teacher.load_state_dict(groups["teacher"])
         checkpoint.restore_optimizer(self.optimizer, groups["optimizer"])
+        self._skipped = list(skipped)

@@ -3,10 +3,10 @@
     updates --Monitor--> a line of flat keys --report.collapse--> a warning, if it has collapsed
 
 Some numbers tell a run that learns from one that has collapsed, where the loss alone may not:
-`effective_rank` of the teacher's embeddings (1: all on one line), `similarity_gap` between pictures
+`effective_rank` of the teacher's embeddings (1: all on one line), `similarity_gap` between images
 of one class and of two, `prototype_perplexity` of the patches' first prototypes.
 
-Shapes: B pictures of the whole batch, E embedding, P prototypes.
+Shapes: B images of the whole batch, E embedding, P prototypes.
 """
 
 from __future__ import annotations
@@ -20,35 +20,42 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from synclr_cli import console
 from synclr_cli.config import TrainConfig
 from synclr_cli.learning.runtime import Runtime, exact
-from synclr_cli.train import flops
+from synclr_cli.train import flops, report
+from synclr_cli.train.batches import Batch
 from synclr_cli.train.learner import Learner, StepValues, Update
+
+_SUMS = ("loss", "loss_global", "loss_local", "loss_patch", "grad_norm")
 
 
 class Monitor:
     """Adds up what the updates tell, and gives a line of flat keys every `log_steps`."""
 
     def __init__(self, config: TrainConfig, rt: Runtime, learner: Learner):
-        self._runtime, self._learner, self._all_steps = rt, learner, config.steps
+        self._runtime, self._learner, self._steps = rt, learner, config.steps
         self._images = config.captions_per_batch * config.views * config.global_crops  # a step
         self._flops = flops.step_flops(config, learner.student) / rt.world
         self._peak = flops.peak_tflops(rt.device)
         self._last: Update | None = None
+        self._warned_of_damage = self._collapsed = False
         self._start_line()
 
     def _start_line(self) -> None:
-        self._sums = torch.zeros(6, device=self._runtime.device)  # the last counts updates
-        self._damaged = 0
-        self._updates = self._skipped = 0
+        self._sums = torch.zeros(len(_SUMS) + 1, device=self._runtime.device)  # and of updates
+        self._damaged = self._since = self._skipped = 0
         self._waited_s, self._aside_s, self._start_s = 0.0, 0.0, time.monotonic()
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time inside the block as waiting for data."""
-        start = time.monotonic()
-        yield
-        self._waited_s += time.monotonic() - start
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the batches; what each takes to come counts as waiting for data."""
+        while True:
+            start = time.monotonic()
+            batch = next(batches, None)
+            self._waited_s += time.monotonic() - start
+            if batch is None:
+                return
+            yield batch
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -57,44 +64,39 @@ class Monitor:
         yield
         self._aside_s += time.monotonic() - start
 
-    def add(self, update: Update) -> None:
-        """Add one update; one that was not finite, which is told later, adds nothing."""
+    def add(self, batch: Batch, update: Update) -> None:
+        """Add one step; an update that was not finite adds nothing to the means."""
         losses, norm = update.losses, update.grad_norm
         terms = (losses.total.detach(), losses.of_globals, losses.of_locals, losses.of_patches)
         values = torch.stack([*terms, norm, torch.ones_like(norm)])  # [6]
         self._sums += values.where(values.isfinite().all(), 0)
-        self._updates += 1
+        self._damaged += len(batch.damaged)
+        self._since += 1
         self._last = update
 
-    def skip(self, *, late: bool) -> None:
-        """Count a step whose update was skipped; if that is known `late`, it was added before."""
+    def skip(self) -> None:
+        """Count a step whose update was skipped."""
         self._skipped += 1
-        self._updates -= late
-
-    def replace(self, pictures: int) -> None:
-        """Count pictures of this rank that did not decode."""
-        self._damaged += pictures
 
     def line(self, step: int, values: StepValues) -> dict[str, float]:
         """Return the means since the last line; `step` updates are done by now.
 
-        Every rank must call it: the losses are averaged over ranks.
+        Every rank must call it: the losses are averaged over ranks. Warns once of damaged images,
+        and whenever the run collapses.
         """
-        steps = self._updates + self._skipped
+        steps = self._since
         seconds = max(time.monotonic() - self._start_s - self._aside_s, 1e-9)
         teraflops = steps * self._flops / seconds / 1e12  # of this rank
         line: dict[str, float] = {"step": step}
-        damaged = self._sums.new_tensor([self._damaged])
-        *sums, updates, damaged_of_all = self._runtime.sum(
-            torch.cat([self._sums, damaged])
-        ).tolist()
+        damaged_here = self._sums.new_tensor([self._damaged])
+        totals = self._runtime.sum(torch.cat([self._sums, damaged_here])).tolist()
+        *sums, updates, damaged = totals
         if updates:
-            names = ("loss", "loss_global", "loss_local", "loss_patch", "grad_norm")
-            line |= {name: total / updates for name, total in zip(names, sums, strict=True)}
+            line |= {name: total / updates for name, total in zip(_SUMS, sums, strict=True)}
         line |= asdict(values)
         line |= {
             "images_per_s": steps * self._images / seconds,
-            "left_s": (self._all_steps - step) * seconds / max(steps, 1),
+            "left_s": (self._steps - step) * seconds / max(steps, 1),
             "model_tflop_per_s": teraflops,
             "data_wait_share": self._waited_s / seconds,
         }
@@ -102,28 +104,25 @@ class Monitor:
             line["mfu"] = teraflops / self._peak
         if self._skipped:
             line["skipped"] = self._skipped
-        if damaged_of_all:
-            line["damaged"] = damaged_of_all
+        if damaged:
+            line["damaged"] = damaged
         line |= self._health()
+        self._warn(line)
         self._start_line()
         return line
 
-    def shown(self, line: Mapping[str, float]) -> dict[str, float]:
-        """Return what of a line stands beside the progress bar."""
-        wanted = {
-            "loss": "loss",
-            "wait": "data_wait_share",
-            "mfu": "mfu",
-            "TFLOP/s": "model_tflop_per_s",
-            "knn": "knn_top1",
-        }
-        if "mfu" in line:
-            del wanted["TFLOP/s"]
-        return {name: line[key] for name, key in wanted.items() if key in line}
+    def _warn(self, line: Mapping[str, float]) -> None:
+        if (trouble := report.collapse(line)) and not self._collapsed:
+            console.warn(trouble)
+        self._collapsed = bool(trouble)
+        if "damaged" in line and not self._warned_of_damage:
+            count = f"{line['damaged']:.0f} images"
+            console.warn(f"{count} did not decode and were replaced; damaged.jsonl lists them")
+            self._warned_of_damage = True
 
     def _health(self) -> dict[str, float]:
         health = {"teacher_distance": self._distance()}
-        if self._last is None:
+        if self._last is None or not self._last.losses.candidates.isfinite().all():
             return health
         losses = self._last.losses
         health |= {
@@ -138,10 +137,22 @@ class Monitor:
     @torch.no_grad()
     def _distance(self) -> float:
         """Return how far the teacher's ViT is from the student's, as a share of its length."""
-        mine = dict(self._learner.student.vit.named_parameters())
-        pairs = [(p, mine[n]) for n, p in self._learner.teacher.vit.named_parameters()]
+        student = dict(self._learner.student.vit.named_parameters())
+        pairs = [(p, student[n]) for n, p in self._learner.teacher.vit.named_parameters()]
         apart = torch.stack([(t - s).float().norm() for t, s in pairs]).norm()
         return float(apart / torch.stack([s.float().norm() for _, s in pairs]).norm())
+
+
+def shown(line: Mapping[str, float]) -> dict[str, float]:
+    """Return what of a line stands beside the progress bar."""
+    names = {
+        "loss": "loss",
+        "images/s": "images_per_s",
+        "wait": "data_wait_share",
+        "mfu": "mfu",
+        "knn": "knn_top1",
+    }
+    return {name: line[key] for name, key in names.items() if key in line}
 
 
 def effective_rank(embeddings: Tensor) -> float:

@@ -11,14 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from synclr_cli.data import storage
 from synclr_cli.errors import DataError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 METRICS_FILE = "metrics.jsonl"
 COLLAPSED_RANK = 1.5  # directions in use; a batch of unrelated embeddings has tens
 COLLAPSED_PROTOTYPES = 1.5  # prototypes in use
+# Rates and averages follow the step, skipped or not: past this share the recipe is another one.
+SKIPPED_SHARE = 0.01
 
 COLUMNS = 4
 # Panels: title, keys of a line with their names, logarithmic or not. One without numbers is left
@@ -27,25 +32,16 @@ PANELS: Sequence[tuple[str, dict[str, str], bool]] = (
     ("contrast", {"loss_global": "global crops", "loss_local": "local crops"}, False),
     ("masked patches", {"loss_patch": "iBOT"}, False),
     ("k nearest neighbours, top-1 %", {"knn_top1": "teacher"}, False),
-    (
-        "in use",
-        {
-            "effective_rank": "directions of the embeddings",
-            "prototype_perplexity": "prototypes of the patches",
-        },
-        True,
-    ),
+    ("in use", {"effective_rank": "directions of the embeddings",
+                "prototype_perplexity": "prototypes of the patches"}, True),
     ("cosine within less between classes", {"similarity_gap": "embeddings"}, False),
     ("teacher to student, share of length", {"teacher_distance": "ViT"}, False),
     ("gradient norm", {"grad_norm": "all weights"}, True),
     ("learning rate", {"lr": "AdamW"}, False),
     ("images per second", {"images_per_s": "all ranks"}, False),
-    (
-        "shares",
-        {"data_wait_share": "of the time, waiting for data", "mfu": "of the peak FLOP/s"},
-        False,
-    ),
-)
+    ("shares", {"data_wait_share": "of the time, waiting for data",
+                "mfu": "of the peak FLOP/s"}, False),
+)  # fmt: skip
 
 
 def plot(run_folder: Path, png: Path) -> Path:
@@ -54,20 +50,27 @@ def plot(run_folder: Path, png: Path) -> Path:
     Raises:
         DataError: the folder has no metrics yet.
     """
+    curves = figure(_read(run_folder), run_folder.resolve().name)
+    with storage.atomic_file(png) as partial:
+        curves.savefig(partial, format="png")
+    return png
+
+
+def figure(lines: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Return a panel for each kind of number that the lines have."""
     from matplotlib.figure import Figure  # without pyplot: no global state, no window system
 
-    lines = _read(run_folder)
     panels = [p for p in PANELS if any(points(lines, key) for key in p[1])]
     rows = math.ceil(len(panels) / COLUMNS)
     figure = Figure(figsize=(3.4 * COLUMNS, 2.6 * rows), dpi=110, layout="constrained")
     axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
     collapsed = collapsed_at(lines)
-    for (title, keys, logarithmic), axis in zip(panels, axes, strict=False):
-        for key, name in keys.items():
+    for (name, keys, logarithmic), axis in zip(panels, axes, strict=False):
+        for key, label in keys.items():
             if xy := points(lines, key):
                 marker = "o" if len(xy) < 15 else None
-                axis.plot(*zip(*xy, strict=True), label=name, linewidth=1.5, marker=marker, ms=3)
-        axis.set_title(title, fontsize=10)
+                axis.plot(*zip(*xy, strict=True), label=label, linewidth=1.5, marker=marker, ms=3)
+        axis.set_title(name, fontsize=10)
         axis.set_xlabel("step", fontsize=9)
         axis.grid(alpha=0.3)
         if logarithmic:
@@ -80,16 +83,25 @@ def plot(run_folder: Path, png: Path) -> Path:
             axis.axvline(collapsed, color="crimson", linewidth=1)
     for axis in list(axes):  # those that no panel took
         axis.set_axis_off()
-    title = run_folder.resolve().name
     figure.suptitle(title if collapsed is None else f"{title}: collapsed at step {collapsed}")
-    with storage.atomic_file(png) as partial:
-        figure.savefig(partial, format="png")
-    return png
+    return figure
 
 
 def verdict(run_folder: Path) -> str:
     """Return what is wrong with the run by now, "" if nothing is known to be."""
-    return collapse(_read(run_folder)[-1])
+    lines = _read(run_folder)
+    return collapse(lines[-1]) or many_skipped(lines)
+
+
+def many_skipped(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return a sentence if more updates were skipped than a recipe's schedules can ignore."""
+    skipped, steps = sum(line.get("skipped", 0) for line in lines), lines[-1]["step"]
+    if skipped <= SKIPPED_SHARE * steps:
+        return ""
+    return (
+        f"the loss was not finite in {skipped} of {steps} steps, whose updates were skipped."
+        " Lower train.peak_lr, or set train.clip_grad=1"
+    )
 
 
 def collapse(line: Mapping[str, Any]) -> str:

@@ -272,10 +272,11 @@ def test_more_damage_than_one_in_a_hundred_stops(
 ) -> None:
     folder = make_images(tmp_path / "images", captions=32, edit=damage((107, 2), (109, 0)))
     made = source(folder, small(views=4, captions_per_batch=32))
-    counted = batches.Damage(made.corpus, folder)
-    assert sorted(d[:2] for d in counted.add(made.make(0))) == [(107, 2), (109, 0)]
+    listed: list[batches.DamagedImage] = []
+    counted = batches.Damage(made.corpus, folder, listed.extend)
     with pytest.raises(DataError, match=r"got 2 of 128 read \(part.*expected at most 1%"):
-        counted.require_few()
+        counted.add(made.make(0))
+    assert sorted(d[:2] for d in listed) == [(107, 2), (109, 0)]
 
 
 def test_a_caption_without_any_whole_picture_gives_its_place_to_another(

@@ -15,7 +15,7 @@ from synclr_cli.data import artifacts
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import batches
 from synclr_cli.train.image_index import open_corpus
-from synclr_cli.train.learner import Learner, NotFinite, step_values
+from synclr_cli.train.learner import Diverged, Learner, step_values
 from synclr_cli.train.student_teacher import Encoder
 
 ALONE = Runtime(torch.device("cpu"), None)
@@ -30,7 +30,9 @@ def start(config: TrainConfig, images: Path) -> tuple[Learner, batches.Batches]:
 
 
 @pytest.mark.parametrize("head_norm", ["batch", "layer"])
-def test_updates_equal_the_written_out_adamw(images: Path, small: Callable, head_norm: str) -> None:
+def test_updates_equal_the_written_out_adamw(
+    images: Path, small: Callable[..., TrainConfig], head_norm: str
+) -> None:
     config = small(head_norm=head_norm)
     learner, source = start(config, images)
     watched = {
@@ -99,7 +101,7 @@ def test_the_teacher_follows_the_student_that_the_update_made(
             )
 
 
-def test_every_parameter_learns(images: Path, small: Callable) -> None:
+def test_every_parameter_learns(images: Path, small: Callable[..., TrainConfig]) -> None:
     learner, source = start(small(), images)
     learner.objective.gradient(source.make(0), 0.04)
     for name, parameter in learner.student.named_parameters():
@@ -107,7 +109,7 @@ def test_every_parameter_learns(images: Path, small: Callable) -> None:
     assert all(p.grad is None for p in learner.teacher.parameters())
 
 
-def test_the_total_is_the_sum_of_its_terms(images: Path, small: Callable) -> None:
+def test_the_total_is_the_sum_of_its_terms(images: Path, small: Callable[..., TrainConfig]) -> None:
     learner, source = start(small(patch_weight=0.5), images)
     losses = learner.objective.gradient(source.make(1), 0.05)
     expected = losses.of_globals + losses.of_locals + 0.5 * losses.of_patches
@@ -118,7 +120,7 @@ def scores(model: Encoder, tokens: torch.Tensor) -> np.ndarray:
     return (model.prototypes(tokens) @ model.prototypes.prototypes().T).numpy()
 
 
-def test_the_terms_equal_the_equations(images: Path, small: Callable) -> None:
+def test_the_terms_equal_the_equations(images: Path, small: Callable[..., TrainConfig]) -> None:
     """Eq. 4 read anew from the embeddings: what is an anchor, a candidate, a positive."""
     config = small(drop_path=0.0, head_norm="layer", sinkhorn_iterations=3)
     learner, source = start(config, images)
@@ -157,7 +159,7 @@ def test_the_terms_equal_the_equations(images: Path, small: Callable) -> None:
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_loss_that_is_not_finite_changes_nothing(
-    images: Path, small: Callable, monkeypatch: pytest.MonkeyPatch, late: bool
+    images: Path, small: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
     """Nor do the moments count it; a device that tells late skips it by itself."""
     monkeypatch.setattr(Learner, "late", late)
@@ -169,7 +171,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(
         learner.student.predictor[0].weight[0, 0] = torch.nan
     groups = learner.groups()
     before = {(g, n): t.clone() for g, tensors in groups.items() for n, t in tensors.items()}
-    with pytest.raises(NotFinite) as raised:
+    with pytest.raises(Diverged) as raised:
         learner.update(source.make(3), step_values(3, config))
         assert late
         learner.update(source.make(4), step_values(4, config))
@@ -181,12 +183,12 @@ def test_a_loss_that_is_not_finite_changes_nothing(
             )
     with torch.no_grad():
         learner.student.predictor[0].weight[0, 0] = healthy
-    learner.update(source.make(4), step_values(4, config))
-    learner.settle()
+    learner.update(source.make(5), step_values(5, config))  # the last, so looked at
+    assert learner.skips() == []
 
 
 def test_looking_late_changes_no_bit(
-    images: Path, small: Callable, monkeypatch: pytest.MonkeyPatch
+    images: Path, small: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states, config = [], small(clip_grad=1.0, ema=0.9)
     for late in (False, True):
@@ -200,7 +202,7 @@ def test_looking_late_changes_no_bit(
             assert torch.equal(tensor, states[1][group][name]), name
 
 
-def test_clipping_bounds_the_gradient(images: Path, small: Callable) -> None:
+def test_clipping_bounds_the_gradient(images: Path, small: Callable[..., TrainConfig]) -> None:
     config = small(clip_grad=1e-3, beta1=0.0)
     learner, source = start(config, images)
     update = learner.update(source.make(0), step_values(0, config))
@@ -210,7 +212,9 @@ def test_clipping_bounds_the_gradient(images: Path, small: Callable) -> None:
 
 
 @pytest.mark.parametrize("without", ["local_crops", "patch_weight"])
-def test_a_term_that_is_switched_off_is_zero(images: Path, small: Callable, without: str) -> None:
+def test_a_term_that_is_switched_off_is_zero(
+    images: Path, small: Callable[..., TrainConfig], without: str
+) -> None:
     config = small(**{without: 0})
     learner, source = start(config, images)
     losses = learner.update(source.make(0), step_values(0, config)).losses
@@ -221,7 +225,7 @@ def test_a_term_that_is_switched_off_is_zero(images: Path, small: Callable, with
 @pytest.mark.parametrize("head_norm", ["batch", "layer"])
 @pytest.mark.parametrize("micro_batch", [1, 5])
 def test_micro_batches_give_the_gradient_of_the_whole(
-    images: Path, small: Callable, head_norm: str, micro_batch: int
+    images: Path, small: Callable[..., TrainConfig], head_norm: str, micro_batch: int
 ) -> None:
     results = []
     for size in (0, micro_batch):
@@ -238,7 +242,7 @@ def test_micro_batches_give_the_gradient_of_the_whole(
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 4])
 def test_a_picture_gives_the_same_bits_in_any_piece(
-    images: Path, small: Callable, micro_batch: int
+    images: Path, small: Callable[..., TrainConfig], micro_batch: int
 ) -> None:
     """In float32 on one thread: else a ReLU may flip, and the gradient differs by far more."""
     config, found = small(micro_batch=micro_batch), []

@@ -132,7 +132,7 @@ def test_two_ranks_write_one_run(two: Path) -> None:
 
 def test_pictures_that_one_rank_cannot_read_end_all_after_a_checkpoint(two: Path) -> None:
     said = [(two / f"unread-{rank}.txt").read_text() for rank in range(2)]
-    assert said == ["another rank could not read its pictures", "the line to the store is down"]
+    assert said == ["another rank could not read its images", "the line to the store is down"]
     newest = checkpoint.newest(two / "unread" / "checkpoints")
     assert newest is not None and newest.name == "step-00000002"
 

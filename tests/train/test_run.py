@@ -252,7 +252,7 @@ def test_a_damaged_picture_is_listed(
     out = run(small(views=4, captions_per_batch=30, steps=3), folder, tmp_path / "run")
     assert [line["damaged"] for line in lines(out)] == [1, 1, 1]
     said = capsys.readouterr().err
-    assert said.count("1 pictures did not decode and were replaced") == 1
+    assert said.count("1 images did not decode and were replaced") == 1
     assert describe.describe(out).facts["damaged"] == 1
     (listed,) = [json.loads(x) for x in (out / "damaged.jsonl").read_text().splitlines()]
     assert (listed["caption_id"], listed["view"]) == (110, 2)

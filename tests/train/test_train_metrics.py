@@ -46,13 +46,54 @@ def test_a_collapse_is_said(rank: float, said: bool) -> None:
     assert ("collapsed" in report.collapse({"step": 5, "effective_rank": rank})) == said
 
 
-def test_curves_are_drawn_from_the_metrics(tmp_path: Path) -> None:
-    for step in range(1, 20):
-        line = {"step": step, "loss_global": 4 / step, "lr": 0.1, "grad_norm": 1.0}
+def lines() -> list[dict[str, float]]:
+    return [
+        {"step": 2 * i, "loss_global": 4 / i, "loss_local": 5 / i, "lr": 0.1 * i, "grad_norm": i}
+        | ({"knn_top1": 10.0 + i} if i % 3 == 0 else {})
+        for i in range(1, 20)
+    ]
+
+
+def test_curves_show_each_number_at_its_step_under_its_name() -> None:
+    figure = report.figure(lines(), "my run")
+    axes = {axis.get_title(): axis for axis in figure.axes if axis.axison}
+    assert figure.get_suptitle() == "my run"
+    assert set(axes) == {"contrast", "k nearest neighbours, top-1 %", "gradient norm",
+                         "learning rate"}  # fmt: skip
+
+    def curve(title: str, label: str) -> dict[float, float]:
+        (line,) = [x for x in axes[title].get_lines() if x.get_label() == label]
+        x, y = line.get_data()
+        return dict(zip(map(float, x), map(float, y), strict=True))
+
+    steps = range(1, 20)
+    assert curve("contrast", "global crops") == {2 * i: 4 / i for i in steps}
+    assert curve("contrast", "local crops") == {2 * i: 5 / i for i in steps}
+    assert curve("learning rate", "AdamW") == {2 * i: 0.1 * i for i in steps}
+    assert curve("gradient norm", "all weights") == {2 * i: i for i in steps}
+    graded = {2 * i: 10.0 + i for i in steps if i % 3 == 0}
+    assert curve("k nearest neighbours, top-1 %", "teacher") == graded
+    assert axes["gradient norm"].get_yscale() == "log"
+    assert axes["learning rate"].get_yscale() == "linear"
+    legend = axes["contrast"].get_legend()
+    assert legend is not None
+    assert [t.get_text() for t in legend.get_texts()] == ["global crops", "local crops"]
+
+
+def test_a_collapse_is_marked_in_every_panel_from_its_step_on() -> None:
+    ranks = [8.0, 1.1, 8.0, 1.1, 1.0]  # back from the first one
+    own = [{"step": 10 * i, "lr": 0.1, "effective_rank": r} for i, r in enumerate(ranks, 1)]
+    figure = report.figure(own, "my run")
+    assert figure.get_suptitle() == "my run: collapsed at step 40"
+    for axis in (axis for axis in figure.axes if axis.axison):
+        assert [list(x.get_xdata()) for x in axis.get_lines()][-1] == [40, 40]
+
+
+def test_the_curves_are_written_as_one_image(tmp_path: Path) -> None:
+    for line in lines():
         storage.append_line(tmp_path / "metrics.jsonl", line)
-    png = report.plot(tmp_path, tmp_path / "curves.png")
-    with Image.open(png) as picture:
-        assert picture.width > 600 and len(set(picture.convert("L").tobytes())) > 20
+    with Image.open(report.plot(tmp_path, tmp_path / "curves.png")) as image:
+        assert image.format == "PNG" and image.size == (1496, 286)  # four panels of 374 x 286
 
 
 def test_a_run_without_metrics_has_no_curves(tmp_path: Path) -> None:
@@ -70,6 +111,9 @@ def test_a_line_that_a_killed_process_began_is_passed_over(tmp_path: Path) -> No
     assert storage.read_lines(tmp_path / "nothing.jsonl") == []
 
 
-def test_curves_need_no_torch() -> None:
-    program = "import sys; from synclr_cli.train import report; sys.exit('torch' in sys.modules)"
+def test_a_verdict_needs_neither_torch_nor_matplotlib() -> None:
+    program = (
+        "import sys; from synclr_cli.train import report; report.collapse({'step': 1});"
+        "sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
