@@ -62,8 +62,8 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
         damage = batches.Damage(corpus, images, partial(outputs.list_damaged, folder.work))
         ahead = damage.watch(monitor.timed(ahead), rt)
 
-        def every(n: int) -> bool:
-            return n > 0 and (done % n == 0 or done == config.steps)
+        def every(n: int, *, last: bool = True) -> bool:
+            return n > 0 and (done % n == 0 or (last and done == config.steps))
 
         with (
             runtime.StopFlag(config.stop_after_minutes) as stop,
@@ -95,7 +95,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
                     folder.log(line)
                     track(line)
                     bar.say(**shown(line))
-                if every(config.backbone_steps) and done < config.steps:
+                if every(config.backbone_steps, last=False):
                     outputs.keep_backbone(folder, learner, len(corpus), done)
                 stopping = rt.any(stop.requested)
                 if stopping or every(config.checkpoint_steps):
