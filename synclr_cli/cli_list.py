@@ -25,7 +25,7 @@ def concepts() -> None:
     """List the sources of concepts that `synclr captions --concepts` knows by name."""
     from synclr_cli.captions import concepts as sources
 
-    rows = []
+    rows: list[dict[str, str | int]] = []
     for name in sources.SOURCES:
         pool = sources.read(name)
         kinds = ", ".join(f"{kind}s" for kind in dict.fromkeys(pool.kinds))
@@ -37,20 +37,18 @@ def concepts() -> None:
 @app.command(rich_help_panel=LIST, epilog="Example: synclr engines")
 def engines() -> None:
     """List the engines for captions and images, and how to install what some of them need."""
-    _show(
-        "engines",
-        [
-            {
-                "engine": f"{engine.scheme}:",
-                "makes": f"{kind}s",
-                "meaning": engine.meaning,
-                "usable": not engine.install,
-                "install": engine.install,
-            }
-            for kind in ("caption", "image")
-            for engine in engine_table.listed(kind)
-        ],
-    )
+    rows: list[dict[str, str | int]] = [
+        {
+            "engine": f"{engine.scheme}:",
+            "makes": f"{kind}s",
+            "meaning": engine.meaning,
+            "usable": not engine.install,
+            "install": engine.install,
+        }
+        for kind in ("caption", "image")
+        for engine in engine_table.listed(kind)
+    ]
+    _show("engines", rows)
 
 
 def _show(name: str, rows: Sequence[Mapping[str, str | int]]) -> None:

@@ -396,15 +396,14 @@ def _digest_files(files: Sequence[tuple[Path, str]]) -> str:
 
 
 def _digits() -> Found:
-    """Return scikit-learn's 1,797 handwritten digits, 8x8 grey, without splits."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pictures = (digits.images * (255 / 16)).round().astype(np.uint8)  # [1797, 8, 8]
+    """Return UCI's 1,797 handwritten digits (tools/digits.py), 8x8 grey, without splits."""
+    table = pq.read_table(Path(__file__).with_name("digits.parquet"))
+    levels = np.frombuffer(b"".join(table["levels"].to_pylist()), np.uint8)  # [1797 * 64], 0 to 16
+    pictures = (levels.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)  # [1797, 8, 8]
     split = RawSplit(
         sources.Arrays("digits:", pictures),
-        digits.target.astype(np.int64),
-        [str(name) for name in digits.target_names],
+        table["label"].to_numpy().astype(np.int64),
+        [str(name) for name in range(10)],
     )
     total = hashlib.sha256(pictures.tobytes() + split.labels.tobytes()).hexdigest()
     return Found("digits", {"train": split}, lambda: f"sha256:{total}")
