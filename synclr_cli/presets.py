@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synclr_cli import config as configs
+from synclr_cli import config as configs, console
 from synclr_cli.errors import UsageError
 from synclr_cli.fields import shown
 
@@ -114,7 +114,41 @@ def resolve(
             values[key], origins[key] = value, f"--set {' '.join(item.split())}"
         else:
             configs.build(table, {key: value})
+    _scale_warmup(stage, values, origins, file.values.get(stage, {}))
     return Resolved(stage, file.name, configs.build(stage, values), origins)
+
+
+# A stage's warm-up and the length it is a part of.
+_WARMUPS = {
+    "train": ("warmup_steps", "steps"),
+    "finetune": ("warmup_epochs", "epochs"),
+    "segment": ("warmup_steps", "steps"),
+}
+
+
+def _scale_warmup(
+    stage: str, values: dict[str, Any], origins: dict[str, str], preset: Mapping[str, Any]
+) -> None:
+    """Shorten a preset's warm-up where the user set a length that it no longer fits into.
+
+    It keeps its share of the preset's length. A warm-up that the user set is left as it is.
+    """
+    warmup, length = _WARMUPS.get(stage, ("", ""))
+    own = values.get(length)
+    if (
+        warmup not in preset
+        or length not in preset
+        or not origins[warmup].startswith("preset ")
+        or isinstance(own, bool)
+        or not isinstance(own, int | float)
+        or not 0 < own <= preset[warmup] < preset[length]
+    ):
+        return
+    scaled = preset[warmup] * own / preset[length]
+    values[warmup] = int(scaled) if isinstance(preset[warmup], int) else scaled
+    what = f"{preset[warmup]:g} of {preset[length]:g} {length}"
+    origins[warmup] = f"scaled with {stage}.{length}; the preset: {what}"
+    console.note(f"{stage}.{warmup} = {values[warmup]:g}: scaled with {length}, from {what}")
 
 
 def read(preset: str) -> Preset:

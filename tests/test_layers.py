@@ -59,7 +59,7 @@ LONG_FUNCTIONS = {
     "render/engines/pocket/pipeline.py __call__": 63,
     "render/report.py report": 67,
     "segment/run.py run": 76,
-    "train/run.py run": 85,
+    "train/run.py run": 80,
 }
 
 Graph = dict[str, set[str]]
@@ -179,6 +179,21 @@ def test_no_function_is_longer_than_sixty_lines() -> None:
         assert node.end_lineno is not None
         lines = node.end_lineno - node.lineno + 1
         assert lines <= LONG_FUNCTIONS.get(name, FUNCTION_LINES), f"{name} has {lines} lines"
+
+
+def test_the_training_loop_fits_a_page() -> None:
+    """`run` of train/run.py: 60 lines of code below the docstring, 40 of them in the loop."""
+    (run,) = [node for name, node in functions() if name == "train/run.py run"]
+    source = (PACKAGE / "train" / "run.py").read_text(encoding="utf-8").splitlines()
+
+    def code(first: ast.stmt, last: ast.stmt) -> int:
+        assert last.end_lineno is not None
+        lines = [line.strip() for line in source[first.lineno - 1 : last.end_lineno]]
+        return len([line for line in lines if line and not line.startswith("#")])
+
+    (loop,) = [n for n in ast.walk(run) if isinstance(n, ast.For) and len(n.body) > 5]
+    assert code(run.body[1], run.body[-1]) <= 60
+    assert code(loop.body[0], loop.body[-1]) <= 40
 
 
 def test_only_runtime_imports_torch_distributed() -> None:

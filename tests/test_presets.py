@@ -204,3 +204,35 @@ def test_every_preset_is_toml_a_person_can_load_without_us():
     for name in SHIPPED:
         path = Path(presets.folder()) / f"{name}.toml"
         assert set(tomllib.loads(path.read_text())) == set(configs.STAGES)
+
+
+@pytest.mark.parametrize(
+    ("stage", "preset", "sets", "warmup"),
+    [
+        ("train", "tiny", ["train.steps=60"], 4),  # 60 of 900
+        ("train", "tiny", ["train.steps=1"], 0),
+        ("train", "vitb", ["train.steps=7000"], 1120),  # 80,000 of 500,000
+        ("segment", "tiny", ["segment.steps=10"], 2),  # 20 of 100
+        ("finetune", "vitb", ["finetune.epochs=10"], 2.0),  # 20 of 100
+        ("train", "tiny", ["train.steps=61"], 60),  # fits as it is
+        ("train", "tiny", ["train.steps=100", "train.warmup_steps=60"], 60),
+    ],
+)
+def test_a_presets_warmup_keeps_its_share_of_a_length_it_does_not_fit(
+    stage: str,
+    preset: str,
+    sets: list[str],
+    warmup: float,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    resolved = presets.resolve(stage, preset=preset, sets=sets)
+    key = "warmup_epochs" if stage == "finetune" else "warmup_steps"
+    assert getattr(resolved.config, key) == warmup
+    scaled = resolved.origins[key].startswith("scaled with ")
+    noted = f"{stage}.{key} = {warmup:g}: scaled with " in capsys.readouterr().err
+    assert scaled == noted == (warmup != 60)
+
+
+def test_a_warmup_that_the_user_set_is_refused_where_it_does_not_fit() -> None:
+    with pytest.raises(UsageError, match=r"train.warmup_steps: got 60, expected less than 60"):
+        presets.resolve("train", preset="tiny", sets=["train.steps=60", "train.warmup_steps=60"])

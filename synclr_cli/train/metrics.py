@@ -12,8 +12,7 @@ Shapes: B images of the whole batch, E embedding, P prototypes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 
 import torch
@@ -57,12 +56,12 @@ class Monitor:
                 return
             yield batch
 
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Leave the time inside the block out of the speeds: it is no training."""
+    def aside(self, work: Callable[[], float]) -> float:
+        """Return what `work` does, and leave its time out of the speeds: it is no training."""
         start = time.monotonic()
-        yield
+        result = work()
         self._aside_s += time.monotonic() - start
+        return result
 
     def add(self, batch: Batch, update: Update) -> None:
         """Add one step; an update that was not finite adds nothing to the means."""

@@ -8,6 +8,7 @@ the smoother of the two, and the momentum's end at 1 makes it the average that t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from synclr_cli.learning import runtime
 from synclr_cli.learning.backbone import Backbone
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import batches, init, knn, masks, outputs, trackers
+from synclr_cli.train.batches import Batch
 from synclr_cli.train.folder import Folder as RunFolder
 from synclr_cli.train.image_index import Corpus, open_corpus, require_trainable
 from synclr_cli.train.learner import Diverged, Learner, step_values
@@ -54,11 +56,9 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
         corpus = open_corpus(parts)
         require_trainable(corpus, config, images, rt.world)
         learner = _learner(config, rt, corpus, start)
-        folder.claim()  # only now: what is refused leaves nothing behind
-        done = _resume(folder, learner)
+        done = _claim(folder, learner)  # only now: what is refused leaves nothing behind
         monitor = Monitor(config, rt, learner)
-        source = batches.Batches(corpus, config, learner.patches, rt.rank, rt.world)
-        ahead = batches.load(source, range(done, config.steps), config.workers, rt.device)
+        ahead = _load(config, corpus, learner, done)
         damage = batches.Damage(corpus, images, partial(outputs.list_damaged, folder.work))
         ahead = damage.watch(monitor.timed(ahead), rt)
 
@@ -90,8 +90,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
                 if every(config.log_steps) or (grader and every(config.knn_steps)):
                     line = monitor.line(done, values)
                     if grader and every(config.knn_steps):
-                        with monitor.aside():
-                            line["knn_top1"] = grader.grade(learner, rt)
+                        line["knn_top1"] = monitor.aside(partial(grader.grade, learner, rt))
                     folder.log(line)
                     track(line)
                     bar.say(**shown(line))
@@ -128,11 +127,23 @@ def _learner(config: TrainConfig, rt: Runtime, corpus: Corpus, start: Backbone |
     return learner
 
 
-def _resume(folder: RunFolder, learner: Learner) -> int:
-    """Put the learner where the newest checkpoint left it; return the updates done by then."""
+def _claim(folder: RunFolder, learner: Learner) -> int:
+    """Take the folder, and put the learner where the newest checkpoint left it.
+
+    Returns:
+        The updates done by then.
+    """
+    folder.claim()
     saved = folder.resume()
     if saved is None:
         return 0
     skipped = [int(line["step"]) for line in folder.lines(outputs.SKIPPED_FILE)]
     learner.restore(saved, skipped)
     return saved.step
+
+
+def _load(config: TrainConfig, corpus: Corpus, learner: Learner, done: int) -> Iterator[Batch]:
+    """Return this rank's batches from update `done` on."""
+    rt = learner.runtime
+    source = batches.Batches(corpus, config, learner.patches, rt.rank, rt.world)
+    return batches.load(source, range(done, config.steps), config.workers, rt.device)
