@@ -52,9 +52,7 @@ class CaptionsConfig(Checked):
     examples_block: int = setting(
         256, "[1, 65536]", "consecutive captions that are shown the same examples"
     )
-    examples_file: str = setting(
-        "", None, 'TOML file of own examples; "": the shipped ones', same=file_names
-    )
+    examples_file: str = setting("", None, 'TOML file of own examples; "": the shipped ones')
     backgrounds: str = setting(
         "hand", ("hand", "model"), "from lists written by hand, or by the engine for each concept"
     )

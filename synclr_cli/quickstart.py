@@ -4,7 +4,7 @@
 
 SmolLM2 writes about the ten things that `pocket:` was taught, and `pocket:` paints them. Each judge
 looks at the trained backbone and at the same architecture with random weights. The data they judge
-on was never trained on: scikit-learn's handwritten digits (real scans), and pictures drawn by
+on was never trained on: UCI's handwritten digits (real scans), and pictures drawn by
 `procedural:`, which come with masks, from other words. Stop it any time; the same command goes on
 where it stopped.
 """

@@ -124,6 +124,19 @@ def test_a_report_is_one_json_object_on_stdout(synclr, capsys):
     assert printed.count("\n") == 1
 
 
+def test_a_word_list_by_another_path_is_the_same_setting_and_other_words_are_not(synclr, tmp_path):
+    (tmp_path / "m.txt").write_text("acorn\nkettle\n")
+    captions = ("captions", "-n", "4", "--engine", "template:", "-c")
+    first = synclr(*captions, "m.txt", cwd=tmp_path)
+    assert first.code == 0
+    for again in ("./m.txt", tmp_path / "m.txt"):
+        outcome = synclr(*captions, again, cwd=tmp_path)
+        assert (outcome.code, outcome.out) == (0, first.out), outcome.err
+    (tmp_path / "m.txt").write_text("acorn\nanchor\n")
+    outcome = synclr(*captions, "./m.txt", cwd=tmp_path)
+    assert outcome.code == 2 and "the input m.txt" in outcome.error_line
+
+
 def test_what_all_ranks_end_with_is_said_once(synclr_process):
     for rank, lines in (("0", 1), ("1", 0)):
         outcome = synclr_process("train", "--preset", "vitt", RANK=rank, LOCAL_RANK=rank)

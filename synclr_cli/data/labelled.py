@@ -6,7 +6,7 @@
           DIR made by synclr render                                    the concept is the label
           DIR/images/SPLIT/x.jpg + DIR/annotations/SPLIT/x.png         masks, the ADE20K layout
           DIR with JPEGImages, ImageSets, ...                          VOC: several labels, or masks
-          torchvision:NAME | digits:                                   downloaded | in scikit-learn
+          torchvision:NAME | digits:                                   downloaded | in the package
 
 Pictures are decoded when asked for. A split the data lacks is held out of train: class by class,
 drawn from the seed, all views of one caption on one side. `facts` says which ones.

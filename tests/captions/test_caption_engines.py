@@ -202,6 +202,12 @@ def test_threads_share_the_prompts_and_change_no_row(folder):
         torch.set_num_threads(before)
 
 
+def test_an_option_that_the_library_does_not_know_is_one_line(folder):
+    with pytest.raises(EngineError, match="unexpected keyword argument 'a'") as caught:
+        engine_of(folder, options={"a": 1})
+    assert "\n" not in str(caught.value)
+
+
 def test_a_thread_that_fails_ends_the_others(folder):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
