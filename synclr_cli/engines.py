@@ -133,6 +133,12 @@ _SCHEMES = {
             "synclr_cli.render.engines.diffusers:DiffusersEngine",
             "diffusers:ORG/MODEL or a folder: any text-to-image pipeline of the library",
         ),
+        "server": Scheme(
+            "synclr_cli.render.engines.server:ServerEngine",
+            "server:URL: images from any server with OpenAI's protocol",
+            ("openai",),
+            "pip install 'synclr[server]'",
+        ),
         "procedural": Scheme(
             "synclr_cli.render.engines.procedural:ProceduralEngine",
             "solids built by rule, with masks, no model",
