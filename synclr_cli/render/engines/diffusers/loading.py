@@ -17,6 +17,7 @@ import diffusers
 import torch
 import transformers
 
+from synclr_cli import hub
 from synclr_cli.config import RenderEngineConfig
 from synclr_cli.errors import EngineError, UsageError
 from synclr_cli.learning import runtime
@@ -111,10 +112,17 @@ def _folder(engine: str, target: str, config: RenderEngineConfig) -> Path:
             )
         return path
     names = {"variant": config.variant, "revision": config.revision}
-    wanted: dict[str, Any] = {k: v for k, v in names.items() if v}
+    version: dict[str, Any] = {k: v for k, v in names.items() if v}
+    offline = hub.cache_only()
     try:
-        return Path(diffusers.DiffusionPipeline.download(target, use_safetensors=True, **wanted))
-    except (OSError, ValueError) as e:  # absent, gated and unreachable models alike
+        return Path(
+            diffusers.DiffusionPipeline.download(
+                target, use_safetensors=True, local_files_only=offline, **version
+            )
+        )
+    except (OSError, ValueError) as e:  # absent and gated models alike
+        if offline:
+            raise hub.absent(engine, "diffusers:FOLDER") from e
         raise EngineError(
             f"{engine} cannot be loaded ({_first_line(e)})",
             do="check the name and the network; for a gated model accept its licence on the hub "
