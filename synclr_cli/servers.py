@@ -42,15 +42,10 @@ class Server:
         EngineError: no openai package, or no server answers; within seconds.
     """
 
-    def __init__(self, stage: str, target: str, options: Mapping[str, Any], own: Mapping[str, Any]):
+    def __init__(self, stage: str, target: str, options: Mapping[str, Any]):
         self._key = f"{stage}.engine.options"
         _require_url(target)
-        known = OPTIONS | own
-        if unknown := sorted(set(options) - set(known)):
-            raise UsageError(
-                f"{self._key} of server:", got=", ".join(unknown), expected=" | ".join(known)
-            )
-        self.options: dict[str, Any] = known | options
+        self.options: dict[str, Any] = OPTIONS | options
         self.url = target
         self._secret = os.environ.get("OPENAI_API_KEY", "")
         self._openai = _package()
@@ -99,8 +94,7 @@ class Server:
         except package.APIStatusError as e:
             raise EngineError(
                 f"the server at {self.url} answered {e.status_code} ({self.plain(e.message)})",
-                do=f"check {self._key}: model"
-                + (", endpoint" if "endpoint" in self.options else ""),
+                do=f"check the URL and {self._key}.model",
             ) from e
         except (package.OpenAIError, ValueError, AttributeError) as e:
             # The client lets these two out where a body is not JSON, or not an object of it.

@@ -5,7 +5,7 @@
 One request an image, `[render.engine]`'s `batch_size` of them in flight: model, prompt, size and
 seed, and `steps`, `guidance` and `negative_prompt` as those servers name them. `options` may set
 `model` (else the server's first), `retries` (6, with growing pauses), `timeout_s` (120), `extra`
-(a table of more fields of the request) and `seeded` (true; false leaves out all that OpenAI's own
+(more fields of the request, as JSON: '{"true_cfg_scale": 4}') and `seeded` (true; false leaves out all that OpenAI's own
 images do not know). The key comes from OPENAI_API_KEY.
 
 api.openai.com takes no seed, steps or guidance: its images cannot be made again, and resuming gives
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,10 +44,7 @@ class ServerEngine(ImageEngine):
 
     def __init__(self, target: str, config: RenderEngineConfig):
         self._config = config = config.filled(size=SIDE)
-        if config.size > MOST_SIDE:
-            raise UsageError(
-                "render.engine.size for server:", got=config.size, expected=f"at most {MOST_SIDE}"
-            )
+        self._more = _fields(str(config.options.get("extra", "{}")))
         self._server = Server("render", target, config.options)
         openai = urlsplit(target).hostname == "api.openai.com"
         self._seeded = bool(config.options.get("seeded", not openai))
@@ -90,7 +88,7 @@ class ServerEngine(ImageEngine):
     def _extra(self, seed: int) -> dict[str, Any]:
         """Return the fields that OpenAI's own images do not have."""
         config = self._config
-        extra: dict[str, Any] = dict(config.options.get("extra", {}))
+        extra: dict[str, Any] = dict(self._more)
         if not self._seeded:
             return extra
         own: dict[str, Any] = {
@@ -118,6 +116,23 @@ class ServerEngine(ImageEngine):
     def _flawed(self, flaw: str) -> GeneratedImage:
         side = self._config.size
         return GeneratedImage(np.zeros((side, side, 3), np.uint8), flaw=flaw)
+
+
+def _fields(text: str) -> dict[str, Any]:
+    """Return the fields of a JSON object.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise UsageError(
+            "render.engine.options.extra", got=repr(text), expected="a JSON object as text"
+        )
+    return fields
 
 
 def _is_refusal(error: BaseException | None) -> bool:
