@@ -45,7 +45,7 @@ class Server:
     def __init__(self, stage: str, target: str, options: Mapping[str, Any]):
         self._key = f"{stage}.engine.options"
         _require_url(target)
-        self.options: dict[str, Any] = OPTIONS | options
+        self.options: dict[str, Any] = {**OPTIONS, **options}
         self.url = target
         self._secret = os.environ.get("OPENAI_API_KEY", "")
         self._openai = _package()

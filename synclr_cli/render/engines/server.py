@@ -5,8 +5,8 @@
 One request an image, `[render.engine]`'s `batch_size` of them in flight: model, prompt, size and
 seed, and `steps`, `guidance` and `negative_prompt` as those servers name them. `options` may set
 `model` (else the server's first), `retries` (6, with growing pauses), `timeout_s` (120), `extra`
-(more fields of the request, as JSON: '{"true_cfg_scale": 4}') and `seeded` (true; false leaves out all that OpenAI's own
-images do not know). The key comes from OPENAI_API_KEY.
+(more fields of the request, as JSON: '{"true_cfg_scale": 4}') and `seeded` (true; false leaves out
+all that OpenAI's own images do not know). The key comes from OPENAI_API_KEY.
 
 api.openai.com takes no seed, steps or guidance: its images cannot be made again, and resuming gives
 others. That is said at the start.

@@ -130,7 +130,7 @@ class Texts:
             result = self._encode_prompt(["a"], guided=True)
         text = result.get(_TEXT)
         self._ragged = isinstance(text, list)
-        if self._ragged:
+        if isinstance(text, list):
             return all(isinstance(t, Tensor) and t.ndim == 2 for t in text)
         axes = [_AXES[n.removeprefix("negative_")] for n in result]
         return bool(result) and [t.ndim for t in result.values()] == axes
