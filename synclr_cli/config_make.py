@@ -95,9 +95,16 @@ class RenderEngineConfig(Checked):
     TABLE = "render.engine"
 
     name: str = setting("pocket:", SCHEME, "the text-to-image model, as scheme:target")
-    guidance: float = setting(2.5, "[0, 100]", "scale of classifier-free guidance")
+    guidance: float = setting(
+        -1.0,
+        "-1 or [0, 100]",
+        "scale of classifier-free guidance; -1: the engine's own, pocket: in the weights up to 4"
+        " steps, else 1.5, diffusers: 2.5",
+    )
     steps: int = setting(
-        0, "[0, 1000]", "of denoising; 0: the engine's own, pocket: 10, diffusers: 50"
+        0,
+        "[0, 1000]",
+        "of denoising; 0: the engine's own, pocket: 2, with a guidance or heun 10, diffusers: 50",
     )
     scheduler: str = setting(
         "auto",
@@ -132,10 +139,13 @@ class RenderEngineConfig(Checked):
         False, None, "keep on the GPU only the model that works", running=True
     )  # fmt: skip
 
-    def filled(self, **own: int | str) -> RenderEngineConfig:
+    def filled(self, **own: float | str) -> RenderEngineConfig:
         """Return these settings with an engine's own for those that are left to it."""
+        left_open: dict[str, float] = {"guidance": -1.0}  # 0 is a guidance
         automatic: dict[str, Any] = {
-            key: value for key, value in own.items() if vars(self)[key] in (0, "auto")
+            key: value
+            for key, value in own.items()
+            if vars(self)[key] in (left_open.get(key, 0), "auto")
         }
         return replace(self, **automatic)
 

@@ -1,11 +1,13 @@
-"""tools/pocket: sentences that are true of pictures, and a training that a stop does not change."""
+"""tools/pocket: sentences that are true of images, trainings that a stop does not change."""
 
 from __future__ import annotations
 
 import importlib
 import io
+import json
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -23,7 +25,18 @@ from synclr_cli.render.engines.pocket import weights
 
 TOOLS = Path(__file__).parents[2] / "tools" / "pocket"
 pytestmark = pytest.mark.skipif(not TOOLS.is_dir(), reason="a checkout's tools")
-MODULES = ("words", "looks", "prepare", "judge", "eyes", "train")
+MODULES = (
+    "sentences",
+    "colours",
+    "prepare",
+    "cnn",
+    "loop",
+    "evaluate",
+    "perceptual",
+    "train",
+    "pairs",
+    "distil",
+)
 
 RGB = {
     "red": (200, 20, 20), "orange": (250, 140, 20), "yellow": (240, 220, 40),
@@ -53,16 +66,16 @@ def picture(thing: str, ground: str) -> np.ndarray:
 
 
 def test_sentences_say_what_they_were_asked_to_and_are_read_back(tools):
-    words = tools["words"]
+    sentences = tools["sentences"]
     understood = total = astray = 0
-    for kind in words.CLASSES:
-        for colour in ("", *words.COLOURS):
-            for ground in ("", *words.GROUNDS):
-                made = words.captions(kind, colour, ground, 6)
+    for kind in sentences.CLASSES:
+        for colour in ("", *sentences.COLOURS):
+            for ground in ("", *sentences.GROUNDS):
+                made = sentences.captions(kind, colour, ground, 6)
                 assert made and len(set(made)) == len(made), (kind, colour, ground)
-                assert made == words.captions(kind, colour, ground, 6)
+                assert made == sentences.captions(kind, colour, ground, 6)
                 for text in made:
-                    said = words.read(text)
+                    said = sentences.read(text)
                     total += 1
                     if said is not None:  # "a blue wall" gives a colour to something else
                         understood += 1
@@ -73,12 +86,14 @@ def test_sentences_say_what_they_were_asked_to_and_are_read_back(tools):
 
 
 def test_held_out_nouns_are_never_taught(tools):
-    words = tools["words"]
-    for kind in words.CLASSES:
-        assert not {n.lower() for n in words.UNSEEN[kind]} & {n.lower() for n in words.NOUNS[kind]}
-        held_out = re.compile("|".join(rf"\b{noun}\b" for noun in words.UNSEEN[kind]), re.I)
-        for ground in ("", *words.GROUNDS):
-            assert not any(map(held_out.search, words.captions(kind, "red", ground, 40)))
+    sentences = tools["sentences"]
+    for kind in sentences.CLASSES:
+        assert not {n.lower() for n in sentences.UNSEEN[kind]} & {
+            n.lower() for n in sentences.NOUNS[kind]
+        }
+        held_out = re.compile("|".join(rf"\b{noun}\b" for noun in sentences.UNSEEN[kind]), re.I)
+        for ground in ("", *sentences.GROUNDS):
+            assert not any(map(held_out.search, sentences.captions(kind, "red", ground, 40)))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +109,7 @@ def test_held_out_nouns_are_never_taught(tools):
     ],
 )
 def test_a_free_sentence_is_read_or_refused(tools, text, said):
-    assert tools["words"].read(text) == said
+    assert tools["sentences"].read(text) == said
 
 
 # ----------------------------------------------------------------------------------- the looks
@@ -102,111 +117,109 @@ def test_a_free_sentence_is_read_or_refused(tools, text, said):
 
 @pytest.mark.parametrize("thing", RGB)
 def test_the_colour_in_the_middle_is_the_things(tools, thing):
-    looks = tools["looks"]
+    colours = tools["colours"]
     ground = "white" if thing != "white" else "black"
-    things, grounds = looks.describe(picture(thing, ground)[None])
-    assert looks.COLOURS[things[0]] == thing
-    assert looks.COLOURS[grounds[0]] == ground
+    things, grounds = colours.describe(picture(thing, ground)[None])
+    assert colours.COLOURS[things[0]] == thing
+    assert colours.COLOURS[grounds[0]] == ground
 
 
 @pytest.mark.parametrize("ground", ["green", "blue", "white", "black", "brown", "grey"])
 def test_the_colour_at_the_rim_is_the_grounds(tools, ground):
-    looks = tools["looks"]
-    things, grounds = looks.describe(picture("red", ground)[None])
-    assert looks.COLOURS[things[0]] == "red" and looks.COLOURS[grounds[0]] == ground
+    colours = tools["colours"]
+    things, grounds = colours.describe(picture("red", ground)[None])
+    assert colours.COLOURS[things[0]] == "red" and colours.COLOURS[grounds[0]] == ground
 
 
 def test_what_is_unclear_is_not_named(tools):
-    looks = tools["looks"]
+    colours = tools["colours"]
     same = np.full((1, 32, 32, 3), RGB["blue"], dtype=np.uint8)
-    things, grounds = looks.describe(same)
-    assert looks.COLOURS[grounds[0]] == "blue"
+    things, grounds = colours.describe(same)
+    assert colours.COLOURS[grounds[0]] == "blue"
     every = np.array(list(RGB.values()), dtype=np.uint8)[np.arange(32 * 32) % len(RGB)]
-    things, grounds = looks.describe(every.reshape(1, 32, 32, 3))
+    things, grounds = colours.describe(every.reshape(1, 32, 32, 3))
     assert things[0] == -1 and grounds[0] == -1
 
 
 # ------------------------------------------------------------------------- prepare, train, resume
 
 
+def write_images(path: Path, count: int, ground: str = "") -> Path:
+    """Labelled images in the Hugging Face layout."""
+    rows = []
+    for i in range(count):
+        sink = io.BytesIO()
+        names = list(RGB)
+        Image.fromarray(picture(names[i % 9], ground or names[i % 4 + 3])).save(sink, "PNG")
+        rows.append({"image": {"bytes": sink.getvalue(), "path": None}, "label": i % 10})
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def run(module, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    """Run a tool with these arguments, as a command would."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        module.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @pytest.fixture
 def prepared(tools, tmp_path, monkeypatch) -> Path:
-    """A folder made of forty pictures; each sentence has made-up numbers instead of SmolLM2's."""
-    rows = []
-    for i in range(40):
-        sink = io.BytesIO()
-        colours = list(RGB)
-        Image.fromarray(picture(colours[i % 9], colours[i % 4 + 3])).save(sink, "PNG")
-        rows.append({"image": {"bytes": sink.getvalue(), "path": None}, "label": i % 10})
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pictures.parquet")
+    """A folder made of forty images; each sentence has made-up numbers instead of SmolLM2's."""
     draw = torch.Generator().manual_seed(0)
     monkeypatch.setattr(
         tools["prepare"], "encode", lambda texts: torch.randn(len(texts), 576, generator=draw)
     )
     folder = tmp_path / "prepared"
-    arguments = ["prepare.py", str(tmp_path / "pictures.parquet"), "--out", str(folder)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    tools["prepare"].main()
+    images = write_images(tmp_path / "images.parquet", 40)
+    run(tools["prepare"], monkeypatch, images, "--out", folder)
+    save_file(feature_net(tools).state_dict(), folder / "perceptual.safetensors")
     return folder
 
 
-def test_every_picture_has_sentences_that_are_true_of_it(tools, prepared):
-    pictures, texts = (
-        load_file(prepared / f"{name}.safetensors") for name in ("pictures", "texts")
-    )
-    assert pictures["pictures"].shape == (40, 3, 32, 32)
-    assert texts["vectors"].shape == (len(texts["looks"]), 128)
+def feature_net(tools) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return tools["perceptual"].FeatureNet().eval()
+
+
+def test_every_image_has_sentences_that_are_true_of_it(tools, prepared):
+    images, texts = (load_file(prepared / f"{name}.safetensors") for name in ("images", "texts"))
+    assert images["images"].shape == (40, 3, 32, 32)
+    assert texts["vectors"].shape == (len(texts["attributes"]), 128)
     lines = (prepared / "texts.txt").read_text().splitlines()
-    assert len(lines) == len(set(lines)) == len(texts["looks"])
-    said = set(map(tuple, texts["looks"].tolist()))
-    for kind, thing, ground in pictures["looks"].tolist():
+    assert len(lines) == len(set(lines)) == len(texts["attributes"])
+    said = set(map(tuple, texts["attributes"].tolist()))
+    for kind, thing, ground in images["attributes"].tolist():
         for colour in {thing, -1}:
             for around in {ground, -1}:
                 assert (kind, colour, around) in said
 
 
-def train(tools, folder: Path, monkeypatch, eyes: float = 0.0) -> None:
-    arguments = ["train.py", str(folder), "--steps", "4", "--batch", "4", "--width", "16"]
-    arguments += ["--eyes", str(eyes)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        tools["train"].main()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def some_eyes(tools) -> torch.nn.Module:
-    torch.manual_seed(0)
-    return tools["eyes"].Eyes().eval()
-
-
-@pytest.mark.parametrize("weight", [0.0, 0.1])
+@pytest.mark.parametrize("perceptual", [0.0, 0.1])
 def test_a_training_that_was_stopped_ends_with_the_same_bytes(
-    tools, prepared, tmp_path, monkeypatch, weight
+    tools, prepared, tmp_path, monkeypatch, perceptual
 ):
     module = tools["train"]
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    for folder in (straight, stopped):
-        folder.mkdir()
-        for name in ("pictures.safetensors", "texts.safetensors"):
-            (folder / name).write_bytes((prepared / name).read_bytes())
-        save_file(some_eyes(tools).state_dict(), folder / "eyes.safetensors")
-    train(tools, straight, monkeypatch, weight)
+    straight, stopped = (shutil.copytree(prepared, tmp_path / name) for name in ("one", "two"))
+    arguments = ("--steps", 4, "--batch", 4, "--width", 16, "--perceptual", perceptual)
+    run(module, monkeypatch, straight, *arguments)
 
-    draw, drawn = module.Batches.draw, []
+    draw, steps = module.Batches.draw, []
 
     def draw_and_stop(self, step):
-        drawn.append(step)
+        steps.append(step)
         if step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return draw(self, step)
 
     monkeypatch.setattr(module.Batches, "draw", draw_and_stop)
-    train(tools, stopped, monkeypatch, weight)
-    assert drawn == [0, 1] and not (stopped / "pocket.safetensors").exists()
+    run(module, monkeypatch, stopped, *arguments)
+    assert steps == [0, 1] and not (stopped / "pocket.safetensors").exists()
     monkeypatch.setattr(module.Batches, "draw", draw)
-    train(tools, stopped, monkeypatch, weight)
+    run(module, monkeypatch, stopped, *arguments)
     file = "pocket.safetensors"
     assert (stopped / file).read_bytes() == (straight / file).read_bytes()
 
@@ -218,54 +231,178 @@ def test_a_training_that_was_stopped_ends_with_the_same_bytes(
     assert torch.equal(pipe.whitening.projection, kept.half().float())
 
 
-# ------------------------------------------------------------------------------------ the eyes
+# -------------------------------------------------------------------------- the perceptual distance
 
 
-def test_how_far_apart_two_pictures_look(tools):
-    far = tools["eyes"].far
+def test_how_far_apart_two_images_look(tools):
+    distance = tools["perceptual"].distance
     seen = [torch.rand(2, c, s, s) for c, s in ((8, 4), (16, 2))]
-    assert far(seen, [3 * x for x in seen]).tolist() == pytest.approx([0, 0], abs=1e-6)
-    assert far(seen, [-x for x in seen]).tolist() == pytest.approx([4, 4], rel=1e-5)
+    assert distance(seen, [3 * x for x in seen]).tolist() == pytest.approx([0, 0], abs=1e-6)
+    assert distance(seen, [-x for x in seen]).tolist() == pytest.approx([4, 4], rel=1e-5)
 
 
-def test_eyes_look_at_the_guesses_with_the_least_noise(tools):
-    train_module, eyes = tools["train"], some_eyes(tools)
-    pictures = torch.rand(8, 12, 16, 16) * 2 - 1
-    guessed = (pictures + torch.randn(8, 12, 16, 16)).requires_grad_()
+def test_the_guesses_with_the_least_noise_count(tools):
+    term, net = tools["train"].perceptual_term, feature_net(tools).requires_grad_(False)
+    images = torch.rand(8, 12, 16, 16) * 2 - 1
+    guesses = (images + torch.randn(8, 12, 16, 16)).requires_grad_()
     level = torch.tensor([0.9, 0.1, 0.8, 0.2, 0.3, 0.4, 0.5, 0.6]).view(8, 1, 1, 1)
-    wide = torch.autocast("cpu", enabled=False)
-    train_module.look(eyes, pictures, guessed, level, wide).backward()
-    touched = guessed.grad.flatten(1).norm(dim=1) > 0
+    term(net, images, guesses, level).backward()
+    touched = guesses.grad.flatten(1).norm(dim=1) > 0
     assert touched.tolist() == [False, True, False, True, True, True, True, True]
-    assert train_module.look(eyes, pictures, pictures, level, wide) < 1e-6
+    assert term(net, images, images, level) < 1e-6
 
 
-def test_eyes_that_were_trained_are_those_a_training_reads(tools, tmp_path, monkeypatch):
-    rows = []
-    for i in range(100):
-        sink = io.BytesIO()
-        Image.fromarray(picture(list(RGB)[i % 9], "white")).save(sink, "PNG")
-        rows.append({"image": {"bytes": sink.getvalue(), "path": None}, "label": i % 10})
-    data = tmp_path / "pictures.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), data)
-    arguments = ["eyes.py", str(data), str(tmp_path), "--test", str(data), "--epochs", "5"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    tools["eyes"].main()
-    path = tmp_path / "eyes.safetensors"
-    eyes = tools["train"].read_eyes(path, torch.device("cpu"))
-    assert not any(p.requires_grad for p in eyes.parameters()) and not eyes.training
-    pictures = tools["prepare"].read_pictures(data)[0][:4]
-    as_judged = tools["judge"]._inputs(pictures)
-    folded = tools["train"].fold(torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1)
-    assert torch.allclose(tools["train"].standardised(folded), as_judged, atol=1e-5)
-    assert eyes(as_judged).shape == (4, 10)
+def test_the_net_that_was_trained_is_the_one_a_training_reads(tools, tmp_path, monkeypatch):
+    module = tools["perceptual"]
+    data = write_images(tmp_path / "images.parquet", 100, ground="white")
+    run(module, monkeypatch, data, tmp_path, "--test", data, "--epochs", 5)
+    net = module.read_feature_net(tmp_path / "perceptual.safetensors", torch.device("cpu"))
+    assert not any(p.requires_grad for p in net.parameters()) and not net.training
+    images = tools["prepare"].read_images(data)[0][:4]
+    standardised = tools["cnn"].inputs_of(images)
+    folded = module.fold(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)
+    assert torch.allclose(module.standardised(folded), standardised, atol=1e-5)
+    assert net(standardised).shape == (4, 10)
 
 
-# ----------------------------------------------------------------------------------- the judge
+# ------------------------------------------------------------------------------------- few steps
+
+
+@pytest.fixture
+def flow(tools, prepared, monkeypatch) -> Path:
+    """A small flow of random weights in a prepared folder, and 16 pairs of it."""
+    whitening = {
+        key.removeprefix("whitening."): tensor
+        for key, tensor in load_file(prepared / "texts.safetensors").items()
+        if key.startswith("whitening.")
+    }
+    torch.manual_seed(0)
+    weights.save(prepared / "pocket.safetensors", tools["train"].make_unet(16, 128), whitening)
+    monkeypatch.setattr(tools["pairs"], "SHARD", 8)
+    monkeypatch.setattr(tools["distil"], "SHARD", 8)
+    make_pairs(tools, monkeypatch, prepared, 16)
+    return prepared
+
+
+def make_pairs(tools, monkeypatch, folder: Path, count: int) -> None:
+    arguments = ("--weights", folder / "pocket.safetensors", "--count", count, "--steps", 2)
+    run(tools["pairs"], monkeypatch, folder, *arguments)
+
+
+def test_a_pair_is_noise_and_where_the_guided_flow_ends(tools, flow):
+    shard = load_file(flow / "pairs" / "00001.safetensors")
+    pipe = weights.load(flow / "pocket.safetensors")
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(
+        prompt_embeds=shard["text"].float(), latents=shard["noise"].float(),
+        num_inference_steps=2, guidance_scale=1.5, output_type="latent",
+    ).images  # fmt: skip
+    # In float32 here; the pairs may be of bfloat16.
+    torch.testing.assert_close(images, shard["images"].float(), rtol=0, atol=0.1)
+    assert (images - shard["noise"]).abs().mean() > 0.1
+    assert not torch.equal(load_file(flow / "pairs" / "00000.safetensors")["noise"], shard["noise"])
+
+
+def test_pairs_that_are_there_stay_and_more_are_added(tools, flow, monkeypatch):
+    first = flow / "pairs" / "00000.safetensors"
+    before = first.read_bytes(), first.stat().st_mtime_ns
+    make_pairs(tools, monkeypatch, flow, 24)
+    assert (first.read_bytes(), first.stat().st_mtime_ns) == before
+    assert len(list((flow / "pairs").iterdir())) == 3
+    first.unlink()
+    make_pairs(tools, monkeypatch, flow, 8)
+    assert first.read_bytes() == before[0]
+
+
+def test_sentences_encoded_for_another_flow_are_refused(tools, flow, monkeypatch):
+    texts = load_file(flow / "texts.safetensors")
+    texts["whitening.projection"] = -texts["whitening.projection"]
+    save_file(texts, flow / "texts.safetensors")
+    with pytest.raises(SystemExit, match="prepare --weights"):
+        make_pairs(tools, monkeypatch, flow, 32)
+
+
+class Knows(torch.nn.Module):
+    """A student's stand-in: its velocity leads to one image from everywhere."""
+
+    def __init__(self, image: torch.Tensor):
+        super().__init__()
+        self.image, self.levels = image, []
+
+    def forward(self, samples, times, _, class_labels, return_dict):
+        self.levels.append(float(times[0]) / 1000)
+        return ((samples - self.image) / (times[:, None, None, None] / 1000),)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_a_student_that_knows_the_image_has_no_loss_after_any_of_its_steps(tools, taken):
+    losses, net = tools["distil"].losses, feature_net(tools).requires_grad_(False)
+    image, noise, text = torch.rand(2, 12, 16, 16), torch.randn(2, 12, 16, 16), torch.zeros(2, 128)
+    student = Knows(image)
+    pixels, apart = losses(student, net, image, text, noise, 4, taken)
+    assert student.levels == pytest.approx([1 - i / 4 for i in range(taken + 1)])
+    assert pixels < 1e-10 and apart < 1e-4
+    pixels, apart = losses(Knows(image + 0.5), net, image, text, noise, 4, taken)
+    assert pixels == pytest.approx(0.25, rel=1e-4) and apart > 1e-3
+
+
+def distil(tools, monkeypatch, folder: Path, steps: int = 4) -> None:
+    arguments = ("--weights", folder / "pocket.safetensors", "--steps", steps, "--batch", 4)
+    run(tools["distil"], monkeypatch, folder, *arguments)
+
+
+def test_a_distillation_that_was_stopped_ends_with_the_same_bytes(
+    tools, flow, tmp_path, monkeypatch
+):
+    straight, stopped = (shutil.copytree(flow, tmp_path / name) for name in ("one", "two"))
+    distil(tools, monkeypatch, straight)
+    draw, calls = tools["distil"].Pairs.draw, []
+
+    def draw_and_stop(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(self, *arguments)
+
+    monkeypatch.setattr(tools["distil"].Pairs, "draw", draw_and_stop)
+    distil(tools, monkeypatch, stopped)
+    assert len(calls) == 2
+    monkeypatch.setattr(tools["distil"].Pairs, "draw", draw)
+    distil(tools, monkeypatch, stopped)
+    file = weights.FEW_STEPS
+    assert (stopped / file).read_bytes() == (straight / file).read_bytes()
+
+
+def test_distilling_brings_few_steps_nearer_to_the_images_of_the_pairs(tools, flow, monkeypatch):
+    for path in (flow / "pairs").iterdir():  # a flow that is worth learning: always one image
+        shard = load_file(path)
+        shard["images"][:] = torch.linspace(-1, 1, 12 * 16 * 16).reshape(12, 16, 16)
+        save_file(shard, path)
+
+    def errors() -> list[float]:
+        pipe = weights.load(flow / "pocket.safetensors")
+        pipe.set_progress_bar_config(disable=True)
+        apart = []
+        for steps in (1, 2, 4):
+            images = pipe(
+                prompt_embeds=shard["text"].float(), latents=shard["noise"].float(),
+                num_inference_steps=steps, output_type="latent",
+                guidance_scale=None if pipe.few_steps else 1,
+            ).images  # fmt: skip
+            apart.append(float((images - shard["images"].float()).square().mean()))
+        return apart
+
+    before = errors()
+    distil(tools, monkeypatch, flow, steps=40)
+    for steps, old, new in zip((1, 2, 4), before, errors(), strict=True):
+        assert new < 0.9 * old, steps
+
+
+# ---------------------------------------------------------------------------------- the evaluation
 
 
 def test_the_frechet_distance_is_that_of_two_normal_distributions(tools):
-    frechet = tools["judge"].frechet
+    frechet = tools["cnn"].frechet
     a = np.random.default_rng(0).normal(0, 1, (500, 4))
     spread, shift = np.diag([1.0, 2.0, 3.0, 0.5]), np.array([1.0, 0.0, -2.0, 0.0])
     assert abs(frechet(a, a)) < 1e-8
@@ -278,26 +415,48 @@ def test_the_frechet_distance_is_that_of_two_normal_distributions(tools):
     assert frechet(a, a @ spread + shift) == pytest.approx(known - 2 * np.sqrt(middle).sum())
 
 
-def test_as_many_sentences_of_each_class_are_painted(tools, prepared, tmp_path):
+def test_as_many_sentences_of_each_class_are_chosen(tools, prepared, tmp_path):
     texts = load_file(prepared / "texts.safetensors")
-    kept = torch.cat([(texts["looks"][:, 0] == kind).nonzero().flatten()[:3] for kind in range(10)])
-    few = {key: texts[key][kept].contiguous() for key in ("vectors", "looks")}
+    kept = torch.cat(
+        [(texts["attributes"][:, 0] == kind).nonzero().flatten()[:3] for kind in range(10)]
+    )
+    few = {key: texts[key][kept].contiguous() for key in ("vectors", "attributes")}
     save_file(few, tmp_path / "few.safetensors")
-    vectors, kinds = tools["judge"].taught_sentences(tmp_path / "few.safetensors", 5)
+    vectors, kinds = tools["evaluate"].taught_sentences(tmp_path / "few.safetensors", 5)
     assert vectors.shape == (50, 128) and kinds.tolist() == sorted([*range(10)] * 5)
     for i, (vector, kind) in enumerate(zip(vectors, kinds, strict=True)):
         found = (few["vectors"] == vector).all(1).nonzero().item()
-        assert few["looks"][found, 0] == kind
+        assert few["attributes"][found, 0] == kind
         assert i % 5 < 3 or torch.equal(vector, vectors[i - 3])  # over again
 
 
-def test_rendered_pictures_are_read_with_the_class_of_their_concept(tools, tmp_path):
+def test_rendered_images_are_read_with_the_class_of_their_concept(tools, tmp_path):
     rows = []
-    for concept in ("red tree frog", "Persian cat"):
+    for number, concept in enumerate(("red tree frog", "Persian cat")):
         data = io.BytesIO()
         Image.fromarray(picture("red", "white").repeat(2, 0).repeat(2, 1)).save(data, "PNG")
-        rows.append({"image": {"bytes": data.getvalue(), "path": None}, "concept": concept})
+        image = {"bytes": data.getvalue(), "path": None}
+        rows.append({"image": image, "concept": concept, "caption_id": 7 + number})
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "part-00000.parquet")
-    pictures, kinds = tools["judge"].read_rendered([tmp_path / "part-00000.parquet"])
-    assert [tools["words"].CLASSES[k] for k in kinds] == ["frog", "cat"]
-    assert np.array_equal(pictures[0], picture("red", "white"))  # 64 px are 2 x 2 averages
+    images, kinds, captions = tools["evaluate"].read_rendered([tmp_path / "part-00000.parquet"])
+    assert [tools["sentences"].CLASSES[k] for k in kinds] == ["frog", "cat"]
+    assert captions.tolist() == [7, 8]
+    assert np.array_equal(images[0], picture("red", "white"))  # 64 px are 2 x 2 averages
+
+
+def test_diversity_is_the_mean_distance_of_two_images_of_a_caption(tools):
+    values = np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0], [9.0, 9.0], [9.0, 10.0]])
+    captions = np.array([1, 1, 1, 2, 2])
+    # Caption 1 has distances 5, 0, 5; caption 2 has 1; between captions none counts.
+    assert tools["cnn"].diversity(values, captions) == pytest.approx((10 / 3 + 1) / 2)
+    alone = np.array([1, 1, 1, 2, 3])
+    assert tools["cnn"].diversity(values, alone) == pytest.approx(10 / 3)
+
+
+def test_what_a_report_has_is_not_measured_again(tools, tmp_path):
+    path = tmp_path / "report.json"
+    tools["evaluate"].Report(path).add("top1", lambda: 0.5)
+    again = tools["evaluate"].Report(path)
+    again.add("top1", lambda: 1 / 0)
+    again.add("other", lambda: 2)
+    assert json.loads(path.read_text()) == {"top1": 0.5, "other": 2} and "top1" in again

@@ -1,11 +1,11 @@
-"""Labelled pictures -> what `train.py` reads: pixels, and encoded sentences for each look.
+"""Labelled images -> what `train.py` reads: pixels, and encoded sentences for all attributes.
 
     python tools/pocket/prepare.py cifar10/train.parquet --written captions.parquet --out FOLDER
 
 The Parquet has the Hugging Face layout: `image` {bytes, path} and `label` 0-9 in CIFAR-10's order.
-Sentences come from `words.py`, and with `--written` from a captions file of `synclr captions -c
-cifar10-words`, as far as `words.read` understands them. Each is encoded once (a few minutes).
-Writes FOLDER/pictures.safetensors and FOLDER/texts.safetensors.
+Sentences come from `sentences.py`, and with `--written` from a captions file of `synclr captions -c
+cifar10-words`, as far as `sentences.read` understands them. They are encoded once (a few minutes).
+Writes FOLDER/images.safetensors and FOLDER/texts.safetensors.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import argparse
 import io
 from pathlib import Path
 
-import looks
+import colours
 import numpy as np
 import pyarrow.parquet as pq
+import sentences
 import torch
-import words
 from PIL import Image
 from safetensors.torch import save_file
 
+from synclr_cli.render.engines.pocket import weights
 from synclr_cli.render.engines.pocket.text import Whitening, mean_states, read_language_model
 
 WIDTH = 128  # numbers a sentence becomes
@@ -30,70 +31,76 @@ BATCH = 64  # sentences encoded together
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("--written", type=Path, help="captions by a language model")
+    parser.add_argument("--weights", type=Path, help="encode as this flow reads, to distil it")
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
 
-    pictures, labels = read_pictures(given.pictures)
-    thing, ground = looks.describe(pictures)
+    images, labels = read_images(options.images)
+    thing, ground = colours.describe(images)
     save_file(
         {
-            "pictures": torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(),  # [N, 3, H, W]
-            "looks": torch.from_numpy(np.stack([labels, thing, ground], 1)),  # [N, 3], -1: none
+            "images": torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),  # [N, 3, H, W]
+            "attributes": torch.from_numpy(
+                np.stack([labels, thing, ground], 1)
+            ),  # [N, 3], -1: none
         },
-        given.out / "pictures.safetensors",
+        options.out / "images.safetensors",
     )
 
-    texts, described = sentences(given.written)
+    texts, described = labelled_sentences(options.written)
     print(f"{len(texts)} sentences to encode", flush=True)
     states = encode(texts)
-    whitening = Whitening.fit(states, WIDTH)
+    if options.weights:
+        whitening = weights.load(options.weights).whitening
+    else:
+        whitening = Whitening.fit(states, WIDTH)
     save_file(
         {
             "vectors": whitening(states),  # [T, 128]
-            "looks": torch.tensor(described),  # [T, 3], -1: not said
+            "attributes": torch.tensor(described),  # [T, 3], -1: not said
             **{f"whitening.{k}": v for k, v in whitening.state_dict().items()},
         },
-        given.out / "texts.safetensors",
+        options.out / "texts.safetensors",
     )
-    (given.out / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    (options.out / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
 
 
-def read_pictures(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return pictures [N, H, W, 3] uint8 and labels [N]."""
+def read_images(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return images [N, H, W, 3] uint8 and labels [N]."""
     table = pq.read_table(path, columns=["image", "label"])
-    pictures = [
+    images = [
         np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))
         for image in table["image"].to_pylist()
     ]
-    return np.stack(pictures), table["label"].to_numpy()
+    return np.stack(images), table["label"].to_numpy()
 
 
-def sentences(written: Path | None) -> tuple[list[str], list[tuple[int, int, int]]]:
+def labelled_sentences(written: Path | None) -> tuple[list[str], list[tuple[int, int, int]]]:
     """Return sentences [T], and what each says: class, colour and ground, -1 where it does not."""
-    colours = ("", *looks.COLOURS)
-    found: dict[str, tuple[int, int, int]] = {}
+    named = ("", *colours.COLOURS)
+    texts_of: dict[str, tuple[int, int, int]] = {}
 
     def add(text: str, kind: str, colour: str, ground: str) -> None:
-        said = (words.CLASSES.index(kind), colours.index(colour) - 1, colours.index(ground) - 1)
-        found.setdefault(text, said)
+        said = (sentences.CLASSES.index(kind), named.index(colour) - 1, named.index(ground) - 1)
+        texts_of.setdefault(text, said)
 
-    for kind in words.CLASSES:
-        for colour in colours:
-            for ground in ("", *looks.GROUNDS):
+    for kind in sentences.CLASSES:
+        for colour in named:
+            for ground in ("", *colours.GROUNDS):
                 few = 48 if not colour or not ground else 8
-                for text in words.captions(kind, colour, ground, few):
+                for text in sentences.captions(kind, colour, ground, few):
                     add(text, kind, colour, ground)
     if written:
         table = pq.read_table(written, columns=["caption", "engine"])
         texts = [r["caption"] for r in table.to_pylist() if not r["engine"].startswith("template")]
-        understood = [(text, said) for text in texts if (said := words.read(text))]
+        understood = [(text, said) for text in texts if (said := sentences.read(text))]
         for text, said in understood:
             add(text, *said)
         print(f"{len(understood)} of {len(texts)} written captions were understood", flush=True)
-    return list(found), list(found.values())
+    return list(texts_of), list(texts_of.values())
 
 
 def encode(texts: list[str]) -> torch.Tensor:

@@ -28,7 +28,7 @@ from synclr_cli.errors import EngineError
 from synclr_cli.render.engines.diffusers import loading
 from synclr_cli.render.engines.diffusers.text import Texts
 
-SIDE, STEPS = 512, 50  # the paper's, unless the settings say
+SIDE, STEPS, GUIDANCE = 512, 50, 2.5  # the paper's, unless the settings say
 MOST_LANES = 8  # Python itself is one at a time; more lanes would wait for it
 
 
@@ -37,7 +37,7 @@ class DiffusersEngine(ImageEngine):
 
     def __init__(self, target: str, config: RenderEngineConfig):
         self._name = f"engine diffusers:{target}"
-        self._config = config = config.filled(size=SIDE, steps=STEPS)
+        self._config = config = config.filled(size=SIDE, steps=STEPS, guidance=GUIDANCE)
         loaded = loading.load(self._name, target, config)
         self._pipe, self._device, self.revision = loaded.pipe, loaded.device, loaded.revision
         self._call = set(inspect.signature(self._pipe.__call__).parameters)

@@ -1,10 +1,11 @@
 """`pocket:` - the text-to-image model that comes with the package: a flow at 32 x 32 pixels.
 
-    captions -> SmolLM2's vectors, once per caption -> noise of each row's seed -> flow -> pixels
+    captions -> SmolLM2's vectors, once per caption -> noise of each row's seed -> steps -> pixels
 
-It was taught ten things (words.txt beside the weights, docs/pocket.md) and paints anything else as
-well as it can; how many captions name none of the ten is told once. `pocket:FILE` takes other
-weights, made by tools/pocket.
+By itself it takes two steps of the UNet that was distilled from the flow with its guidance inside;
+a guidance or more than four steps are the flow's. It was taught ten things (words.txt beside the
+weights, docs/pocket.md) and makes what it can of anything else; how many captions name none of the
+ten is told once. `pocket:FILE` takes other weights, made by tools/pocket.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from synclr_cli.render.engines.pocket import weights
 from synclr_cli.render.engines.pocket.known import WORDS, Known
 from synclr_cli.render.engines.pocket.pipeline import SHAPE, SIDE, suit, unfold
 
-STEPS = 10
 SCHEDULERS = {
     "own": FlowMatchEulerDiscreteScheduler,
     "euler": FlowMatchEulerDiscreteScheduler,
@@ -47,8 +47,10 @@ class PocketEngine(ImageEngine):
     batch_size = 64
 
     def __init__(self, target: str, config: RenderEngineConfig):
-        self._config = config = config.filled(size=SIDE, steps=STEPS, scheduler="own")
+        self._config = config = config.filled(size=SIDE, scheduler="own")
         _require_fitting(config)
+        self._steps = config.steps or None
+        self._guidance = None if config.guidance == -1 else config.guidance
         path = Path(target).expanduser() if target else weights.SHIPPED
         self._known = Known(path.with_name(WORDS.name))
         diffusers.utils.logging.set_verbosity_error()  # the terminal is ours to write to
@@ -58,12 +60,15 @@ class PocketEngine(ImageEngine):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = runtime.dtype(config.dtype, device)
         self._pipe.to(device)
-        self._pipe.unet.to(dtype)  # the text stays float32
-        suit(self._pipe.unet, device)
+        few = self._pipe.takes_few_steps(self._steps, self._guidance, bool(config.negative_prompt))
+        unet = self._pipe.few_steps if few else self._pipe.unet
+        unet.to(dtype)  # the text stays float32
+        suit(unet, device)
         if config.compile:
-            self._pipe.unet.compile()
+            unet.compile()
+        used = [path, path.with_name(weights.FEW_STEPS)][: 1 + few]
         self.revision = (
-            f"{path.name} {storage.short_digest(path)}, "
+            f"{', '.join(f'{file.name} {storage.short_digest(file)}' for file in used)}, "
             f"text {storage.short_digest(smollm2.weights_file())}, "
             f"{str(dtype).removeprefix('torch.')}"
         )
@@ -96,8 +101,8 @@ class PocketEngine(ImageEngine):
         samples = self._pipe(
             prompt_embeds=torch.stack([self._vectors[c] for c in captions]),
             negative_prompt_embeds=self._negative,
-            num_inference_steps=self._config.steps,
-            guidance_scale=self._config.guidance,
+            num_inference_steps=self._steps,
+            guidance_scale=self._guidance,
             latents=torch.stack(noise),
             output_type="latent",
         ).images  # [B, 12, 16, 16]
@@ -149,7 +154,7 @@ def _require_fitting(config: RenderEngineConfig) -> None:
             got=config.scheduler,
             expected=" | ".join(SCHEDULERS),
         )
-    if config.scheduler == "heun" and config.steps < 2:
+    if config.scheduler == "heun" and config.steps == 1:
         raise UsageError("render.engine.steps for heun", got=config.steps, expected="at least 2")
     strange = [key for key in _STRANGE if getattr(config, key)]
     if strange:

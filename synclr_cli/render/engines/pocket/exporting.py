@@ -1,6 +1,6 @@
 """A `pocket:` model as a diffusers folder, opened again and compared before it is kept.
 
-    pocket: --write--> unet/ scheduler/ whitening/ model_index.json pipeline.py
+    pocket: --write--> unet/ few_steps/ scheduler/ whitening/ model_index.json pipeline.py
 
     PocketPipeline.from_pretrained(FOLDER)            or, through pipeline.py,
     DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)
@@ -31,11 +31,13 @@ def run(target: str, out: Path, *, overwrite: bool = False) -> Path:
 
     Raises:
         UsageError: `out` holds something else.
-        EngineError: there are no such weights, or diffusers paints other pictures with them.
+        EngineError: there are no such weights, or diffusers makes other images with them.
     """
     path = Path(target).expanduser() if target else weights.SHIPPED
     pipe = weights.load(path)
     record = {"to": "diffusers", "weights": storage.digest(path)}
+    if pipe.few_steps is not None:
+        record["few_steps"] = storage.digest(path.with_name(weights.FEW_STEPS))
     if exports.is_exported(out, record, overwrite=overwrite):
         return out
     with storage.atomic_folder(out) as partial:
@@ -44,24 +46,31 @@ def run(target: str, out: Path, *, overwrite: bool = False) -> Path:
         pipe.save_pretrained(partial)
         (partial / "pipeline.py").write_text(_PIPELINE, encoding="utf-8")
         again = PocketPipeline.from_pretrained(partial)
-        again.unet = diffusers.UNet2DConditionModel.from_pretrained(partial, subfolder="unet")
-        if not torch.equal(_picture(pipe), _picture(again)):
+        for part in ("unet", "few_steps"):
+            if getattr(pipe, part) is not None:
+                opened = diffusers.UNet2DConditionModel.from_pretrained(partial, subfolder=part)
+                setattr(again, part, opened)
+        if not torch.equal(_images(pipe), _images(again)):
             raise EngineError(
-                f"{path} in diffusers: its pictures differ",
+                f"{path} in diffusers: its images differ",
                 do="report it with the versions of torch and diffusers",
             )
         exports.record_export(partial, record, artifacts.parent(path, None, record["weights"]))
-    console.note("diffusers paints the same pictures")
+    console.note("diffusers makes the same images")
     return out
 
 
-def _picture(pipe: PocketPipeline) -> torch.Tensor:
-    """Return a picture of a made-up sentence, as samples [1, 12, 16, 16]."""
+def _images(pipe: PocketPipeline) -> torch.Tensor:
+    """Return images of a made-up sentence by the flow and by few steps, [2, 12, 16, 16]."""
     pipe.set_progress_bar_config(disable=True)
     draw = torch.Generator().manual_seed(0)
     text = torch.randn(1, pipe.whitening.config.width, generator=draw)
     noise = torch.randn(1, *SHAPE, generator=draw)
-    found: torch.Tensor = pipe(
-        prompt_embeds=text, latents=noise, num_inference_steps=2, output_type="latent"
-    ).images
-    return found
+    images = [
+        pipe(
+            prompt_embeds=text, latents=noise, num_inference_steps=2, guidance_scale=guidance,
+            output_type="latent",
+        ).images
+        for guidance in (1.5, None)
+    ]  # fmt: skip
+    return torch.cat(images)

@@ -7,6 +7,9 @@ The flow goes straight from noise to picture (rectified flow, Liu et al. 2023): 
 sample is (1 - s) picture + s noise and the UNet says noise - picture. Four neighbouring pixels are
 one position of twelve channels, since a small CPU multiplies wide and short better than narrow and
 long. The sentence enters where the noise level does, as scale and shift of every block.
+
+A second UNet, distilled from the first together with its guidance, needs one to four steps of one
+pass each; it goes the same equal steps.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ from synclr_cli.render.engines.pocket.text import Whitening, mean_states, read_l
 SIDE = 32  # pixels
 FOLD = 2  # pixels a side of one position
 SHAPE = (3 * FOLD**2, SIDE // FOLD, SIDE // FOLD)  # of a sample
+STEPS, GUIDANCE = 10, 1.5  # of the flow
+FEW_STEPS, MOST_FEW_STEPS = 2, 4  # of the distilled UNet
 
 
 def make_unet(width: int = 48, text: int = 128) -> UNet2DConditionModel:
@@ -75,13 +80,14 @@ def unfold(samples: Tensor) -> Tensor:
 
 
 class PocketPipeline(DiffusionPipeline):
-    """Paints prompts with `unet`; see the module.
+    """Generates images of prompts with `unet`, the flow, or with `few_steps`; see the module.
 
     The language model may be left out: it is then read from SmolLM2's package when it is needed.
     """
 
-    model_cpu_offload_seq = "language_model->whitening->unet"
-    _optional_components = ["language_model", "tokenizer"]  # noqa: RUF012 - diffusers' own form
+    model_cpu_offload_seq = "language_model->whitening->few_steps->unet"
+    # diffusers' own form
+    _optional_components = ["few_steps", "language_model", "tokenizer"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -90,6 +96,7 @@ class PocketPipeline(DiffusionPipeline):
         whitening: Whitening,
         language_model: LlamaModel | None = None,
         tokenizer: PreTrainedTokenizerFast | None = None,
+        few_steps: UNet2DConditionModel | None = None,
     ):
         super().__init__()
         self.register_modules(
@@ -98,6 +105,7 @@ class PocketPipeline(DiffusionPipeline):
             whitening=whitening,
             language_model=language_model,
             tokenizer=tokenizer,
+            few_steps=few_steps,
         )
         self._from_package: tuple[LlamaModel, PreTrainedTokenizerFast] | None = None
 
@@ -128,6 +136,22 @@ class PocketPipeline(DiffusionPipeline):
             self._from_package = model.to(self.whitening.device), tokenizer
         return self._from_package
 
+    def takes_few_steps(
+        self, steps: int | None, guidance: float | None, negative: bool = False
+    ) -> bool:
+        """Return whether a call with these arguments is the distilled UNet's to answer.
+
+        It is if there is one, no guidance is named (it is in its weights) nor anything to lead
+        away from, the steps are at most four or not named, and they are Euler's.
+        """
+        return (
+            self.few_steps is not None
+            and guidance is None
+            and not negative
+            and (steps or FEW_STEPS) <= MOST_FEW_STEPS
+            and isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler)
+        )
+
     @torch.no_grad()
     def __call__(
         self,
@@ -136,8 +160,8 @@ class PocketPipeline(DiffusionPipeline):
         *,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
-        num_inference_steps: int = 10,
-        guidance_scale: float = 1.5,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         height: int = SIDE,
         width: int = SIDE,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -145,18 +169,20 @@ class PocketPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
-        """Return one 32 x 32 picture per prompt.
+        """Return one 32 x 32 image per prompt.
 
         Args:
             prompt: captions; or give `prompt_embeds`.
             negative_prompt: what guidance leads away from; without, the mean of all sentences.
             prompt_embeds: what `encode_prompt` returns, [B, 128].
             negative_prompt_embeds: the same of the negative prompt, [1, 128].
-            num_inference_steps: steps of the flow; each is two passes with guidance.
-            guidance_scale: 1 obeys the prompt once; more, more (classifier-free guidance).
-            height: of the pictures: 32.
-            width: of the pictures: 32.
-            generator: one for the batch, or one per picture.
+            num_inference_steps: without, 2 of the distilled UNet or 10 of the flow.
+            guidance_scale: of the flow, whose steps are then two passes each (classifier-free
+                guidance); 1 obeys the prompt once, in one pass. Without, up to four steps are of
+                the distilled UNet, and more are of the flow at 1.5.
+            height: of the images: 32.
+            width: of the images: 32.
+            generator: one for the batch, or one per image.
             latents: noise to start from [B, 12, 16, 16]; drawn if not given.
             output_type: "pil", "np", "pt" (0 to 1), or "latent": samples, -1 to 1, unclipped.
             return_dict: false for a tuple.
@@ -172,26 +198,44 @@ class PocketPipeline(DiffusionPipeline):
             prompt_embeds = self.encode_prompt(prompt)
         if negative_prompt_embeds is None and negative_prompt:
             negative_prompt_embeds = self.encode_prompt(negative_prompt)
-        text = prompt_embeds.to(self.unet.device, self.unet.dtype)  # [B, 128]
+        few = self.takes_few_steps(
+            num_inference_steps, guidance_scale, negative_prompt_embeds is not None
+        )
+        unet = self.few_steps if few else self.unet
+        text = prompt_embeds.to(unet.device, unet.dtype)  # [B, 128]
         if latents is None:
             latents = _noise(len(text), generator)
-        samples = latents.to(self.unet.device, torch.float32)  # [B, 12, 16, 16]
-        guided = guidance_scale != 1
+        samples = latents.to(unet.device, torch.float32)  # [B, 12, 16, 16]
+        if guidance_scale is None:
+            guidance_scale = 1.0 if few else GUIDANCE
+        self._set_steps(num_inference_steps or (FEW_STEPS if few else STEPS))
+        samples = self._follow(unet, samples, text, negative_prompt_embeds, guidance_scale)
+        images = samples if output_type == "latent" else self._finish(samples, output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _follow(
+        self,
+        unet: UNet2DConditionModel,
+        samples: Tensor,
+        text: Tensor,
+        negative: Tensor | None,
+        guidance: float,
+    ) -> Tensor:
+        """Take the scheduler's steps from noise [B, 12, 16, 16] to images."""
+        guided = guidance != 1
         if guided:
-            if negative_prompt_embeds is None:  # the mean of all sentences is zero
-                negative_prompt_embeds = torch.zeros_like(text[:1])
-            text = torch.cat([negative_prompt_embeds.to(text).expand_as(text), text])  # [2B, 128]
-        self._set_steps(num_inference_steps)
+            if negative is None:  # the mean of all sentences is zero
+                negative = torch.zeros_like(text[:1])
+            text = torch.cat([negative.to(text).expand_as(text), text])  # [2B, 128]
         for t in self.progress_bar(self.scheduler.timesteps):
             seen = samples.to(text.dtype)
             seen = torch.cat([seen, seen]) if guided else seen
-            flow = self.unet(seen, t.expand(len(seen)), None, class_labels=text).sample.float()
+            flow = unet(seen, t.expand(len(seen)), None, class_labels=text).sample.float()
             if guided:
                 without, with_text = flow.chunk(2)
-                flow = without + guidance_scale * (with_text - without)
+                flow = without + guidance * (with_text - without)
             samples = self.scheduler.step(flow, t, samples, return_dict=False)[0]
-        images = samples if output_type == "latent" else self._finish(samples, output_type)
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return samples
 
     def _set_steps(self, steps: int) -> None:
         """Set equal steps from noise level 1 to 0.

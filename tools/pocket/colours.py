@@ -1,6 +1,6 @@
-"""What a small picture looks like, by counting pixels: the colour of the thing, and of its ground.
+"""What a small image looks like, by counting pixels: the colour of the thing, and of its ground.
 
-    pictures [N, 32, 32, 3] --name of each pixel's colour--> shares in the middle and at the rim
+    images [N, 32, 32, 3] --name of each pixel's colour--> shares in the middle and at the rim
     --> colour of the thing | "", colour of the ground | ""
 
 No model is asked, so the words are tied to the pixels by a rule anybody can check.
@@ -9,17 +9,20 @@ No model is asked, so the words are tied to the pixels by a rule anybody can che
 from __future__ import annotations
 
 import numpy as np
-import words
+import sentences
 
-COLOURS, GROUNDS = tuple(words.COLOURS), tuple(words.GROUNDS)  # their places are their numbers
+COLOURS, GROUNDS = (
+    tuple(sentences.COLOURS),
+    tuple(sentences.GROUNDS),
+)  # their places are their numbers
 GROUND_SHARE = 0.5  # of the rim, for a ground to be named
 THING_LEAD = 0.15  # share in the middle less share at the rim, for a colour to be named
 THING_SHARE = 0.25  # share in the middle, likewise
 
 
-def colour_names(pictures: np.ndarray) -> np.ndarray:
-    """Return the number in `COLOURS` of each pixel [N, H, W] of uint8 pictures [N, H, W, 3]."""
-    rgb = pictures.astype(np.float32) / 255
+def colour_names(images: np.ndarray) -> np.ndarray:
+    """Return the number in `COLOURS` of each pixel [N, H, W] of uint8 images [N, H, W, 3]."""
+    rgb = images.astype(np.float32) / 255
     high, low = rgb.max(-1), rgb.min(-1)
     chroma = high - low
     red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
@@ -54,7 +57,7 @@ def colour_names(pictures: np.ndarray) -> np.ndarray:
 
 
 def shares(names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return each colour's share in the middle and at the rim, [N, C] both."""
+    """Return the colours' shares in the middle and at the rim, [N, C] both."""
     side = names.shape[1]
     at = np.arange(side) - (side - 1) / 2
     middle = np.exp(-(at[:, None] ** 2 + at[None, :] ** 2) / (2 * (side / 6) ** 2))
@@ -66,11 +69,11 @@ def shares(names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return in_middle, np.einsum("nhwc,hw->nc", here, rim / rim.sum())
 
 
-def describe(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def describe(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the colours of things and grounds [N], as numbers in `COLOURS`; -1 where unclear."""
     thing, ground = [], []
-    for start in range(0, len(pictures), 2000):
-        middle, rim = shares(colour_names(pictures[start : start + 2000]))
+    for start in range(0, len(images), 2000):
+        middle, rim = shares(colour_names(images[start : start + 2000]))
         lead = np.where(middle > THING_SHARE, middle - 0.6 * rim, -1)
         best = lead.argmax(1)
         thing.append(np.where(lead.max(1) > THING_LEAD, best, -1))
