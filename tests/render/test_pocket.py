@@ -208,6 +208,139 @@ def test_the_concepts_written_for_it_are_known_to_it():
     assert counts == [42] * 10
 
 
+# ----------------------------------------------------------------------------------- few steps
+
+
+def add_few_steps(file: Path) -> Path:
+    """Write few-steps.safetensors beside a flow's file: its weights, each moved by chance."""
+    torch.manual_seed(1)
+    distilled = weights.load(file).unet
+    with torch.no_grad():
+        for parameter in distilled.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    weights.save_few_steps(file.with_name(weights.FEW_STEPS), distilled, file)
+    return file
+
+
+@pytest.fixture
+def few_pipe(tmp_path, small_llama) -> PocketPipeline:
+    """A pipeline that has distilled weights, too."""
+    made = weights.load(add_few_steps(random_weights(tmp_path / "few.safetensors", 32)))
+    made.register_modules(language_model=small_llama[0], tokenizer=small_llama[1])
+    return quiet(made)
+
+
+def test_distilled_weights_are_the_flows_and_a_change_in_eight_bits(tmp_path):
+    file = random_weights(tmp_path / "flow.safetensors", 32)
+    flow = weights.load(file).unet.state_dict()
+    distilled = weights.load(file).unet
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in distilled.parameters():
+            parameter += torch.randn_like(parameter)
+        distilled.conv_in.bias.copy_(flow["conv_in.bias"])  # no change at all
+    few = tmp_path / weights.FEW_STEPS
+    weights.save_few_steps(few, distilled, file)
+    loaded = weights.load(file).few_steps.state_dict()
+    for name, weight in distilled.state_dict().items():
+        change = (weight - flow[name]).reshape(len(weight), -1)
+        step = change.abs().amax(1) / 127  # of each output channel
+        error = (loaded[name] - weight).abs().reshape(len(weight), -1).amax(1)
+        assert (error <= step / 2 + 1e-6).all(), name
+    assert few.stat().st_size < 0.6 * file.stat().st_size
+    assert torch.equal(loaded["conv_in.bias"], flow["conv_in.bias"])
+
+
+def test_few_steps_of_another_flow_or_no_such_file_are_one_line(tmp_path):
+    file = add_few_steps(random_weights(tmp_path / "flow.safetensors", 32))
+    few = file.with_name(weights.FEW_STEPS)
+    torch.manual_seed(5)
+    whitening = {"mean": torch.zeros(32), "projection": torch.randn(32, 8)}
+    weights.save(file, make_unet(16, 8), whitening)
+    with pytest.raises(EngineError, match=r"few-steps.safetensors was distilled from other"):
+        weights.load(file)
+    few.write_bytes(b"no safetensors")
+    with pytest.raises(EngineError, match=r"cannot read .*few-steps.*tools/pocket/distil.py"):
+        weights.load(file)
+    few.unlink()
+    assert weights.load(file).few_steps is None
+
+
+class Counts(Straight):
+    """A UNet's stand-in that counts its passes."""
+
+    def __init__(self):
+        super().__init__(torch.zeros(1, *SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "few", "flow"),
+    [
+        ({}, [1, 0.5], []),
+        ({"num_inference_steps": 1}, [1], []),
+        ({"num_inference_steps": 4}, [1, 0.75, 0.5, 0.25], []),
+        ({"num_inference_steps": 5}, [], [1, 0.8, 0.6, 0.4, 0.2]),
+        ({"guidance_scale": 1.0, "num_inference_steps": 2}, [], [1, 0.5]),
+        ({"guidance_scale": 2.5}, [], [1 - i / 10 for i in range(10)]),
+        ({"negative_prompt_embeds": torch.ones(1, 8)}, [], [1 - i / 10 for i in range(10)]),
+    ],
+)
+def test_up_to_four_steps_without_a_guidance_are_the_distilled_unets(
+    few_pipe, arguments, few, flow
+):
+    few_pipe.unet, few_pipe.few_steps = Counts(), Counts()
+    few_pipe(prompt_embeds=torch.zeros(1, 8), output_type="latent", **arguments)
+    assert few_pipe.few_steps.levels == pytest.approx(few, abs=1e-6)
+    assert few_pipe.unet.levels == pytest.approx(flow, abs=1e-6)
+
+
+def test_two_steps_are_eulers_with_the_distilled_weights(few_pipe):
+    text, noise = torch.randn(3, 8), torch.randn(3, *SHAPE)
+    images = few_pipe(prompt_embeds=text, latents=noise, output_type="latent").images
+    samples = noise
+    with torch.no_grad():
+        for level in (1.0, 0.5):
+            times = torch.full((3,), level * 1000)
+            samples = samples - 0.5 * few_pipe.few_steps(
+                samples, times, None, class_labels=text, return_dict=False
+            )[0]  # fmt: skip
+    torch.testing.assert_close(images, samples, rtol=1e-4, atol=1e-5)
+
+
+def test_heun_is_the_flows(few_pipe):
+    from diffusers import FlowMatchHeunDiscreteScheduler
+
+    few_pipe.scheduler = FlowMatchHeunDiscreteScheduler()
+    few_pipe.unet, few_pipe.few_steps = Counts(), Counts()
+    few_pipe(prompt_embeds=torch.zeros(1, 8), output_type="latent", num_inference_steps=2)
+    assert not few_pipe.few_steps.levels and len(few_pipe.unet.levels) == 3
+
+
+@needs_smollm2
+@pytest.mark.usefixtures("smollm2_read_once")
+def test_the_engine_takes_two_steps_unless_a_guidance_is_named(tmp_path):
+    alone = random_weights(tmp_path / "alone.safetensors", 576)
+    (tmp_path / "few").mkdir()
+    both = tmp_path / "few" / "both.safetensors"
+    both.write_bytes(alone.read_bytes())
+    add_few_steps(both)
+
+    def pixels(file: Path, **values) -> np.ndarray:
+        engine = engine_for(file, **{"steps": 0, **values})
+        assert ("few-steps.safetensors" in engine.revision) == (file == both and not values)
+        images = engine.generate(CAPTIONS, CAPTIONS, SEEDS)
+        return np.stack([image.pixels for image in images]).astype(int)
+
+    few = pixels(both)
+    for values in ({"guidance": 1.5}, {"steps": 10}, {"negative_prompt": "a dog"}):
+        flow = pixels(alone, **values)
+        assert np.array_equal(pixels(both, **values), flow), values
+        assert np.abs(flow - few).mean() > 1
+    assert np.array_equal(pixels(alone), pixels(alone, guidance=1.5, steps=10))
+    batch = engine_for(both, steps=0, batch_size=1).generate(CAPTIONS, CAPTIONS, SEEDS)
+    assert np.abs(np.stack([image.pixels for image in batch]).astype(int) - few).max() <= 1
+
+
 # ---------------------------------------------------------------------------------- the engine
 
 
@@ -413,10 +546,37 @@ def test_export_writes_a_folder_that_diffusers_opens(synclr, file, tmp_path):
         assert refused.code == 2 and says in refused.error_line
 
 
-def test_an_export_that_paints_otherwise_is_not_kept(file, tmp_path, monkeypatch):
-    pictures = iter([torch.zeros(1), torch.ones(1)])
-    monkeypatch.setattr(exporting, "_picture", lambda _: next(pictures))
-    with pytest.raises(EngineError, match="its pictures differ"):
+def test_an_export_has_both_unets_and_makes_the_same_images(synclr, tmp_path):
+    import diffusers
+
+    file = add_few_steps(random_weights(tmp_path / "flow.safetensors", 576))
+    out = exporting.run(str(file), tmp_path / "out")
+    opened = diffusers.DiffusionPipeline.from_pretrained(
+        out, custom_pipeline=str(out), trust_remote_code=True
+    )
+    ours = weights.load(file)
+    text, noise = torch.randn(2, 8), torch.randn(2, *SHAPE)
+    for guidance in (None, 1.5):
+        images = [
+            quiet(pipe)(
+                prompt_embeds=text, latents=noise, num_inference_steps=2,
+                guidance_scale=guidance, output_type="latent",
+            ).images
+            for pipe in (ours, opened)
+        ]  # fmt: skip
+        torch.testing.assert_close(*images, rtol=0, atol=1e-4)
+    before = (out / "export.json").stat().st_mtime_ns
+    assert exporting.run(str(file), out) == out
+    assert (out / "export.json").stat().st_mtime_ns == before
+    file.with_name(weights.FEW_STEPS).unlink()
+    with pytest.raises(UsageError, match="overwrite"):  # the flow alone is another model
+        exporting.run(str(file), out)
+
+
+def test_an_export_that_makes_other_images_is_not_kept(file, tmp_path, monkeypatch):
+    images = iter([torch.zeros(1), torch.ones(1)])
+    monkeypatch.setattr(exporting, "_images", lambda _: next(images))
+    with pytest.raises(EngineError, match="its images differ"):
         exporting.run(str(file), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -425,7 +585,9 @@ def test_an_export_that_paints_otherwise_is_not_kept(file, tmp_path, monkeypatch
 @pytest.mark.usefixtures("smollm2_read_once")
 def test_our_diffusers_engine_opens_the_folder_and_paints_what_pocket_paints(file, tmp_path):
     out = exporting.run(str(file), tmp_path / "out")
-    config = RenderEngineConfig(name=f"diffusers:{out}", size=32, steps=3, dtype="float32")
+    config = RenderEngineConfig(
+        name=f"diffusers:{out}", size=32, steps=3, guidance=1.5, dtype="float32"
+    )
     theirs = load("image", config).generate(CAPTIONS, CAPTIONS, SEEDS)
     ours = engine_for(file).generate(CAPTIONS, CAPTIONS, SEEDS)
     for a, b in zip(ours, theirs, strict=True):
