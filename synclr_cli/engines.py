@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 from importlib.metadata import EntryPoints, entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+from synclr_cli import console, licences
 from synclr_cli.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
@@ -206,6 +207,8 @@ def load(kind: str, config: Any) -> Any:
         engine_class = plugin.load()
         _require_protocol(kind, scheme, engine_class)
     _require_options(kind, scheme, engine_class.options, config)
+    if limits := licences.note(config.name):
+        console.note(limits)
     return engine_class(
         target, replace(config, batch_size=config.batch_size or engine_class.batch_size)
     )
