@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from synclr_cli import cli_options as options, console, evaluate
+from synclr_cli import cli_options as options, console, evaluate, licences
 from synclr_cli.cli_options import LOOK, Backbones, Overwrite, Quiet, app
 from synclr_cli.data import describe, storage
 from synclr_cli.errors import UsageError
@@ -25,6 +25,12 @@ def inspect(
     html: Annotated[
         Path | None, typer.Option("--html", help="With images: a page of them in one file.")
     ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone", metavar="BACKBONE", help="With images: measure diversity in its features."
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Describe a file: schema, rows, settings, origin; draw its images or curves as PNG."""
@@ -34,6 +40,15 @@ def inspect(
         raise UsageError(
             "--html", got=f"a {description.kind} artifact", expected="a folder of images"
         )
+    if backbone and description.kind != "images":
+        raise UsageError(
+            "--backbone", got=f"a {description.kind} artifact", expected="a folder of images"
+        )
+    if description.kind == "images":
+        from synclr_cli.render import diversity
+
+        describe_images = diversity.backbone(backbone) if backbone else None
+        description.facts["diversity"] = diversity.measure(description.path, describe_images)
     try:
         drawing = _draw(description, png)
     except UsageError as e:  # the place cannot be written to; the facts can still be told
@@ -67,8 +82,14 @@ def _draw(description: describe.Description, png: Path | None) -> Path | None:
         from synclr_cli.render.sheet import contact_sheet
 
         facts.update(report(path))
+        facts["licence"] = licences.of(facts["engine"]).text
         target = png or path / "contact-sheet.png"
         contact_sheet(path, target)
+        if "pixels" in facts["diversity"]:
+            from synclr_cli.render import diversity
+
+            curves = png.with_suffix(".diversity.png") if png else path / "_diversity.png"
+            facts["diversity"]["plot"] = str(diversity.plot(path, curves))
         return target
     if description.kind == "run" and "last" in facts:  # a line of metrics
         from synclr_cli.train import report as train_report

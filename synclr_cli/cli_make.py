@@ -124,9 +124,13 @@ def render(
         shard=("--shard", shard),
     )  # fmt: skip
     source = storage.place(options.path_argument(captions))
+    from synclr_cli.render import diversity
     from synclr_cli.render.run import run
 
-    console.result(str(run(settings, source, out, overwrite=overwrite)))
+    folder = run(settings, source, out, overwrite=overwrite)
+    if trouble := diversity.collapse(folder):
+        console.warn(trouble)
+    console.result(str(folder))
 
 
 @app.command(
