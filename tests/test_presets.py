@@ -14,7 +14,9 @@ SHIPPED = presets.names()
 
 
 def test_the_shipped_presets_are_the_promised_ones():
-    assert {"tiny", "cifar", "vits", "vitb", "vitl", "vitb-ablation"} <= set(SHIPPED)
+    assert {
+        "tiny", "cifar", "vits", "vitb", "vitl", "vitb-ablation", "sd15-fast", "modern", "turbo"
+    } <= set(SHIPPED)  # fmt: skip
 
 
 @pytest.mark.parametrize("stage", configs.STAGES)
