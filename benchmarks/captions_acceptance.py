@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from synclr_cli import console, presets
 from synclr_cli.captions import report
 from synclr_cli.captions.run import run
-from synclr_cli.data import storage
 
 
 def main() -> None:
@@ -35,10 +35,10 @@ def main() -> None:
     config = dataclasses.replace(settings, concepts="synclr", count=arguments.count, engine=engine)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        out = run(config, Path(folder) / "captions.parquet")
+        out = run(config, Path(folder) / "captions")
         seconds = time.perf_counter() - start
         measured = report.report(out)
-        rows = storage.table(out).to_pylist()
+        rows = pq.read_table(out).to_pylist()
     refused = measured["refusals"]
     figures = {
         "captions": arguments.count,

@@ -18,6 +18,7 @@ from pathlib import Path
 from synclr_cli import console
 from synclr_cli.captions.run import run
 from synclr_cli.config import CaptionEngineConfig, CaptionsConfig
+from synclr_cli.data import manifest
 
 
 def main() -> None:
@@ -36,9 +37,9 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         wall, cpu = time.perf_counter(), time.process_time()
-        out = run(config, Path(folder) / "captions.parquet")
+        out = run(config, Path(folder) / "captions")
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        size = out.stat().st_size
+        size = manifest.open_dataset(out, "captions").bytes
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
         json.dumps(

@@ -1,6 +1,6 @@
 """The paper's claim at a laptop's size: pictures of `pocket:` against the real ones it was taught.
 
-    synclr captions -p cifar -n 2560 -o captions.parquet && synclr render -p cifar -o painted
+    synclr captions -p cifar -n 2560 && synclr render -p cifar -o painted
     python benchmarks/pocket_claim.py --painted painted --cifar FOLDER --out FOLDER
         [--preset tiny] [--steps 900] [--points 1] [--seeds 3] [--minutes 40] [--rows 1,2]
         [--set train.x=y]

@@ -31,11 +31,16 @@ def inspect(
             "--backbone", metavar="BACKBONE", help="With images: measure diversity in its features."
         ),
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the bytes of all parts with their digests.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Describe a file: schema, rows, settings, origin; draw its images or curves as PNG."""
     console.set_quiet(quiet)
     description = describe.describe(storage.place(options.path_argument(artifact)))
+    if verify:
+        describe.verify(description)
     if html and description.kind != "images":
         raise UsageError(
             "--html", got=f"a {description.kind} artifact", expected="a folder of images"
@@ -70,11 +75,12 @@ def _draw(description: describe.Description, png: Path | None) -> Path | None:
     path, facts = description.path, description.facts
     if description.kind == "captions":
         from synclr_cli.captions import report as captions_report
+        from synclr_cli.captions.run import COVERAGE
 
         coverage = captions_report.report(path)
         facts["coverage"] = coverage
         description.details.extend(captions_report.table(coverage))
-        target = png or path.with_suffix(".coverage.png")
+        target = png or path / COVERAGE
         captions_report.plot(coverage, target)
         return target
     if description.kind == "images":

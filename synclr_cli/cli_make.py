@@ -48,11 +48,9 @@ def captions(
     seed: Seed = None,
     shard: Annotated[
         str | None,
-        typer.Option("--shard", metavar="I/N", help="Make the I-th of N files of the captions."),
+        typer.Option("--shard", metavar="I/N", help="Make the I-th of N shares of the parts."),
     ] = None,
-    out: Annotated[Path, options.out("Parquet file to make, here or at a URI.")] = Path(
-        "captions.parquet"
-    ),
+    out: Annotated[Path, options.out("Folder to make, here or at a URI.")] = Path("captions"),
     preset: Preset = "tiny",
     sets: Sets = None,
     print_config: PrintConfig = False,
@@ -72,35 +70,12 @@ def captions(
 
 @app.command(
     rich_help_panel=MAKE,
-    epilog="Example: synclr join captions-1.parquet captions-2.parquet",
-)
-def join(
-    shards: Annotated[
-        list[str],
-        typer.Argument(metavar="SHARDS...", help="Captions files made with --shard I/N, all N."),
-    ],
-    out: Annotated[Path, options.out("Parquet file to make, here or at a URI.")] = Path(
-        "captions.parquet"
-    ),
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
-    """Join the shards of a captions file to what one machine would have written."""
-    console.set_quiet(quiet)
-    from synclr_cli.captions import joining
-
-    pieces = [storage.place(name) for name in shards]
-    console.result(str(joining.run(pieces, out, overwrite=overwrite)))
-
-
-@app.command(
-    rich_help_panel=MAKE,
-    epilog="Example: synclr render captions.parquet --engine procedural: --views 4",
+    epilog="Example: synclr render captions/ --engine procedural: --views 4",
 )
 def render(
     captions: Annotated[
         str, typer.Argument(metavar="CAPTIONS", help="Parquet file of captions, or -.")
-    ] = "captions.parquet",
+    ] = "captions",
     views: Annotated[
         int | None, typer.Option("--views", metavar="INT", help="Images of each caption.")
     ] = None,

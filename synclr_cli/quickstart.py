@@ -1,6 +1,6 @@
 """The whole road in a few minutes, on the embedded engines: every command shown, then run.
 
-    words --captions--> captions.parquet --render--> images/ --train--> run/ --three judges--> table
+    words --captions--> captions/ --render--> images/ --train--> run/ --three judges--> table
 
 SmolLM2 writes about the ten things that `pocket:` was taught, and `pocket:` paints them. Each judge
 looks at the trained backbone and at the same architecture with random weights. The data they judge
@@ -73,7 +73,7 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
         taught, writer, painter = "cifar10-words", "smollm2:", "pocket:"
     else:
         taught, writer, painter = "in21k", "template:", "procedural:"
-    captions, images, trained = out / "captions.parquet", out / "images", out / "run"
+    captions, images, trained = out / "captions", out / "images", out / "run"
     step("captions", "-c", taught, "-n", CAPTIONS, "--engine", writer, "-o", captions)
     step("render", captions, "--engine", painter, "-o", images)
     step("train", images, "-o", trained)
@@ -90,7 +90,7 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
         (outlines, "in21k", "train", 320, 2, 3),
         (outlines, "in21k", "test", 280, 1, 4),
     ):
-        source = folder.with_name(f"{folder.name}-{split}.parquet")
+        source = folder.with_name(f"{folder.name}-{split}-captions")
         rule = ("--engine", "template:", "--seed", seed)  # at once, and nobody trained on its style
         step("captions", "-c", concepts, "-n", count, *rule, "-o", source)
         drawn = ("--engine", "procedural:", "--views", views, "--seed", seed)

@@ -60,10 +60,10 @@ def test_presets_are_in_the_wheel(installed):
 def test_word_banks_are_in_the_wheel_and_write_captions_from_the_root_folder(installed, tmp_path):
     done = run_installed(
         installed, "-m", "synclr_cli", "captions", "-c", "synclr", "-n", "20",
-        "--engine", "template:", "-o", str(tmp_path / "captions.parquet"),
+        "--engine", "template:", "-o", str(tmp_path / "captions"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(tmp_path / "captions.parquet")
+    assert done.stdout.strip() == str(tmp_path / "captions")
 
 
 def test_the_weights_of_pocket_are_in_the_wheel_with_their_words(installed):

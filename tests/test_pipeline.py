@@ -68,7 +68,7 @@ def test_the_pipe_ends_with_one_json_object(road):
 
 def test_every_default_path_is_there_and_nothing_half_written(road):
     folder, _ = road
-    assert (folder / "captions.parquet").is_file()
+    assert (folder / "captions" / "_manifest.json").is_file()
     assert (folder / "images" / "manifest.json").is_file()
     assert (folder / "runs" / "tiny" / "backbone.safetensors").is_file()
     assert list(folder.rglob("*.partial")) == []
@@ -124,7 +124,7 @@ def test_inspect_tells_the_chain_from_backbone_to_word_list(road, synclr):
     assert [line.strip().split(":")[0].split(" (")[0] for line in chain] == [
         "backbone.safetensors",
         "images",
-        "captions.parquet",
+        "captions",
         "words.txt",
     ]
 
@@ -132,7 +132,10 @@ def test_inspect_tells_the_chain_from_backbone_to_word_list(road, synclr):
 @pytest.mark.parametrize(
     "artifact",
     [
-        "captions.parquet",
+        "captions",
+        "captions/part-00000.parquet",
+        "captions/_manifest.json",
+        "captions/_rejected",
         "images",
         "images/part-00000.parquet",
         "images/manifest.json",

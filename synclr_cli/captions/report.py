@@ -1,6 +1,6 @@
 """What a captions file covers: shares against intent, concepts missed, variety, refusals.
 
-    captions.parquet (+ its rejects) --report--> dict --plot--> PNG
+    captions/ (and its rejects) --report--> dict --plot--> PNG
 
 Intended shares are recomputed from the header's config; where a concept file has gone, they are
 absent. Bounds are Wilson's 95 % interval of the realised share.
@@ -11,16 +11,17 @@ from __future__ import annotations
 import itertools
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from synclr_cli.captions import concepts, quality
 from synclr_cli.captions.generate import FALLBACK
-from synclr_cli.captions.pieces import rejects_path
-from synclr_cli.data import artifacts, storage
+from synclr_cli.captions.run import REJECTED
+from synclr_cli.data import artifacts, manifest, storage
 from synclr_cli.errors import DataError
 from synclr_cli.learning.metrics import wilson
 
@@ -29,25 +30,23 @@ NAMED = 20  # of the concepts never drawn, so many are named
 
 
 def report(path: Path) -> dict[str, Any]:
-    """Measure a captions file, reading it once, a row group at a time.
+    """Measure a folder of captions, reading it once, a batch at a time.
 
     Raises:
-        DataError: it is no captions file.
+        DataError: it is no finished folder of captions, or a part is damaged.
     """
-    file, header = artifacts.open_parquet(path, "captions")
-    rows = file.metadata.num_rows
+    captions_set = manifest.open_dataset(path, "captions")
+    header, rows = captions_set.header, captions_set.rows
     by: dict[str, Counter[str]] = {
         c: Counter() for c in ("source", "template", "concept", "engine")
     }
     lengths: Counter[int] = Counter()
     hashes = array("q")  # 8 bytes a caption
     variety = _Variety()
-    for batch in file.iter_batches(columns=["caption", *by]):
+    for batch in _batches(captions_set.paths(), "captions", ["caption", *by]):
         for column, counts in by.items():
             for entry in batch[column].value_counts().to_pylist():
                 counts[entry["values"]] += entry["counts"]
-        if batch["caption"].null_count:
-            raise DataError(f"{path} has a row without a caption")
         captions = batch["caption"].to_pylist()
         lengths.update(len(c.split()) for c in captions)
         hashes.extend(hash(c.casefold()) for c in captions)
@@ -136,6 +135,22 @@ def plot(measured: Mapping[str, Any], path: Path) -> Path:
     with storage.atomic_file(path) as partial:
         figure.savefig(partial, format="png", dpi=100)
     return path
+
+
+def _batches(paths: Iterable[Path], schema: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yield columns of the rows of all parts.
+
+    Raises:
+        DataError: a part is damaged, or has a row without one of them.
+    """
+    for path in paths:
+        file, _ = artifacts.open_parquet(path, schema)
+        with file, artifacts.readable(path):
+            for batch in file.iter_batches(columns=columns):
+                for column in columns:
+                    if batch[column].null_count:
+                        raise DataError(f"{path} has a row without {column}")
+                yield batch
 
 
 class _Variety:
@@ -233,13 +248,14 @@ def _refusals(path: Path, rows: int, by_rule: int, header: artifacts.Header) -> 
     found: dict[str, Any] = {"reasons": {}, "accepted_share": None, "by_rule": by_rule}
     if header.engine == FALLBACK:
         found["by_rule"] = rows
-    beside = rejects_path(path)
-    if not beside.exists():
+    if not (path / REJECTED).is_dir():
         return found
-    artifacts.open_parquet(beside, "rejects")
-    table = storage.table(beside, ["reason", "attempt"])
-    reasons = Counter(table["reason"].to_pylist())
+    reasons: Counter[str] = Counter()
+    first = 0  # rows whose first completion was refused
+    parts = manifest.open_dataset(path / REJECTED, "rejects").paths()
+    for batch in _batches(parts, "rejects", ["reason", "attempt"]):
+        reasons.update(batch["reason"].to_pylist())
+        first += sum(attempt == 0 for attempt in batch["attempt"].to_pylist())
     found["reasons"] = {why: reasons[why] for why in quality.REASONS if reasons[why]}
-    first = sum(a == 0 for a in table["attempt"].to_pylist())
     found["accepted_share"] = 1 - first / max(1, rows)
     return found

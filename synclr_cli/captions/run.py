@@ -1,134 +1,174 @@
 """`synclr captions`: words -> captions.
 
-    concepts --draw--> prompts --engine--> completions --gate--> captions.parquet
+    concepts --sample--> prompts --engine--> completions --gate--> captions/part-00000.parquet ...
 
 Row = f(seed, caption_id): its concept, template, companion, demonstrations and sampling noise are
-drawn from its own id, so neither the number of captions nor shards, batches or interruptions change
-it, and the first 1,000 of 100,000 captions are the same 1,000. Beside them lies what the gate
-refused (`captions.rejects.parquet`) and, if the model was asked for backgrounds, its lists
-(`captions.backgrounds.parquet`). Finished parts lie in `<out>.parts/` until all are there.
+functions of its own id, so neither the number of captions nor shards, batches or interruptions
+change it, and the first 1,000 of 100,000 captions are the same 1,000. Beside the parts lies what
+the gate refused (`_rejected/`, parts as well) and, if the model was asked for backgrounds, its
+lists (`_backgrounds.parquet`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from synclr_cli import config as configs, console, engines
-from synclr_cli.captions import concepts, listing, prompts
+from synclr_cli.captions import backgrounds, concepts, prompts
 from synclr_cli.captions.generate import complete
-from synclr_cli.captions.pieces import (
-    ROWS_PER_GROUP,
-    continued,
-    grouped,
-    ids_of,
-    part_numbers,
-    rejects_path,
-    remove,
-    require_place,
-)
 from synclr_cli.captions.sampler import Drawer
 from synclr_cli.config import CaptionsConfig
-from synclr_cli.data import artifacts, locks, storage
+from synclr_cli.data import manifest, storage
+from synclr_cli.data.artifacts import Header, parent
+from synclr_cli.data.shards import ShardedDataset, shard_numbers
+from synclr_cli.engines import CaptionEngine
 from synclr_cli.errors import UsageError
+
+REJECTED = "_rejected"  # folder of what the gate refused, in that of the captions
+COVERAGE = "_coverage.png"  # what `synclr inspect` draws there
+ROWS_PER_GROUP = 65536
+_IDS_AT_ONCE = 1 << 20  # whose concepts are looked up together
 
 
 def run(config: CaptionsConfig, out: Path, *, overwrite: bool = False) -> Path:
-    """Write the captions of ids 0 to `config.count` (of one shard of them) to `out`; return it.
+    """Write the captions of ids 0 to `config.count` to the folder `out`, and return it.
+
+    Of N jobs that share the folder each writes every N-th part (`config.shard`); whichever ends
+    last writes the manifest. A finished folder of fewer captions is continued.
 
     Raises:
         UsageError: unknown source or engine; `out` was made with other settings or holds more.
-        DataError: a concept or demonstration file is not usable.
+        DataError: a concept or demonstration file is not usable, or a part is damaged.
         EngineError: the engine, a package or the disk is not there or gave up.
     """
-    # Open: what is asked, and what of it is there.
-    require_place(out, overwrite=overwrite)
+    # --- open
+    _require_folder(out)
     pool = concepts.read(config.concepts, config.concept_cap)
     bank = prompts.read(config.examples_file)
     bank.require(config.examples)
-    header = _header(config, pool, "captions")
-    if not overwrite and _count_there(out, header, config) == config.count:
-        _tidy(out, config.count)
-        return out
-    with locks.locked(_lock(out)):
-        return _make(config, out, pool, bank, header, overwrite=overwrite)
-
-
-def _make(
-    config: CaptionsConfig,
-    out: Path,
-    pool: concepts.Pool,
-    bank: prompts.Bank,
-    header: artifacts.Header,
-    *,
-    overwrite: bool,
-) -> Path:
-    """Make what is not there of the parts, and of them the file."""
-    folder = _folder(out)
-    refused, beside = rejects_path(out), listing.path_beside(out)
-    # Before anything is removed: the engine may not be there.
-    engine = engines.load("caption", config.engine) if overwrite else None
-    if overwrite:
-        remove(out, refused, folder, beside, listing.parts_folder(beside))
-    earlier = _count_there(out, header, config)
-    for line in pool.notes:
-        console.note(line)
-
-    # Build: the engine, and the parts to make. A part that a smaller count cut short is made again,
-    # so that the result is that of one run.
-    engine = engine or engines.load("caption", config.engine)
-    header = _header(config, pool, "captions", engine.revision)
-    parts = artifacts.Parts(folder, "captions", header)
-    reject_parts = artifacts.Parts(
-        folder / "rejects", "rejects", _header(config, pool, "rejects", engine.revision)
+    captions = ShardedDataset(
+        out,
+        "captions",
+        _header(config, pool),
+        varying=("count",),
+        sidecars=(REJECTED, backgrounds.FILE, COVERAGE),
     )
-    size = config.captions_per_part
-    kept = earlier // size  # parts below are whole in `out`
-    mine = part_numbers(config.count, size, config.shard, first=kept)
-    todo = _missing(parts, mine, config.count, size)
-    drawer = _drawer(config, pool, bank)
-    if config.backgrounds == "model":
-        wanted = [drawer.needing_backgrounds(ids_of(i, config.count, size)) for i in mine]
-        listing.write(
-            beside, header, engine, pool, sorted({c for some in wanted for c in some}), config.seed
-        )
-        drawer = _drawer(config, pool, bank, listing.read(beside))
-
-    # Loop. A part's rejects come first: the captions say that it is done.
-    waiting = sum(len(ids_of(i, config.count, size)) for i in todo)
-    with console.progress("captions", waiting, unit="captions") as meter:
-        for index in todo:
-            rows = drawer.rows(ids_of(index, config.count, size))
-            captions, rejects = complete(rows, drawer, engine, config, meter.advance)
-            reject_parts.write(index, rejects, rows_per_group=ROWS_PER_GROUP)
-            parts.write(index, captions, rows_per_group=ROWS_PER_GROUP)
-
-    # Write.
-    for path, made in ((refused, reject_parts), (out, parts)):
-        tables = grouped(continued(path, kept * size, map(made.path, mine)))
-        artifacts.write_parquet(
-            path, made.schema, made.header, tables, rows_per_group=ROWS_PER_GROUP
-        )
-    remove(folder)
+    if not overwrite:
+        if captions.state() == "finished" == _rejects(captions).state():
+            return out
+        _require_no_more(captions, config)
+    with captions.claim(overwrite=overwrite, shard=config.shard):
+        whole = _write_parts(captions, config, pool, bank)
+        # --- write
+        if not whole or not captions.finish(_parts(config)):
+            console.note(f"{out} is not whole yet: other parts of it are for the other jobs")
     return out
 
 
-def _tidy(out: Path, count: int) -> None:
-    """Remove the parts of a finished file, which a kill at the very end leaves."""
-    first = min(_folder(out).glob("part-*.parquet"), default=None, key=lambda part: part.name)
-    if first and artifacts.open_parquet(first, "captions")[1].config.get("count") == count:
-        with suppress(UsageError), locks.locked(_lock(out)):  # another process tidies
-            remove(_folder(out))
+def _write_parts(
+    captions: ShardedDataset, config: CaptionsConfig, pool: concepts.Pool, bank: prompts.Bank
+) -> bool:
+    """Write this shard's parts and what goes with them; return whether all parts are there."""
+    total = _parts(config)
+    rejects = _rejects(captions)
+    with rejects.claim(shard=config.shard):
+        todo = _lacking(captions, rejects, config)
+        for line in pool.notes:
+            console.note(line)
+
+        # --- build
+        drawer = _drawer(config, pool, bank)
+        if todo:
+            engine = engines.load("caption", config.engine)
+            captions.header = replace(captions.header, revision=engine.revision)
+            rejects.header = replace(rejects.header, revision=engine.revision)
+            if config.backgrounds == "model":
+                listed = _list_backgrounds(captions, drawer, engine, config)
+                drawer = _drawer(config, pool, bank, listed)
+
+            # --- loop. A part's rejects come first: the captions say that it is done.
+            waiting = sum(len(_ids(i, config)) for i in todo)
+            with console.progress("captions", waiting, unit="captions") as meter:
+                for index in todo:
+                    rows = drawer.rows(_ids(index, config))
+                    accepted, refused = complete(rows, drawer, engine, config, meter.advance)
+                    rejects.write(index, refused, rows_per_group=ROWS_PER_GROUP)
+                    captions.write(index, accepted, rows_per_group=ROWS_PER_GROUP)
+        parts = captions.complete(total)
+        if parts is None or any(_is_short(part, i, config) for i, part in enumerate(parts)):
+            return False
+        if not rejects.finish(total):
+            return False
+        if config.backgrounds == "model":
+            _keep_backgrounds(captions, drawer, config)
+    return True
 
 
-def _lock(out: Path) -> Path:
-    return out.with_name(f".{out.name}.lock")
+def _lacking(
+    captions: ShardedDataset, rejects: ShardedDataset, config: CaptionsConfig
+) -> list[int]:
+    """Return the numbers of this shard's parts to make."""
+    missing = {*captions.missing(_parts(config), config.shard)}
+    missing |= {*rejects.missing(_parts(config), config.shard)}
+    for index in shard_numbers(_parts(config), config.shard):
+        part = captions.facts(index)
+        if part is not None and _is_short(part, index, config):
+            missing.add(index)
+    return sorted(missing)
 
 
-def _folder(out: Path) -> Path:
-    """Return where the parts lie until they are whole."""
-    return out.with_name(out.name + ".parts")
+def _is_short(part: manifest.PartFacts, index: int, config: CaptionsConfig) -> bool:
+    """Return whether a part was the last of a smaller count."""
+    return part.rows != len(_ids(index, config))
+
+
+def _parts(config: CaptionsConfig) -> int:
+    return -(-config.count // config.captions_per_part)
+
+
+def _ids(index: int, config: CaptionsConfig) -> np.ndarray:
+    """Return the caption ids of a part."""
+    start = index * config.captions_per_part
+    return np.arange(start, min(start + config.captions_per_part, config.count))
+
+
+# --------------------------------------------------------------------- backgrounds of the model
+
+
+def _list_backgrounds(
+    captions: ShardedDataset, drawer: Drawer, engine: CaptionEngine, config: CaptionsConfig
+) -> Mapping[str, tuple[str, ...]]:
+    """Have the model list what this shard's captions need and nobody listed yet; return lists."""
+    captions.begin()
+    parts = (_ids(i, config) for i in shard_numbers(_parts(config), config.shard))
+    lists = backgrounds.known_lists(captions.work, captions.scratch)
+    new = [name for name in _needed(drawer, parts) if name not in lists]
+    header = _of_schema(captions.header, "backgrounds")
+    backgrounds.write_lists(captions.scratch, header, engine, new, config.seed)
+    return backgrounds.long_enough(backgrounds.known_lists(captions.work, captions.scratch))
+
+
+def _keep_backgrounds(captions: ShardedDataset, drawer: Drawer, config: CaptionsConfig) -> None:
+    """Write the lists that the captions need, of all jobs, as one file."""
+    lists = backgrounds.known_lists(captions.work, captions.scratch)
+    starts = range(0, config.count, _IDS_AT_ONCE)
+    blocks = (np.arange(s, min(s + _IDS_AT_ONCE, config.count)) for s in starts)
+    needed = {name: lists[name] for name in _needed(drawer, blocks)}
+    header = _of_schema(captions.header, "backgrounds")
+    backgrounds.write(captions.work / backgrounds.FILE, header, needed)
+
+
+def _needed(drawer: Drawer, blocks: Iterator[np.ndarray]) -> Sequence[str]:
+    """Return the concepts for which captions of these ids need a list, in alphabetical order."""
+    numbers = {number for ids in blocks for number in drawer.needing_backgrounds(ids)}
+    return sorted({drawer.pool.names[n] for n in numbers})
+
+
+# ------------------------------------------------------------------------- settings and refusals
 
 
 def _drawer(
@@ -148,42 +188,55 @@ def _drawer(
     )
 
 
-def _header(
-    config: CaptionsConfig, pool: concepts.Pool, schema: str, revision: str = ""
-) -> artifacts.Header:
-    return artifacts.Header(
-        schema,
+def _header(config: CaptionsConfig, pool: concepts.Pool) -> Header:
+    return Header(
+        "captions",
         configs.recipe(config),
         engine=config.engine.name,
-        revision=revision,
         seed=config.seed,
-        parents=tuple(artifacts.parent(path, None, digest) for path, digest in pool.files),
+        parents=tuple(parent(path, None, digest) for path, digest in pool.files),
         facts={"concepts": len(pool)},
     )
 
 
-def _count_there(out: Path, header: artifacts.Header, config: CaptionsConfig) -> int:
-    """Return the count that a finished `out` was made for, 0 if it is not there."""
-    if not out.exists():
-        return 0
-    _, found = artifacts.open_parquet(out, "captions")
-    artifacts.require_same("captions", found, header, out)
-    count = int(found.config["count"])
+def _rejects(captions: ShardedDataset) -> ShardedDataset:
+    """Return the folder of what the gate refused, where the captions are being made."""
+    header = _of_schema(captions.header, "rejects")
+    return ShardedDataset(captions.work / REJECTED, "rejects", header, varying=("count",))
+
+
+def _of_schema(header: Header, schema: str) -> Header:
+    """Return the header of what lies beside the captions."""
+    return replace(header, schema=schema, version=0)
+
+
+def _require_folder(out: Path) -> None:
+    """Refuse a file, and the name of one.
+
+    Raises:
+        UsageError: `out` is one.
+    """
+    if out.suffix == ".parquet" or (storage.is_local(out) and out.is_file()):
+        raise UsageError(
+            f"--out {out}", got="a file", expected="a folder, which captions are",
+            do=f"try --out {out.with_suffix('')}" if out.suffix else "choose another --out",
+        )  # fmt: skip
+
+
+def _require_no_more(captions: ShardedDataset, config: CaptionsConfig) -> None:
+    """Refuse a finished folder of the same settings that holds more captions.
+
+    Raises:
+        UsageError: it does.
+    """
+    header = captions.require_same()
+    if header is None or not (captions.folder / manifest.MANIFEST).is_file():
+        return
+    count = int(header.config["count"])
     if count > config.count:
         raise UsageError(
-            f"{out} holds more captions than asked for",
-            got=f"-n {count}",
-            expected=f"at most {config.count}",
-            do="take its first rows, which are those of a smaller file, or choose another --out",
+            f"{captions.folder} holds more captions",
+            got=f"-n {config.count}",
+            expected=f"at least {count}",
+            do="take its first rows, which are those of a smaller set, or choose another --out",
         )
-    return count
-
-
-def _missing(parts: artifacts.Parts, mine: list[int], count: int, size: int) -> list[int]:
-    missing = set(parts.missing(max(mine, default=-1) + 1))
-
-    def rows(index: int) -> int:
-        with storage.parquet(parts.path(index)) as file:
-            return int(file.metadata.num_rows)
-
-    return [i for i in mine if i in missing or rows(i) != len(ids_of(i, count, size))]

@@ -1,7 +1,7 @@
 """What the stages hand each other: files that say what they are, and are whole or not there.
 
-    captions/1    one Parquet file               words and the caption drawn for them
-    rejects/1     one Parquet file               completions the quality gate refused, and why
+    captions/2    folder of part-*.parquet       words and the caption written for them
+    rejects/1     folder of part-*.parquet       completions the quality gate refused, and why
     backgrounds/1 one Parquet file               where a photo of a concept could be taken
     images/1      folder of part-*.parquet       pictures in the Hugging Face `Image` layout
     backbone/1    safetensors + config.json      a ViT under timm's key names
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 VERSIONS = {
-    "captions": 1,
+    "captions": 2,
     "rejects": 1,
     "backgrounds": 1,
     "images": 1,

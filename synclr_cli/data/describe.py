@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from synclr_cli.data import artifacts, exports, storage
+from synclr_cli.data import artifacts, exports, manifest, storage
 from synclr_cli.data.artifacts import Header
-from synclr_cli.errors import DataError
+from synclr_cli.errors import DataError, UsageError
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ def describe(path: Path) -> Description:
         DataError: it is none of these.
     """
     if path.is_dir():
+        if (header := manifest.read_header(path)) is not None:
+            return _parts(path, header)
         if (path / artifacts.MANIFEST).is_file():
             return _images(path)
         if (path / "run.json").is_file() or (path / "backbone.safetensors").is_file():
@@ -103,14 +105,56 @@ def report_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def verify(description: Description) -> None:
+    """Compare the bytes of all parts of a folder with their digests, and note that they agree.
+
+    Raises:
+        UsageError: it is no folder of parts.
+        DataError: it is not finished, or a part is damaged.
+    """
+    path, schema = description.path, description.header.schema
+    if manifest.read_header(path) is None:
+        raise UsageError(
+            "--verify", got=f"a {description.kind}", expected="a folder of captions or images"
+        )
+    folders = [path, *(p.parent for p in path.glob(f"_*/{manifest.MANIFEST}"))]
+    for folder in folders:
+        header = manifest.read_header(folder)
+        manifest.open_dataset(folder, header.schema if header else schema).verify()
+    description.facts["verified"] = True
+
+
+def _parts(path: Path, header: Header) -> Description:
+    """Describe a folder of parts, finished or not."""
+    if not (path / manifest.MANIFEST).is_file():
+        parts = sum(map(manifest.is_part, storage.sizes(path)))
+        return Description(path, "part", header, {"finished": False, "parts": parts})
+    opened = manifest.open_dataset(path, header.schema)
+    facts: dict[str, Any] = {
+        "parts": opened.parts.num_rows,
+        "rows": opened.rows,
+        "bytes": opened.bytes,
+        "digest": opened.digest,
+        **opened.facts,
+    }
+    if header.schema == "captions":
+        facts["first"] = _first_captions(opened.paths()[0])
+    return Description(path, header.schema, header, facts)
+
+
+def _first_captions(path: Path) -> list[str]:
+    with artifacts.readable(path), storage.parquet(path) as file:
+        first = next(file.iter_batches(3, columns=["caption"]), None)
+        return list(map(str, first["caption"].to_pylist())) if first is not None else []
+
+
 def _parquet(path: Path) -> Description:
     file, header = artifacts.open_any_parquet(path)
     facts: dict[str, Any] = {"rows": file.metadata.num_rows, **_size(path)}
     facts["columns"] = file.schema_arrow.names
     if header.schema == "captions":
-        first = next(file.iter_batches(3, columns=["caption"]), None)
-        facts["first"] = first["caption"].to_pylist() if first is not None else []
-    kind = "part" if header.schema == "images" else header.schema
+        facts["first"] = _first_captions(path)
+    kind = "part" if header.schema in ("captions", "rejects", "images") else header.schema
     return Description(path, kind, header, facts)
 
 

@@ -306,7 +306,7 @@ class ShardedDataset:
             facts: JSON that `facts()` and the manifest's list tell of the part from now on.
         """
         if not self._begun:
-            self._begin()
+            self.begin()
         path, name = self.path(index), part_name(index)
         config = {k: v for k, v in self.header.config.items() if k not in self.varying}
         header = replace(self.header, config=config)
@@ -321,8 +321,8 @@ class ShardedDataset:
         self._names[name], self._notes[name] = known.bytes, known
         return known
 
-    def _begin(self) -> None:
-        """Say whose the folder is, and that it is not finished, before its first part is made."""
+    def begin(self) -> None:
+        """Say whose the folder is, and that it is not finished, as the first `write` does."""
         with self._setup():
             header = self.work / UNFINISHED / HEADER
             if header.is_file() and self.work == self.folder:
@@ -330,7 +330,29 @@ class ShardedDataset:
             storage.write_json(header, {"header": json.loads(self.header.json())})
             storage.remove(self.work / MANIFEST)
         self._names[UNFINISHED] = -1
+        self._names.pop(MANIFEST, None)
         self._begun = True
+
+    @property
+    def scratch(self) -> Path:
+        """Return a folder, there from `begin` to `finish`, for what saves work after a stop."""
+        return self.work / UNFINISHED
+
+    def complete(self, total: int) -> list[PartFacts] | None:
+        """Return the facts of all parts, None while parts of other jobs are missing.
+
+        A command whose parts may be there and not yet as they should be (another job's, of a
+        smaller count) looks at their facts before it calls `finish`.
+
+        Raises:
+            DataError: a part is damaged, or its note is.
+        """
+        self._names = storage.sizes(self.work)
+        names = [part_name(i) for i in range(total)]
+        if any(name not in self._names for name in names):
+            return None
+        self._read_notes(names)
+        return [self._require_noted(name) for name in names]
 
     def finish(self, total: int, facts: Facts | None = None) -> bool:
         """Write the manifest of `total` parts; return False while parts of other jobs are missing.
@@ -343,16 +365,13 @@ class ShardedDataset:
             DataError: a part is damaged, or its note is.
         """
         with self._setup():
-            self._names = storage.sizes(self.work)
-            names = [part_name(i) for i in range(total)]
-            if any(name not in self._names for name in names):
+            parts = self.complete(total)
+            if parts is None:
                 return False
-            self._read_notes(names)
-            known = [self._require_noted(name) for name in names]
-            told = facts(known) if callable(facts) else facts or {}
+            told = facts(parts) if callable(facts) else facts or {}
             if told is None:
                 return False
-            self._write_manifest(known, told)
+            self._write_manifest(parts, told)
             self._tidy()
             if self.work != self.folder:
                 self._swap()

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 # What else synclr makes a folder of, known by a file that a run has not; not even overwritten.
 OTHERS = {
     "manifest.json": "pictures",
+    "_manifest.json": "captions or images",
     "report.json": "a judge's report",
     exports.EXPORT_FILE: "an exported backbone",
 }

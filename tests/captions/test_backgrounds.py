@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from synclr_cli import engines
-from synclr_cli.captions import backgrounds, listing
+from synclr_cli.captions import backgrounds
 from synclr_cli.captions.run import run
 from synclr_cli.config import CaptionEngineConfig, CaptionsConfig
 from synclr_cli.data import artifacts
@@ -21,7 +21,7 @@ from synclr_cli.errors import UsageError
     ],
 )
 def test_a_completion_is_split_into_clean_backgrounds(completion, items):
-    assert listing.split(completion, "heron (a bird)") == items
+    assert backgrounds.split(completion, "heron (a bird)") == items
 
 
 class Lister(engines.CaptionEngine):
@@ -70,9 +70,8 @@ def config(**changes):
 
 
 def test_captions_stand_before_the_backgrounds_the_model_listed(tmp_path):
-    out = run(config(), tmp_path / "c.parquet")
-    lists = listing.read(listing.path_beside(out))
-    assert listing.path_beside(out).name == "c.backgrounds.parquet"
+    out = run(config(), tmp_path / "c")
+    lists = backgrounds.long_enough(backgrounds.read(out / backgrounds.FILE))
     used = 0
     for row in pq.read_table(out).to_pylist():
         if row["template"] != "c_bg":
@@ -87,35 +86,53 @@ def test_captions_stand_before_the_backgrounds_the_model_listed(tmp_path):
 
 
 def test_only_concepts_that_need_a_list_are_asked_for_and_only_once(tmp_path):
-    out = run(config(), tmp_path / "c.parquet")
+    out = run(config(), tmp_path / "c")
     rows = pq.read_table(out).to_pylist()
     needing = {r["concept"] for r in rows if r["template"] == "c_bg" and r["source"] == "cifar100"}
-    assert Lister.asked == listing.LISTS * len(needing)
+    assert Lister.asked == backgrounds.LISTS * len(needing)
     run(config(count=600), out)
     rows = pq.read_table(out).to_pylist()
     needing = {r["concept"] for r in rows if r["template"] == "c_bg" and r["source"] == "cifar100"}
-    assert Lister.asked == listing.LISTS * len(needing)
+    assert Lister.asked == backgrounds.LISTS * len(needing)
 
 
-def test_a_larger_count_and_an_interruption_change_no_row(tmp_path, monkeypatch):
-    whole = run(config(count=600), tmp_path / "whole.parquet")
-    out = tmp_path / "c.parquet"
-    monkeypatch.setattr(listing, "_CONCEPTS_PER_PART", 10)
-    monkeypatch.setattr(Lister, "fails_after", Lister.asked + 100)
+def test_a_larger_count_and_an_interruption_change_no_byte(tmp_path, monkeypatch):
+    whole = run(config(count=600), tmp_path / "whole")
+    out = tmp_path / "c"
+    monkeypatch.setattr(backgrounds, "CONCEPTS_PER_FILE", 10)
+    before = Lister.asked
+    monkeypatch.setattr(Lister, "fails_after", before + 100)
     with pytest.raises(KeyboardInterrupt):
         run(config(), out)
-    assert not out.exists() and not listing.path_beside(out).exists()
+    assert not list(out.glob("part-*")) and not (out / backgrounds.FILE).exists()
     monkeypatch.setattr(Lister, "fails_after", 10**9)
     run(config(), out)
+    asked = Lister.asked - before
     run(config(count=600), out)
-    assert out.read_bytes() == whole.read_bytes()
-    assert not list(tmp_path.glob("*.parts"))
+    assert contents(out) == contents(whole)
+    needed = {r["concept"] for r in pq.read_table(out).to_pylist()[:300]
+              if r["template"] == "c_bg" and r["source"] == "cifar100"}  # fmt: skip
+    assert asked < backgrounds.LISTS * (len(needed) + 20)  # what was listed is not asked again
 
 
-def test_backgrounds_of_other_settings_are_refused(tmp_path):
-    out = run(config(), tmp_path / "c.parquet")
-    out.unlink()
+@pytest.mark.parametrize("jobs", [2, 3])
+def test_jobs_that_share_a_folder_list_what_one_lists(tmp_path, jobs):
+    whole = run(config(count=600), tmp_path / "whole")
+    for i in range(jobs, 0, -1):
+        run(config(count=600, shard=f"{i}/{jobs}"), tmp_path / "c")
+    assert contents(tmp_path / "c") == contents(whole)
+
+
+def test_lists_of_other_settings_are_refused_and_overwritten(tmp_path):
+    out = run(config(), tmp_path / "c")
     with pytest.raises(UsageError, match=r"captions\.seed"):
         run(config(seed=5), out)
     run(config(seed=5), out, overwrite=True)
-    assert artifacts.open_parquet(listing.path_beside(out), "backgrounds")[1].seed == 5
+    assert artifacts.open_parquet(out / backgrounds.FILE, "backgrounds")[1].seed == 5
+    run(config(seed=5, backgrounds="hand"), out, overwrite=True)
+    assert not (out / backgrounds.FILE).exists()
+
+
+def contents(folder):
+    files = (p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}

@@ -10,6 +10,7 @@ from synclr_cli.captions import report as reports
 from synclr_cli.captions.run import run
 from synclr_cli.config import CaptionEngineConfig, CaptionsConfig
 from synclr_cli.data import artifacts
+from synclr_cli.data.shards import ShardedDataset
 from synclr_cli.errors import DataError
 
 COUNT = 2000
@@ -25,7 +26,7 @@ def made(tmp_path_factory):
     config = CaptionsConfig(
         concepts=f"{listed}:3,dtd:1", count=COUNT, engine=CaptionEngineConfig(name="template:")
     )
-    return run(config, folder / "captions.parquet")
+    return run(config, folder / "captions")
 
 
 def test_shares_are_counted_and_intended_ones_recomputed(made):
@@ -99,12 +100,15 @@ def test_a_row_without_a_caption_is_refused(tmp_path):
            "companion": "", "engine": "x", "seed": 0, "examples": [], "weight": 1.0}  # fmt: skip
     table = pa.Table.from_pylist([row], schema=artifacts.arrow_schema("captions"))
     header = artifacts.Header("captions", {})
-    artifacts.write_parquet(tmp_path / "x.parquet", "captions", header, [table], rows_per_group=10)
-    with pytest.raises(DataError, match="a row without a caption"):
-        reports.report(tmp_path / "x.parquet")
+    captions = ShardedDataset(tmp_path / "x", "captions", header)
+    with captions.claim():
+        captions.write(0, table, rows_per_group=10)
+        captions.finish(1)
+    with pytest.raises(DataError, match="a row without caption"):
+        reports.report(tmp_path / "x")
 
 
 def test_a_file_that_is_no_captions_file_is_refused(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"no")
     with pytest.raises(DataError):
-        reports.report(tmp_path / "x.parquet")
+        reports.report(tmp_path / "x")

@@ -1,20 +1,22 @@
 """`captions.run`: the artifact, its provenance, and going on after a stop."""
 
 import dataclasses
+import functools
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from killing import kill_until_done
 
-from synclr_cli.captions import quality
-from synclr_cli.captions.run import rejects_path, run
+from synclr_cli import presets
+from synclr_cli.captions import concepts, quality
+from synclr_cli.captions.run import REJECTED, run
 from synclr_cli.config import CaptionEngineConfig, CaptionsConfig
-from synclr_cli.data import artifacts, locks, storage
+from synclr_cli.data import locks, manifest, storage
 from synclr_cli.errors import DataError, UsageError
 
 TEMPLATE = CaptionEngineConfig(name="template:")
@@ -31,12 +33,18 @@ def rows(path):
     return pq.read_table(path).to_pylist()
 
 
+def contents(folder):
+    files = (p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
 def test_the_artifact_has_every_column_and_says_where_it_came_from(tmp_path):
     listed = tmp_path / "birds.txt"
     listed.write_text("barn owl\nheron\n")
-    out = run(config(concepts=str(listed), count=40), tmp_path / "captions.parquet")
-    file, header = artifacts.open_parquet(out, "captions")
-    assert file.metadata.num_rows == 40
+    out = run(config(concepts=str(listed), count=40), tmp_path / "captions")
+    opened = manifest.open_dataset(out, "captions")
+    header = opened.header
+    assert opened.rows == 40
     assert header.engine == "template:" and header.revision.startswith("synclr ")
     assert header.parents[0]["name"] == "birds.txt"
     assert header.parents[0]["digest"] == storage.digest(listed)
@@ -53,10 +61,10 @@ def test_the_artifact_has_every_column_and_says_where_it_came_from(tmp_path):
 
 def test_no_torch_is_imported_for_the_template_engine(tmp_path):
     code = (
-        "import sys, pathlib; from synclr_cli.captions.run import rejects_path, run;"
+        "import sys, pathlib; from synclr_cli.captions.run import run;"
         "from synclr_cli.config import *;"
         "run(CaptionsConfig(concepts='in12k', count=50, engine=CaptionEngineConfig("
-        f"name='template:')), pathlib.Path({str(tmp_path / 'c.parquet')!r}));"
+        f"name='template:')), pathlib.Path({str(tmp_path / 'c')!r}));"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -64,146 +72,130 @@ def test_no_torch_is_imported_for_the_template_engine(tmp_path):
 
 def test_datasets_reads_the_artifact(tmp_path):
     datasets = pytest.importorskip("datasets")
-    out = run(config(count=20), tmp_path / "captions.parquet")
+    out = run(config(count=20), tmp_path / "captions")
     read = datasets.load_dataset(
-        "parquet", data_files=str(out), split="train", cache_dir=str(tmp_path / "cache")
+        "parquet",
+        data_files=str(out / "part-*.parquet"),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
     )
     assert read[3]["caption"] == rows(out)[3]["caption"]
 
 
 def test_the_size_of_batches_changes_no_row(tmp_path):
-    one = run(config(), tmp_path / "a.parquet")
+    one = run(config(), tmp_path / "a")
     engine = dataclasses.replace(TEMPLATE, batch_size=3)
-    assert rows(one) == rows(run(config(engine=engine), tmp_path / "b.parquet"))
+    assert rows(one) == rows(run(config(engine=engine), tmp_path / "b"))
 
 
 def test_the_size_of_parts_changes_only_which_rows_count_as_neighbours(tmp_path):
     free = {"quality_gate": False}
-    one = run(config(**free), tmp_path / "a.parquet")
-    assert rows(one) == rows(run(config(captions_per_part=77, **free), tmp_path / "b.parquet"))
+    one = run(config(**free), tmp_path / "a")
+    assert rows(one) == rows(run(config(captions_per_part=77, **free), tmp_path / "b"))
 
 
 def test_a_smaller_count_makes_the_first_rows_of_a_larger_one(tmp_path):
     few, many = (
-        run(config(count=90), tmp_path / "few.parquet"),
-        run(config(), tmp_path / "many.parquet"),
+        run(config(count=90), tmp_path / "few"),
+        run(config(), tmp_path / "many"),
     )
     assert rows(few) == rows(many)[:90]
 
 
-def test_a_larger_count_goes_on_with_a_finished_file(tmp_path):
-    whole = run(config(), tmp_path / "whole.parquet")
-    grown = tmp_path / "grown.parquet"
-    for count in (90, 128, 300, 500):
-        run(config(count=count), grown)
-    assert grown.read_bytes() == whole.read_bytes()
-    assert rejects_path(grown).read_bytes() == rejects_path(whole).read_bytes()
-    assert not grown.with_name("grown.parquet.parts").exists()
+@pytest.mark.parametrize("counts", [(90, 128, 300, 500), (500,)])
+@pytest.mark.parametrize("jobs", [1, 2, 3, 7])  # 500 captions make 4 parts
+def test_however_often_and_by_how_many_it_is_made_the_folder_is_one_runs(tmp_path, jobs, counts):
+    whole = run(config(max_similarity=0.4), tmp_path / "whole")
+    out = tmp_path / "shared"
+    for count in counts:
+        for i in range(jobs, 0, -1):
+            run(config(max_similarity=0.4, count=count, shard=f"{i}/{jobs}"), out)
+    assert contents(out) == contents(whole)
+    assert manifest.open_dataset(out / REJECTED, "rejects").rows > 0
+    run(config(max_similarity=0.4), out)  # as one job: it returns at once
+    grown = run(config(max_similarity=0.4, count=700), out)
+    assert contents(grown) == contents(run(config(max_similarity=0.4, count=700), tmp_path / "x"))
 
 
-def test_a_finished_file_is_returned_at_once(tmp_path):
-    out = run(config(), tmp_path / "c.parquet")
-    before = out.stat().st_mtime_ns
+def test_until_the_last_job_is_done_the_folder_is_not_finished(tmp_path, capsys):
+    out = run(config(shard="2/2"), tmp_path / "c")
+    assert "not whole yet" in capsys.readouterr().err
+    with pytest.raises(DataError, match="holds 2 parts but is not finished"):
+        manifest.open_dataset(out, "captions")
+
+
+def test_a_finished_folder_is_returned_at_once(tmp_path):
+    out = run(config(), tmp_path / "c")
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     run(config(), out)
-    assert out.stat().st_mtime_ns == before
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
 
 
 def test_a_smaller_count_than_the_file_holds_is_refused(tmp_path):
-    out = run(config(), tmp_path / "c.parquet")
-    with pytest.raises(UsageError, match="got -n 500, expected at most 100"):
+    out = run(config(), tmp_path / "c")
+    with pytest.raises(UsageError, match="got -n 100, expected at least 500"):
         run(config(count=100), out)
 
 
 def test_other_settings_are_refused_and_overwrite_makes_it_anew(tmp_path):
-    out = run(config(), tmp_path / "c.parquet")
+    out = run(config(), tmp_path / "c")
     with pytest.raises(UsageError, match=r"captions\.seed, captions\.share_c"):
         run(config(seed=1, share_c=0.45, share_c_bg=0.44), out)
     run(config(seed=1), out, overwrite=True)
-    assert artifacts.open_parquet(out, "captions")[1].seed == 1
+    assert manifest.open_dataset(out, "captions").header.seed == 1
+    assert contents(out) == contents(run(config(seed=1), tmp_path / "fresh"))
 
 
-@pytest.mark.parametrize("name", ["photos", ".", "birds.txt"])
-def test_what_is_no_file_of_captions_is_not_overwritten(tmp_path, monkeypatch, name):
+@pytest.mark.parametrize("name", ["captions.parquet", "birds.txt"])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_file_is_no_place_for_captions(tmp_path, monkeypatch, name, overwrite):
     monkeypatch.chdir(tmp_path)
-    photo = tmp_path / "photos" / "mine.jpg"
-    photo.parent.mkdir()
-    photo.write_bytes(b"mine")
     (tmp_path / "birds.txt").write_text("barn owl\n")
-    for overwrite in (True, False):
-        with pytest.raises((UsageError, DataError)):
-            run(config(concepts="birds.txt"), Path(name), overwrite=overwrite)
-    assert photo.read_bytes() == b"mine" and (tmp_path / "birds.txt").read_text() == "barn owl\n"
+    with pytest.raises(UsageError, match="got a file, expected a folder, which captions are"):
+        run(config(concepts="birds.txt"), Path(name), overwrite=overwrite)
+    assert contents(tmp_path) == {"birds.txt": b"barn owl\n"}
+
+
+def test_what_else_is_in_the_folder_is_left_alone(tmp_path):
+    photo = tmp_path / "mine.jpg"
+    photo.write_bytes(b"mine")
+    for seed in (0, 1):
+        run(config(seed=seed), tmp_path, overwrite=True)
+        assert photo.read_bytes() == b"mine"
 
 
 def test_another_version_of_the_concept_file_is_refused(tmp_path):
     listed = tmp_path / "birds.txt"
     listed.write_text("barn owl\nheron\n")
-    out = run(config(concepts=str(listed)), tmp_path / "c.parquet")
+    out = run(config(concepts=str(listed)), tmp_path / "c")
     listed.write_text("barn owl\nheron\nlinnet\n")
     with pytest.raises(UsageError, match=r"the input birds\.txt"):
         run(config(concepts=str(listed)), out)
 
 
 def test_parts_of_other_settings_are_refused(tmp_path):
-    out = tmp_path / "c.parquet"
-    make_some_parts(out, config(), (0, 2))
+    run(config(shard="1/2"), tmp_path / "c")
     with pytest.raises(UsageError, match=r"captions\.seed"):
-        run(config(seed=1), out)
+        run(config(seed=1), tmp_path / "c")
 
 
-def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(tmp_path):
-    whole = run(config(), tmp_path / "whole.parquet")
-    out = tmp_path / "c.parquet"
-    make_some_parts(out, config(), (0, 2))
-    run(config(), out)
-    assert out.read_bytes() == whole.read_bytes()
-
-
-def test_a_part_cut_short_by_a_smaller_count_is_made_again(tmp_path):
-    whole = run(config(), tmp_path / "whole.parquet")
-    out = tmp_path / "c.parquet"
-    make_some_parts(out, config(count=200), (0, 1))  # part 1 has 72 of its 128 rows
-    run(config(), out)
-    assert out.read_bytes() == whole.read_bytes()
-
-
-def make_some_parts(out, settings, numbers):
-    """Leave parts behind as a killed run does."""
-    source = run(settings, out.with_name("source.parquet"))
-    _, header = artifacts.open_parquet(source, "captions")
-    parts = artifacts.Parts(out.with_name(out.name + ".parts"), "captions", header)
-    table = pq.read_table(source).replace_schema_metadata(None)
-    refused = pq.read_table(rejects_path(source)).replace_schema_metadata(None)
-    reject_parts = artifacts.Parts(
-        parts.folder / "rejects", "rejects", dataclasses.replace(header, schema="rejects")
-    )
-    size = settings.captions_per_part
-    for i in numbers:
-        here = pc.equal(pc.divide(refused["caption_id"], size), i)
-        reject_parts.write(i, refused.filter(here), rows_per_group=1000)
-        parts.write(i, table.slice(i * size, size), rows_per_group=1000)
+def test_a_part_that_was_lost_is_made_again(tmp_path):
+    out = run(config(max_similarity=0.4), tmp_path / "c")
+    whole = contents(out)
+    for lost in ("part-00001.parquet", f"{REJECTED}/part-00002.parquet"):
+        (out / lost).unlink()
+        run(config(max_similarity=0.4), out)
+        assert contents(out) == whole
 
 
 def test_bad_input_leaves_nothing_behind(tmp_path):
     empty = tmp_path / "empty.txt"
     empty.write_text("\n")
     with pytest.raises(DataError):
-        run(config(concepts=str(empty)), tmp_path / "c.parquet")
+        run(config(concepts=str(empty)), tmp_path / "c")
     with pytest.raises(UsageError, match="unknown caption engine"):
-        run(config(engine=CaptionEngineConfig(name="templates:")), tmp_path / "c.parquet")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.txt"]
-
-
-def test_any_number_of_shards_makes_the_same_rows(tmp_path):
-    whole = rows(run(config(captions_per_part=32), tmp_path / "whole.parquet"))
-    for of in (2, 3, 7, 20):  # 500 captions make 16 parts: some of 20 shards have none
-        made = []
-        for i in range(1, of + 1):
-            out = tmp_path / f"{i}-of-{of}.parquet"
-            run(config(captions_per_part=32, shard=f"{i}/{of}", count=140), out)
-            run(config(captions_per_part=32, shard=f"{i}/{of}"), out)  # a shard can grow, too
-            made += rows(out)
-        assert sorted(made, key=lambda r: r["caption_id"]) == whole
+        run(config(engine=CaptionEngineConfig(name="templates:")), tmp_path / "c")
+    assert contents(tmp_path) == {"empty.txt": b"\n"}
 
 
 @pytest.mark.parametrize("shard", ["0/4", "5/4", "1", "a/b", "1/0", "-1/2"])
@@ -218,10 +210,10 @@ def test_what_the_gate_refused_is_kept_with_its_reason(tmp_path):
         concepts=str(tmp_path / "l.txt"), count=3000, captions_per_part=1000, share_c=1,
         share_c_bg=0, share_c_rel=0,
     )  # fmt: skip
-    out = run(settings, tmp_path / "c.parquet")
-    refused, header = artifacts.open_parquet(rejects_path(out), "rejects")
-    refused = refused.read().to_pylist()
-    assert header.config == artifacts.open_parquet(out, "captions")[1].config
+    out = run(settings, tmp_path / "c")
+    opened = manifest.open_dataset(out / REJECTED, "rejects")
+    refused = rows(opened.folder)
+    assert opened.header.config == manifest.open_dataset(out, "captions").header.config
     assert {r["reason"] for r in refused} == {"exact duplicate"}
     made = {r["caption_id"]: r for r in rows(out)}
     for r in refused:
@@ -233,49 +225,32 @@ def test_what_the_gate_refused_is_kept_with_its_reason(tmp_path):
 def test_without_the_gate_only_empty_captions_are_drawn_again(tmp_path):
     (tmp_path / "l.txt").write_text("owl\n")
     settings = config(concepts=str(tmp_path / "l.txt"), count=2000, quality_gate=False)
-    out = run(settings, tmp_path / "c.parquet")
-    assert pq.read_metadata(rejects_path(out)).num_rows == 0
+    out = run(settings, tmp_path / "c")
+    assert manifest.open_dataset(out / REJECTED, "rejects").rows == 0
 
 
-@pytest.mark.slow
-def test_twenty_kills_later_the_file_is_the_uninterrupted_one(tmp_path):
-    settings = "concepts='cifar100', count=120_000, captions_per_part=2000, max_similarity=0.8"
-    code = (
-        "import sys, pathlib; from synclr_cli.captions.run import run;"
-        "from synclr_cli.config import *;"
-        f"run(CaptionsConfig({settings}, engine=CaptionEngineConfig(name='template:')),"
-        " pathlib.Path(sys.argv[1]))"
-    )
-    whole = tmp_path / "whole" / "c.parquet"
-    start = time.monotonic()
-    subprocess.run([sys.executable, "-c", code, str(whole)], check=True)
-    lasts = time.monotonic() - start
-    random = np.random.default_rng(0)
-    killed = finished = 0
-    out = tmp_path / "0" / "c.parquet"
-    while killed < 20:  # a run that was not killed in time is compared, and another one begun
-        process = subprocess.Popen([sys.executable, "-c", code, str(out)])
-        try:
-            process.wait(random.uniform(0, 0.7) * lasts)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        if process.wait() == -9:
-            killed += 1
-            assert not out.exists() or out.read_bytes() == whole.read_bytes()
-        else:
-            assert process.returncode == 0
-            same_files(whole.parent, out.parent)
-            finished += 1
-            out = tmp_path / str(finished) / "c.parquet"
-    subprocess.run([sys.executable, "-c", code, str(out)], check=True)
-    same_files(whole.parent, out.parent)
+def _write(out, shard, count, overwrite):
+    settings = config(count=count, captions_per_part=100, max_similarity=0.4, shard=shard)
+    # Who overwrites sees that it is done, and does not do so again.
+    run(settings, out, overwrite=overwrite and not (out / "part-00011.parquet").is_file())
 
 
-def same_files(one, other):
-    names = {p.name for p in one.iterdir()}
-    assert {p.name for p in other.iterdir()} == names == {"c.parquet", "c.rejects.parquet"}
-    for name in names:
-        assert (one / name).read_bytes() == (other / name).read_bytes()
+@pytest.mark.parametrize(
+    ("kind", "seconds"),
+    [("straight", 1.0), ("shards", 0.6), ("grown", 1.0), ("overwrite", 1.0)],
+)
+def test_however_often_it_is_killed_the_folder_is_the_straight_runs(tmp_path, kind, seconds):
+    whole, out, kills = tmp_path / "whole", tmp_path / "killed", 0
+    _write(whole, "1/1", 1200, False)
+    if kind == "overwrite":
+        run(config(seed=1), out)
+    if kind == "grown":
+        _write(out, "1/1", 350, False)
+    for number, shard in enumerate(("1/2", "2/2") if kind == "shards" else ("1/1",)):
+        job = functools.partial(_write, out, shard, 1200, kind == "overwrite")
+        kills += kill_until_done(job, seconds, seed=number)
+    assert kills > 0
+    assert contents(out) == contents(whole)
 
 
 def test_a_row_the_engine_fails_at_is_written_by_rule_and_says_so(tmp_path, monkeypatch):
@@ -302,7 +277,7 @@ def test_a_row_the_engine_fails_at_is_written_by_rule_and_says_so(tmp_path, monk
     settings = config(
         concepts=str(tmp_path / "l.txt"), count=60, engine=CaptionEngineConfig(name="smollm2:")
     )
-    made = rows(run(settings, tmp_path / "c.parquet"))
+    made = rows(run(settings, tmp_path / "c"))
     assert len(made) == 60
     for row in made:
         assert row["engine"] == ("template:" if row["concept"] == "owl" else "smollm2:")
@@ -310,31 +285,51 @@ def test_a_row_the_engine_fails_at_is_written_by_rule_and_says_so(tmp_path, monk
 
 
 def test_concepts_are_drawn_evenly(tmp_path):
-    made = rows(run(config(concepts="cifar10", count=5000), tmp_path / "c.parquet"))
+    made = rows(run(config(concepts="cifar10", count=5000), tmp_path / "c"))
     _, hits = np.unique([r["concept"] for r in made], return_counts=True)
     assert len(hits) == 10 and abs(hits - 500).max() < 4 * np.sqrt(5000 * 0.09)
 
 
-def test_a_smaller_count_leaves_the_parts_of_a_larger_alone(tmp_path):
-    out = run(config(count=128), tmp_path / "captions.parquet")
-    whole = run(config(count=500), tmp_path / "whole.parquet")
-    make_some_parts(out, config(count=500), (1, 2))
-    folder = out.with_name("captions.parquet.parts")
-    assert run(config(count=128), out) == out and len(list(folder.glob("part-*"))) == 2
-    for path in (*folder.glob("part-*"), *tmp_path.glob("source.*")):
-        path.unlink()
-    make_some_parts(out, config(count=128), (0,))  # as a kill at the very end leaves it
-    run(config(count=128), out)
-    assert not folder.exists()
-    assert run(config(count=500), out).read_bytes() == whole.read_bytes()
-
-
-def test_only_one_process_makes_a_file(tmp_path):
-    out = tmp_path / "captions.parquet"
+def test_only_one_process_makes_a_folder(tmp_path):
+    out = tmp_path / "captions"
     arguments = ["captions", "-c", "cifar10", "--engine", "template:", "-n", "9", "-o", str(out)]
     command = [sys.executable, "-m", "synclr_cli", *arguments]
-    with locks.locked(tmp_path / ".captions.parquet.lock"):
+    with locks.locked(out / ".lock-1-of-1"):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "already in use by another process" in done.stderr
     assert list(tmp_path.iterdir()) == []
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+# ----------------------------------------------------------------------------------- elsewhere
+
+
+def test_captions_and_concepts_may_lie_at_a_uri(tmp_path):
+    listed = storage.place("memory://captions-test/birds.csv")
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    listed.write_text("concept,weight\nbarn owl,2\nheron,1\n")
+    (tmp_path / "birds.csv").write_text("concept,weight\nbarn owl,2\nheron,1\n")
+    there = storage.place("memory://captions-test/out")
+    for shard in ("1/2", "2/2"):
+        run(config(concepts=str(listed), count=200, shard=shard), there)
+    here = run(config(concepts=str(tmp_path / "birds.csv"), count=250), tmp_path / "c")
+    run(config(concepts=str(listed), count=250), there)  # grows there
+    opened = manifest.open_dataset(there, "captions")
+    made = pa.concat_tables([storage.table(path) for path in opened.paths()])
+    assert made["caption"].to_pylist() == pq.read_table(here)["caption"].to_pylist()
+    assert sorted(p.name for p in there.iterdir()) == sorted(p.name for p in here.iterdir())
+    with pytest.raises(UsageError, match=r"captions\.seed"):
+        run(config(concepts=str(listed), count=250, seed=1), there)
+
+
+def test_a_mix_may_name_a_uri_with_a_weight():
+    listed = storage.place("memory://mix-test/birds.txt")
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    listed.write_text("barn owl\nheron\n")
+    pool = concepts.read(f"{listed}:3,cifar10:1")
+    assert pool.shares()[:2].sum() == pytest.approx(0.75)
+    assert concepts.read(str(listed)).names == ["barn owl", "heron"]
+
+
+def test_the_presets_of_the_paper_take_shards():
+    assert presets.resolve("captions", preset="vitb", flags={}, sets=["captions.shard=3/64"])

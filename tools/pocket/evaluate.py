@@ -1,7 +1,7 @@
 """Evaluate `pocket:`: does it show what it is told, is that of use, did it learn images by heart?
 
-    synclr captions -p cifar -n 2560 -o captions.parquet && synclr render -p cifar -o few
-    synclr render captions.parquet -p cifar --set render.engine.guidance=1.5 -o flow
+    synclr captions -p cifar -n 2560 && synclr render -p cifar -o few
+    synclr render captions -p cifar --set render.engine.guidance=1.5 -o flow
     python tools/pocket/evaluate.py pocket.safetensors --train TRAIN --test TEST --out FOLDER
         --images flow=flow few=few [procedural=FOLDER]
 

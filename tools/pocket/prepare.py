@@ -1,9 +1,9 @@
 """Labelled images -> what `train.py` reads: pixels, and encoded sentences for all attributes.
 
-    python tools/pocket/prepare.py cifar10/train.parquet --written captions.parquet --out FOLDER
+    python tools/pocket/prepare.py cifar10/train.parquet --written captions --out FOLDER
 
 The Parquet has the Hugging Face layout: `image` {bytes, path} and `label` 0-9 in CIFAR-10's order.
-Sentences come from `sentences.py`, and with `--written` from a captions file of `synclr captions -c
+Sentences come from `sentences.py`, and with `--written` from the captions of `synclr captions -c
 cifar10-words`, as far as `sentences.read` understands them. They are encoded once (a few minutes).
 Writes FOLDER/images.safetensors and FOLDER/texts.safetensors.
 """
