@@ -86,8 +86,11 @@ def test_print_config_needs_no_torch_and_names_the_paper(synclr_process):
         (["captions", "--preset", "vitb", "--engine", "nothing:x"], 2, "schemes are smollm2"),
         (["render", "--shard", "3"], 2, "got '3', expected I/N"),
         (["render", "--set", "render.least_score=0.3"], 2, "without render.score_model"),
-        (["captions", "-o", "birds.csv"], 2, "try --out birds.csv.parquet"),
-        (["join", "a.parquet", "-o", "birds.csv"], 2, "expected the name of a Parquet file"),
+        (
+            ["captions", "-o", "birds.csv"],
+            2,
+            "expected a folder, which captions are. Try --out birds",
+        ),
         (["render", "--shard", "65/64", "nowhere.parquet"], 2, "got '65/64'"),
         (["train", "--out", "s3://bucket/run"], 2, "expected a folder of this machine"),
         (["import", "nowhere.csv"], 3, "nowhere.csv"),

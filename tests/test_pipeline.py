@@ -41,8 +41,8 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Com
     (folder / "words.txt").write_text("\n".join(WORDS))
     sets = " ".join(f"--set {s}" for s in QUICK)
     made = shell(
-        "synclr captions -c words.txt -n 24 --engine template: -o heldout.parquet && "
-        "synclr render heldout.parquet --engine procedural: --views 2 --seed 9 -o heldout",
+        "synclr captions -c words.txt -n 24 --engine template: -o heldout-captions && "
+        "synclr render heldout-captions --engine procedural: --views 2 --seed 9 -o heldout",
         folder,
     )
     assert made.returncode == 0, made.stderr

@@ -216,7 +216,9 @@ def _require_folder(out: Path) -> None:
     Raises:
         UsageError: `out` is one.
     """
-    if out.suffix == ".parquet" or (storage.is_local(out) and out.is_file()):
+    if out.suffix in (".parquet", ".csv", ".tsv", ".txt") or (
+        storage.is_local(out) and out.is_file()
+    ):
         raise UsageError(
             f"--out {out}", got="a file", expected="a folder, which captions are",
             do=f"try --out {out.with_suffix('')}" if out.suffix else "choose another --out",

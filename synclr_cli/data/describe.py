@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from synclr_cli.data import artifacts, exports, manifest, storage
+from synclr_cli.data import artifacts, exports, storage
 from synclr_cli.data.artifacts import Header
 from synclr_cli.errors import DataError, UsageError
 
@@ -57,6 +57,8 @@ def describe(path: Path) -> Description:
     Raises:
         DataError: it is none of these.
     """
+    from synclr_cli.data import manifest  # it imports pyarrow
+
     if path.is_dir():
         if (header := manifest.read_header(path)) is not None:
             return _parts(path, header)
@@ -112,6 +114,8 @@ def verify(description: Description) -> None:
         UsageError: it is no folder of parts.
         DataError: it is not finished, or a part is damaged.
     """
+    from synclr_cli.data import manifest  # it imports pyarrow
+
     path, schema = description.path, description.header.schema
     if manifest.read_header(path) is None:
         raise UsageError(
@@ -126,6 +130,8 @@ def verify(description: Description) -> None:
 
 def _parts(path: Path, header: Header) -> Description:
     """Describe a folder of parts, finished or not."""
+    from synclr_cli.data import manifest  # it imports pyarrow
+
     if not (path / manifest.MANIFEST).is_file():
         parts = sum(map(manifest.is_part, storage.sizes(path)))
         return Description(path, "part", header, {"finished": False, "parts": parts})

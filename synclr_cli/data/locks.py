@@ -76,3 +76,33 @@ def is_locked(path: Path) -> bool:
     path.unlink(missing_ok=True)
     held.release()
     return False
+
+
+def name_of(number: str, jobs: str) -> str:
+    """Return the name of the lock of job `number` of so many that share a folder."""
+    return f".lock-{number}-of-{jobs}"
+
+
+def require_alone(folder: Path, number: str, jobs: str) -> None:
+    """Refuse to work beside jobs that share the folder otherwise; remove stale locks.
+
+    Raises:
+        UsageError: there are some.
+    """
+    for name in remove_stale(folder, but=name_of(number, jobs)):
+        theirs = name.rpartition("-")[2]
+        if theirs != jobs:
+            raise UsageError(
+                f"{folder} is {IN_USE}",
+                got=f"--shard {number}/{jobs}",
+                expected=f"a shard of {theirs} like its own",
+                do="wait for it, or choose another --out",
+            )
+
+
+def remove_stale(folder: Path, but: str = "") -> list[str]:
+    """Remove the locks of killed jobs; return the names of those that other processes hold."""
+    if not storage.is_local(folder):
+        return []
+    others = (path for path in folder.glob(name_of("*", "*")) if path.name != but)
+    return [path.name for path in others if is_locked(path)]

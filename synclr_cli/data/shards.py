@@ -188,9 +188,9 @@ class ShardedDataset:
                 do="remove the folder before the first job starts",
             )
         number, _, jobs = shard.partition("/")
-        with locks.locked(self.folder / f".lock-{number}-of-{jobs}"):
+        with locks.locked(self.folder / locks.name_of(number, jobs)):
             with self._setup():
-                self._require_alone(number, jobs)
+                locks.require_alone(self.folder, number, jobs)
                 if overwriting.is_due(self.folder):  # a process was killed meanwhile
                     self._swap()
                 self._look(overwrite, shard)
@@ -199,22 +199,6 @@ class ShardedDataset:
     def _setup(self) -> AbstractContextManager[None]:
         """Keep other jobs from beginning or finishing at the same moment."""
         return locks.locked(self.folder / ".lock", wait=_SETUP_SECONDS)
-
-    def _require_alone(self, number: str, jobs: str) -> None:
-        """Refuse jobs that share the folder otherwise; remove the locks of killed processes."""
-        if not storage.is_local(self.folder):
-            return
-        for other in self.folder.glob(".lock-*-of-*"):
-            if other.name == f".lock-{number}-of-{jobs}" or not locks.is_locked(other):
-                continue
-            theirs = other.name.rpartition("-")[2]
-            if theirs != jobs:
-                raise UsageError(
-                    f"{self.folder} is {locks.IN_USE}",
-                    got=f"--shard {number}/{jobs}",
-                    expected=f"a shard of {theirs} like its own",
-                    do="wait for it, or choose another --out",
-                )
 
     def _look(self, overwrite: bool, shard: str) -> None:
         """Learn what is there, and refuse what this dataset may not go on from."""
@@ -401,8 +385,7 @@ class ShardedDataset:
         if storage.is_local(self.work):
             for folder in (self.work, *(self.work / name for name in self.sidecars)):
                 storage.remove_partials(folder)
-            for lock in self.folder.glob(".lock-*-of-*"):
-                locks.is_locked(lock)
+            locks.remove_stale(self.folder)
 
     def _swap(self) -> None:
         overwriting.swap(self.folder, self.sidecars)

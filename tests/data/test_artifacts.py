@@ -50,7 +50,7 @@ def test_a_parquet_artifact_tells_its_schema_and_settings(tmp_path):
     artifacts.write_parquet(path, "captions", header(), [captions_table()], rows_per_group=2)
     file, found = artifacts.open_parquet(path, "captions")
     assert file.metadata.num_rows == 3 and file.metadata.num_row_groups == 2
-    assert (found.schema, found.version, found.engine) == ("captions", 1, "template:")
+    assert (found.schema, found.version, found.engine) == ("captions", 2, "template:")
     assert found.config["engine.temperature"] == 0.8
     features = json.loads(file.schema_arrow.metadata[b"huggingface"])["info"]["features"]
     assert features["caption"] == {"dtype": "string", "_type": "Value"}
@@ -191,7 +191,7 @@ def test_a_missing_column_is_named(tmp_path):
 
 def test_an_unknown_schema_version_is_refused(tmp_path):
     newer = json.loads(header().json()) | {"version": 9}
-    with pytest.raises(DataError, match="got 9, expected 1"):
+    with pytest.raises(DataError, match="got 9, expected 2"):
         Header.parse(json.dumps(newer), tmp_path)
     strange = json.loads(header().json()) | {"schema": "sounds"}
     with pytest.raises(DataError, match="got 'sounds'"):
