@@ -69,7 +69,9 @@ class CaptionsConfig(Checked):
     captions_per_part: int = setting(
         1024, "[1, 1e6]", "of a Parquet file, the unit of resuming", unit="captions"
     )
-    shard: str = setting("1/1", SHARD, "I/N: of N jobs that share the work, this is the I-th")
+    shard: str = setting(
+        "1/1", SHARD, "I/N: of N jobs that share the work, this is the I-th", running=True
+    )
     engine: CaptionEngineConfig = field(default_factory=CaptionEngineConfig)
 
     def __post_init__(self) -> None:
