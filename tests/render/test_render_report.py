@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import re
 import struct
+from pathlib import Path
 from zlib import crc32
 
+import imagehash
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from image_folders import rejected
 from PIL import Image
 from test_render_run import render_config
 
@@ -20,17 +23,94 @@ from synclr_cli.render.run import run
 from synclr_cli.render.sheet import contact_sheet
 
 
-def test_the_report_counts_what_was_rendered(captions_file, tmp_path):
+def recount(out: Path) -> dict[str, object]:
+    """Count a folder's rows one by one, from their bytes."""
+    rows = [row for part in sorted(out.glob("part-*")) for row in pq.read_table(part).to_pylist()]
+    of_caption: dict[int, int] = {}
+    sizes: dict[str, int] = {}
+    lengths, before, prints = [], set(), set()
+    same_bytes = alike = masks = 0
+    for row in rows:
+        of_caption[row["caption_id"]] = of_caption.get(row["caption_id"], 0) + 1
+        data = row["image"]["bytes"]
+        image = Image.open(io.BytesIO(data))
+        size = f"{image.width}x{image.height}"
+        sizes[size] = sizes.get(size, 0) + 1
+        lengths.append(len(data))
+        masks += row["mask"] is not None
+        same_bytes += data in before
+        print_ = str(imagehash.phash(image))
+        alike += print_ in prints
+        before.add(data)
+        prints.add(print_)
+    views: dict[str, int] = {}
+    for n in of_caption.values():
+        views[str(n)] = views.get(str(n), 0) + 1
+    return {
+        "captions": len(of_caption),
+        "concepts": len({row["concept"] for row in rows}),
+        "pictures": len(rows),
+        "looked_at": len(rows),
+        "views": views,
+        "sizes": sizes,
+        "bytes": sum(p.stat().st_size for p in out.glob("part-*")),
+        "bytes_per_picture": sorted(lengths)[len(lengths) // 2],
+        "masks": masks,
+        "same_bytes": same_bytes,
+        "alike": alike,
+    }
+
+
+def test_the_report_is_a_recount_of_the_rows(captions_file, tmp_path):
+    """Views are missing, repeated byte by byte or only to the eye, larger, without a mask."""
+    out = run(render_config(), captions_file(10), tmp_path / "images")
+    part = out / "part-00000.parquet"
+    table = pq.read_table(part)
+    rows = table.to_pylist()
+    rows[1]["image"] = rows[0]["image"]
+    again = io.BytesIO()
+    Image.open(io.BytesIO(rows[3]["image"]["bytes"])).save(again, "PNG")  # other bytes, alike
+    rows[4]["image"] = {"bytes": again.getvalue(), "path": None}
+    large = io.BytesIO()
+    Image.open(io.BytesIO(rows[6]["image"]["bytes"])).resize((40, 24)).save(large, "PNG")
+    rows[6] |= {"image": {"bytes": large.getvalue(), "path": None}, "width": 40, "height": 24}
+    rows[7]["mask"] = None
+    del rows[11]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), part)
+    expected, facts = recount(out), report(out)
+    assert {key: facts[key] for key in expected} == expected
+    # The edits are seen, each of them.
+    assert expected["views"] == {"2": 1, "3": 9} and expected["masks"] == 28
+    assert expected["same_bytes"] == 1 and expected["alike"] == 2
+    assert expected["sizes"] == {"32x32": 28, "40x24": 1}
+
+
+def test_what_was_rejected_is_counted_by_its_reason(captions_file, tmp_path):
     config = render_config(duplicate_bits=25, redraws=1, least_views=2)
     out = run(config, captions_file(10), tmp_path / "images")
     facts = report(out)
-    aside = facts["set_aside"]
-    assert facts["captions"] == 10 - aside and facts["concepts"] == 4
-    assert facts["pictures"] == sum(int(n) * c for n, c in facts["views"].items())
-    assert facts["sizes"] == {"32x32": facts["pictures"]} and facts["masks"] == facts["pictures"]
-    assert facts["bytes"] == sum(p.stat().st_size for p in out.glob("part-*"))
-    assert facts["rejected"]["duplicate"] > 0
-    assert facts["same_bytes"] == facts["alike"] == 0 and facts["engine"] == "procedural:"
+    reasons = [entry["reason"] for entry in rejected(out)]
+    assert facts["rejected"] == {"duplicate": len(reasons)}
+    assert all(reason.startswith("duplicate of view ") for reason in reasons) and len(reasons) > 5
+    assert facts["captions"] == 10 - facts["set_aside"] and facts["engine"] == "procedural:"
+
+
+def test_scores_are_told_by_their_quantiles(captions_file, tmp_path):
+    out = run(render_config(), captions_file(10), tmp_path / "images")
+    assert report(out)["scores"] == {}
+    scores = [i / 29 for i in range(30)]
+    for part in sorted(out.glob("part-*")):
+        table = pq.read_table(part)
+        own, scores = scores[: len(table)], scores[len(table) :]
+        position = table.column_names.index("score") if "score" in table.column_names else None
+        column = pa.array(own, pa.float32())
+        if position is None:
+            table = table.append_column("score", column)
+        else:
+            table = table.set_column(position, "score", column)
+        pq.write_table(table, part)
+    middle = {"1 %": 0.01, "10 %": 0.1, "median": 0.5, "90 %": 0.9}
+    assert report(out)["scores"] == pytest.approx({"least": 0, **middle, "greatest": 1}, abs=1e-4)
 
 
 def test_captions_that_repeat_with_other_ids_do_not_repeat_their_pictures(captions_file, tmp_path):

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reference import Array, unit
 
+from synclr_cli.learning import backbone
 from synclr_cli.show import run
 
 
@@ -25,7 +27,78 @@ def test_a_pictures_nearest_are_others_by_cosine():
     assert run.nearest(x, torch.tensor([0, 2]), 2).tolist() == [[1, 3], [3, 1]]
 
 
-def test_show_draws_a_row_of_colours_for_each_backbone(tmp_path, synclr):
+TILE, GAP, TITLE = (192, 144), 4, 16  # pixels: a tile's width and height, between, a heading
+
+
+def tile(sheet: Image.Image, top: int, column: int) -> Array:
+    left = GAP + column * (TILE[0] + GAP)
+    return np.asarray(sheet.crop((left, top, left + TILE[0], top + TILE[1])).convert("RGB"))
+
+
+def tokens_of(spec: str, images: list[Image.Image]) -> Array:
+    """Return the ViT's tokens [n, 1 + N, D] of images at 336 x 448 where it was trained at 224."""
+    opened = backbone.open_backbone(spec, seed=0)
+    size = opened.image_size * 448 // 224, opened.image_size * 336 // 224
+    mode = getattr(Image.Resampling, opened.interpolation.upper())
+    x = np.stack([np.asarray(image.resize(size, mode)) / 255 for image in images])
+    x = (x - np.array(opened.mean)) / np.array(opened.std)
+    with torch.inference_mode():
+        batch = torch.from_numpy(x).permute(0, 3, 1, 2).float()
+        return opened.model.eval().forward_features(batch).double().numpy()
+
+
+def colours_of(patches: Array) -> Array:
+    """Return patches [n, N, D] as 8-bit colours [n, N, 3]: components by SVD, 1st to 99th part."""
+    flat = patches.reshape(-1, patches.shape[-1])
+    centred = flat - flat.mean(0)
+    _, _, basis = np.linalg.svd(centred, full_matrices=False)
+    shares = []
+    for direction in basis[:3]:
+        along = centred @ (direction * np.sign(direction[np.abs(direction).argmax()]))
+        low, high = np.quantile(along, [0.01, 0.99])
+        shares.append(((along - low) / (high - low)).clip(0, 1))
+    return (255 * np.stack(shares, -1)).round().reshape(*patches.shape[:2], 3)
+
+
+def test_the_sheets_show_the_components_of_the_patches_and_the_nearest_images(tmp_path, synclr):
+    folder, images = tmp_path / "photos", []
+    folder.mkdir()
+    for i, colour in enumerate([(200, 30, 30), (30, 200, 30), (30, 30, 200), (190, 60, 20)]):
+        noise = np.random.default_rng(i).normal(0, 30, (40, 50, 3)) + colour
+        images.append(Image.fromarray(noise.clip(0, 255).astype(np.uint8)))
+        images[-1].save(folder / f"{i}.png")
+    spec = "random:vit_tiny_patch16_224"
+    done = synclr("show", spec, "--images", folder, "-o", tmp_path / "out", "-q")
+    assert done.code == 0, done.err
+    patches, near = (Image.open(line) for line in done.out.split())
+    tokens = tokens_of(spec, images)
+
+    def colour(pixels: Array) -> Array:
+        return pixels.reshape(-1, 3).mean(0)
+
+    first, second = GAP + TITLE, GAP + TITLE + TILE[1] + GAP + TITLE
+    expected = colours_of(tokens[:, 1:]).reshape(4, 21, 28, 3)
+    rows = (np.arange(21) + 0.5) * TILE[1] / 21  # middles of the patches
+    columns = (np.arange(28) + 0.5) * TILE[0] / 28
+    for i, image in enumerate(images):
+        assert np.abs(colour(tile(patches, first, i)) - colour(np.asarray(image))).max() < 2
+        shown = tile(patches, second, i)[rows.astype(int)[:, None], columns.astype(int)]
+        assert np.abs(shown - expected[i]).max() <= 2  # of 255; float32 against float64
+
+    cls = np.stack([unit(row) for row in tokens[:, 0]])
+    top = GAP + TITLE  # one heading, above the first row
+    for i in range(4):
+        order = [j for j in np.argsort(-(cls @ cls[i])) if j != i]
+        for column, j in enumerate([i, *order]):
+            mean = colour(tile(near, top, column))
+            nearest = min(
+                range(4), key=lambda k: np.abs(mean - colour(np.asarray(images[k]))).sum()
+            )
+            assert nearest == j, (i, column)
+        top += TILE[1] + GAP
+
+
+def test_show_draws_a_row_for_each_backbone(tmp_path, synclr):
     folder = tmp_path / "photos"
     folder.mkdir()
     for i in range(3):
