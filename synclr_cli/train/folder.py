@@ -69,7 +69,11 @@ class Folder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.settle()
+        try:
+            self._writer.settle()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def finished(self) -> bool:
         """Return whether this very run ended here already; nothing is changed.
