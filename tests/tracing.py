@@ -129,12 +129,19 @@ def _require_there(module: nn.Module, *to: Any, **named: Any) -> nn.Module:
 
 @torch.no_grad()
 def _run_backward(
-    outputs: Sequence[Tensor], gradients: Sequence[Tensor | None], *_: Any, **__: Any
-) -> None:
-    """Send gradients back through the graph and add them up at its leaves."""
+    outputs: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    _keep_graph: bool = False,
+    _create_graph: bool = False,
+    inputs: Sequence[Tensor] = (),
+    *_: Any,
+    **__: Any,
+) -> list[Tensor | None]:
+    """Send gradients back through the graph; add them up at its leaves, or return those of inputs."""
     received: dict[Any, list[Tensor | None]] = {}
     waiting: Counter[Any] = Counter()  # edges into a node that have not been walked
-    roots = []
+    roots, edges = [], [torch.autograd.graph.get_gradient_edge(x)[:2] for x in inputs]
+    captured: dict[Any, list[Tensor | None]] = {}
 
     def receive(node: Any, place: int, gradient: Tensor | None) -> None:
         slots = received.setdefault(node, [None] * len(node._input_metadata))
@@ -163,6 +170,10 @@ def _run_backward(
     while ready:
         node = ready.pop()
         slots = received.pop(node, [None] * len(node._input_metadata))
+        if any(node is end for end, _ in edges):
+            captured[node] = slots
+            if hasattr(node, "variable"):
+                continue
         sent = _apply(node, slots)
         for (further, place), gradient in zip(node.next_functions, sent, strict=True):
             if further is None:
@@ -171,6 +182,7 @@ def _run_backward(
             waiting[further] -= 1
             if not waiting[further]:
                 ready.append(further)
+    return [captured[node][place] if node in captured else None for node, place in edges]
 
 
 def _apply(node: Any, slots: list[Tensor | None]) -> list[Tensor | None]:
