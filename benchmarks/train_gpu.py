@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=256)
     parser.add_argument("--prototypes", type=int, default=65_536)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--images", type=Path)
     given = parser.parse_args()

@@ -64,14 +64,9 @@ H100 = DeviceProperties(
     regs_per_multiprocessor=65536, max_threads_per_multi_processor=2048, max_threads_per_block=1024,
 )  # fmt: skip
 NO_MEMORY = (
-    "_unsafe_view",
-    "detach",
-    "empty",
-    "empty_like",
-    "empty_strided",
-    "lift_fresh",
+    "_unsafe_view", "detach", "empty", "empty_like", "empty_strided", "new_empty", "lift_fresh",
     "alias",
-)
+)  # fmt: skip
 
 
 class Traffic(TorchDispatchMode):
@@ -83,7 +78,8 @@ class Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **kwargs or {})
-        if not func.is_view and func.overloadpacket.__name__ not in NO_MEMORY:
+        moves = func.namespace == "aten" and func.overloadpacket.__name__ not in NO_MEMORY
+        if moves and not func.is_view:
             read = {id(x): _size(x) for x in tree_leaves((args, kwargs))}
             self.bytes += sum(read.values()) + sum(_size(x) for x in tree_leaves(result))
             if func._schema.is_mutable and result is None:  # lists that are written in place

@@ -295,7 +295,7 @@ class TrainConfig(Checked):
         0, "[0, 1e6]", "the ViTs see at a time, per rank; 0: all", unit="images", running=True
     )
     compile: bool = setting(
-        False, None, "torch.compile the blocks on a GPU; a CPU has its own way", running=True
+        True, None, "torch.compile blocks and losses on a GPU; a CPU has its own way", running=True
     )
     shard_optimizer: bool = setting(
         False, None, "each rank keeps a share of AdamW's moments", running=True

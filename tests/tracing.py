@@ -137,7 +137,7 @@ def _run_backward(
     *_: Any,
     **__: Any,
 ) -> list[Tensor | None]:
-    """Send gradients back through the graph; add them up at its leaves, or return those of inputs."""
+    """Send gradients back through the graph to its leaves, or return those of inputs."""
     received: dict[Any, list[Tensor | None]] = {}
     waiting: Counter[Any] = Counter()  # edges into a node that have not been walked
     roots, edges = [], [torch.autograd.graph.get_gradient_edge(x)[:2] for x in inputs]

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -48,6 +49,11 @@ class Runtime:
     def is_cuda(self) -> bool:
         """Return whether the device is a GPU of the CUDA kind."""
         return self.device.type == "cuda"
+
+    @property
+    def compiles(self) -> bool:
+        """Return whether torch compiles for the device: it does so for GPUs, through Triton."""
+        return self.device.type in ("cuda", "xpu") and find_spec("triton") is not None
 
     def autocast(self) -> AbstractContextManager[object]:
         """Run matrix products in the run's precision inside the block."""

@@ -178,6 +178,13 @@ def _key(backbone: Backbone, data: Labelled, split: Split, rt: Runtime) -> str:
     return hashlib.sha256(json.dumps(depends_on, default=list).encode()).hexdigest()
 
 
+@torch.inference_mode()
+def of_batch(model: nn.Module, images: Tensor, rt: Runtime) -> Tensor:
+    """Return the features of images [B, 3, S, S] of the host, [B, D] float32 on the device."""
+    with rt.autocast():
+        return backbones.cls_features(model, rt.upload(images)).float()
+
+
 def _extract(
     config: LinearProbeConfig,
     model: nn.Module,
@@ -193,8 +200,7 @@ def _extract(
     view = functools.partial(transform(backbone).of, split)
     loaded = loader.load(view, batches, workers=config.workers)
     for keys, images in zip(batches, loaded, strict=True):
-        with torch.inference_mode(), rt.autocast():
-            x = backbones.cls_features(model, images.to(rt.device)).float().cpu()  # [B, D]
+        x = of_batch(model, images, rt).cpu()  # [B, D]
         finite = torch.isfinite(x).all(1)
         if not finite.all():
             first = keys[int((~finite).nonzero()[0])]

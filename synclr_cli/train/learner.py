@@ -121,7 +121,7 @@ class Learner:
         self._unread: tuple[Tensor, Skip] | None = None
         self._skipped: list[int] = []  # steps, over all resumes
         self._untold: list[Skip] = []
-        if config.compile:
+        if config.compile and rt.compiles:
             for model in (self.student, self.teacher):
                 model.compile_blocks()
 

@@ -82,7 +82,7 @@ class Objective:
         self.student, self.teacher = student, teacher
         contrasts = config.objective == "contrast"
         self.taught = config.teacher and (contrasts or config.patch_weight > 0)
-        self.fused = config.compile and runtime.device.type != "cpu"
+        self.fused = config.compile and runtime.compiles
         self._moments = moments(runtime.device)
         patch = int(student.vit.patch_embed.patch_size[0])
         sides = [config.image_size // patch] + [config.local_size // patch] * config.local_crops

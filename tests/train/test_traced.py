@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,11 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def step(config: TrainConfig, images: Path) -> Learner:
-    """Do a step as `synclr train` does it on a GPU: decoded images go in."""
+    """Do a step as `synclr train` does it on a GPU: decoded images go in.
+
+    Uncompiled: Inductor would ask the GPU what it can do. What it is given is the same code.
+    """
+    config = replace(config, compile=False)
     corpus = open_corpus(artifacts.open_images(images)[0])
     source = batches.Batches(corpus, config, patches=(config.image_size // 8) ** 2)
     uncut = source.read(1)

@@ -248,6 +248,7 @@ class PocketPipeline(DiffusionPipeline):
             self.scheduler.set_timesteps(sigmas=levels, device=device)
         else:
             self.scheduler.set_timesteps(steps, device=device)
+        self.scheduler.set_begin_index(0)  # else it is searched for, and a GPU waited for
 
     def _finish(self, samples: Tensor, output_type: str) -> Any:
         pictures = (unfold(samples) / 2 + 0.5).clamp(0, 1)  # [B, 3, 32, 32]
