@@ -16,7 +16,7 @@ from synclr_cli import presets
 from synclr_cli.captions import concepts, quality
 from synclr_cli.captions.run import REJECTED, run
 from synclr_cli.config import CaptionEngineConfig, CaptionsConfig
-from synclr_cli.data import locks, manifest, storage
+from synclr_cli.data import describe, locks, manifest, storage
 from synclr_cli.errors import DataError, UsageError
 
 TEMPLATE = CaptionEngineConfig(name="template:")
@@ -333,3 +333,35 @@ def test_a_mix_may_name_a_uri_with_a_weight():
 
 def test_the_presets_of_the_paper_take_shards():
     assert presets.resolve("captions", preset="vitb", flags={}, sets=["captions.shard=3/64"])
+
+
+# ------------------------------------------------------------------------------------ inspected
+
+
+def test_a_folder_is_described_and_verified_to_the_byte(tmp_path):
+    out = run(config(max_similarity=0.4), tmp_path / "c")
+    description = describe.describe(out)
+    assert (description.kind, description.facts["rows"], description.facts["parts"]) == (
+        "captions", 500, 4,
+    )  # fmt: skip
+    assert description.facts["first"] == [r["caption"] for r in rows(out)[:3]]
+    describe.verify(description)
+    assert description.facts["verified"] is True
+    for name in ("part-00002.parquet", f"{REJECTED}/part-00001.parquet"):
+        part = out / name
+        whole = part.read_bytes()
+        part.write_bytes(whole[:50] + bytes([whole[50] ^ 1]) + whole[51:])
+        with pytest.raises(DataError, match=r"is damaged \(its bytes are not those"):
+            describe.verify(describe.describe(out))
+        part.write_bytes(whole)
+    with pytest.raises(UsageError, match="expected a folder of captions or images"):
+        describe.verify(describe.describe(out / "part-00000.parquet"))
+
+
+def test_an_unfinished_folder_is_described(tmp_path):
+    out = run(config(shard="2/2"), tmp_path / "c")
+    description = describe.describe(out)
+    assert description.facts == {"finished": False, "parts": 2}
+    assert description.header.config["captions_per_part"] == 128
+    with pytest.raises(DataError, match="not finished"):
+        describe.verify(description)
