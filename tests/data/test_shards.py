@@ -477,3 +477,22 @@ def test_what_nothing_comes_of_is_discarded_and_the_rest_stays(tmp_path, whole, 
         storage.write_json(some.work / "_beside" / "y.json", {})
         some.discard()
     assert contents(folder) == before
+
+
+def test_a_part_killed_while_it_is_replaced_is_made_again(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "x")
+    write_json = storage.write_json
+
+    def write_and_die(path, value):
+        write_json(path, value)
+        if path.name == "part-00001.json":
+            raise KeyboardInterrupt
+
+    some = dataset(tmp_path / "x")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), some.claim():
+        patch.setattr(storage, "write_json", write_and_die)
+        some.write(1, table_of(1, seed=7), rows_per_group=2)  # of another size than before
+    make(tmp_path / "x")
+    assert contents(tmp_path / "x") == contents(whole)
