@@ -50,7 +50,7 @@ def step(config: TrainConfig, images: Path) -> Learner:
         with tracing.Strict():
             batch = uncut.cut(config, device)
             assert batch.globals.device == device
-            monitor.add(learner.update(batch, step_values(1, config)))
+            monitor.add(batch, learner.update(batch, step_values(1, config)))
         for name, p in learner.student.named_parameters():
             assert learner.optimizer.state[p]["exp_avg"].device == p.device == device, name
     return learner
@@ -161,7 +161,7 @@ def test_a_gpu_does_what_the_cpu_does(
             batch = source.read(number).cut(config, device)
             losses_ = learner.update(batch, step_values(number, config)).losses
             terms.append([losses_.of_globals, losses_.of_locals, losses_.of_patches])
-        learner.settle()
+        learner._settle()
         found.append([[float(term) for term in line] for line in terms])
     np.testing.assert_allclose(found[1], found[0], rtol=0.02, atol=1e-3)
 
@@ -175,11 +175,11 @@ def test_a_step_in_bfloat16_is_not_waited_for_on_a_gpu(images: Path, small: Call
         source = batches.Batches(corpus, config, patches=learner.patches)
         learner.update(source.read(0).cut(config, rt.device), step_values(0, config))
         uncut = source.read(1)
-        learner.settle()
+        learner._settle()
         torch.cuda.set_sync_debug_mode("error")
         try:
             update = learner.update(uncut.cut(config, rt.device), step_values(1, config))
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        learner.settle()
+        learner._settle()
     assert torch.isfinite(update.losses.total)
