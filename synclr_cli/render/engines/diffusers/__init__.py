@@ -24,8 +24,9 @@ from torch import Tensor
 from synclr_cli import console
 from synclr_cli.config import RenderEngineConfig
 from synclr_cli.engines import GeneratedImage, ImageEngine
-from synclr_cli.errors import EngineError
+from synclr_cli.errors import EngineError, UsageError
 from synclr_cli.render.engines.diffusers import loading
+from synclr_cli.render.engines.diffusers.first_steps import FirstSteps
 from synclr_cli.render.engines.diffusers.text import Texts
 
 SIDE, STEPS, GUIDANCE = 512, 50, 2.5  # the paper's, unless the settings say
@@ -33,7 +34,12 @@ MOST_LANES = 8  # Python itself is one at a time; more lanes would wait for it
 
 
 class DiffusersEngine(ImageEngine):
-    """Generate images with a diffusion pipeline on the GPU, if there is one."""
+    """Generate images with a diffusion pipeline on the GPU, if there is one.
+
+    `options`: `base`, a model whose first `base_steps` (1) replace those of a few-step model.
+    """
+
+    options = frozenset({"base", "base_steps"})
 
     def __init__(self, target: str, config: RenderEngineConfig):
         self._name = f"engine diffusers:{target}"
@@ -42,8 +48,31 @@ class DiffusersEngine(ImageEngine):
         self._pipe, self._device, self.revision = loaded.pipe, loaded.device, loaded.revision
         self._call = set(inspect.signature(self._pipe.__call__).parameters)
         self._texts = Texts(self._pipe, config)
+        self._first = self._first_steps(loaded.base)
         self._batch = config.batch_size
         self._lanes = self._make_lanes()
+
+    def _first_steps(self, base: torch.nn.Module | None) -> FirstSteps | None:
+        steps = self._config.options.get("base_steps", 1)
+        if base is None:
+            if "base_steps" in self._config.options:
+                raise UsageError(
+                    "render.engine.options.base_steps", got=steps, expected="with base"
+                )
+            return None
+        if not isinstance(steps, int) or not 1 <= steps < self._config.steps:
+            raise UsageError(
+                "render.engine.options.base_steps", got=steps,
+                expected=f"a whole number from 1 to below {self._config.steps} steps",
+            )  # fmt: skip
+        if not self._texts.doubled or "callback_on_step_end" not in self._call:
+            raise UsageError(
+                "render.engine.options.base",
+                got=f"{type(self._pipe).__name__} with guidance {self._config.guidance:g}",
+                expected="a pipeline of SD, SDXL, SD3 or SANA's kind, and the base's guidance "
+                "above 1",
+            )
+        return FirstSteps(self._pipe, base, steps)
 
     @property
     def truncated(self) -> set[str]:
@@ -129,6 +158,8 @@ class DiffusersEngine(ImageEngine):
             arguments["true_cfg_scale"] = arguments.pop("guidance_scale")
         if "intermediate_timesteps" in self._call and self._config.steps != 2:
             arguments["intermediate_timesteps"] = None  # SANA-Sprint's default is for two steps
+        if self._first:
+            arguments |= self._first.arguments()
         arguments = {k: v for k, v in arguments.items() if k in self._call}
         if self._texts.read_ahead and "negative_prompt" in self._call:
             arguments["negative_prompt"] = None  # its embeddings are there; PixArt's default is ""

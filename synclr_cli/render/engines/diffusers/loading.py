@@ -21,6 +21,7 @@ from synclr_cli import hub
 from synclr_cli.config import RenderEngineConfig
 from synclr_cli.errors import EngineError, UsageError
 from synclr_cli.learning import runtime
+from synclr_cli.render.engines.diffusers import first_steps
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),  # the paper's, eta 0: no noise but the first
@@ -45,6 +46,7 @@ class Loaded:
     pipe: Any
     device: torch.device
     revision: str  # package version, the weights' digest or commit, number format
+    base: torch.nn.Module | None = None  # denoiser of the first steps, if options name one
 
 
 def load(engine: str, target: str, config: RenderEngineConfig) -> Loaded:
@@ -54,7 +56,7 @@ def load(engine: str, target: str, config: RenderEngineConfig) -> Loaded:
         UsageError: no target, an unknown scheduler or option, or one that does not fit the model.
         EngineError: no pipeline is there, it cannot be reached, or it generates nothing from text.
     """
-    _require_known(config)
+    _require_scheduler(config)
     _quiet_libraries()
     folder = _folder(engine, target, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -62,24 +64,22 @@ def load(engine: str, target: str, config: RenderEngineConfig) -> Loaded:
     pipe = _read(engine, folder, dtype, config)
     _set_scheduler(engine, pipe, config.scheduler)
     _require_steps(pipe.scheduler, config.steps)
+    base, digest = None, _digest(folder)
+    if "base" in config.options:
+        base_folder = _folder(engine, str(config.options["base"]), config)
+        base = first_steps.load(engine, pipe, base_folder, dtype, config).to(device)
+        digest += f", first steps by {_digest(base_folder)}"
     _place(pipe, device, config)
     number = str(dtype).removeprefix("torch.")
-    return Loaded(pipe, device, f"diffusers {diffusers.__version__}, {_digest(folder)}, {number}")
+    return Loaded(pipe, device, f"diffusers {diffusers.__version__}, {digest}, {number}", base)
 
 
-def _require_known(config: RenderEngineConfig) -> None:
-    """Refuse scheduler and option names nobody reads.
+def _require_scheduler(config: RenderEngineConfig) -> None:
+    """Refuse scheduler names that are none.
 
     Raises:
         UsageError: names the nearest.
     """
-    typed = [n for n in RenderEngineConfig.__dataclass_fields__ if n != "options"]
-    for option in config.options:
-        near = difflib.get_close_matches(option, typed, n=1)
-        raise UsageError(
-            f"render.engine.options.{option} is no option of diffusers:",
-            do=f"did you mean render.engine.{near[0]}?" if near else "leave it out",
-        )
     if config.scheduler not in SCHEDULERS:
         near = difflib.get_close_matches(config.scheduler, SCHEDULERS, n=1)
         raise UsageError(

@@ -94,6 +94,17 @@ class Texts:
         return self._family is not None
 
     @property
+    def doubled(self) -> bool:
+        """Return whether the denoiser is given each row twice: unconditional, then with text."""
+        family = self._family
+        return (
+            self._guided
+            and family is not None
+            and family.negative == "returned"
+            and not self._ragged
+        )
+
+    @property
     def true_cfg(self) -> bool:
         """Return whether the call takes guidance as `true_cfg_scale`."""
         return self._family is not None and self._family.true_cfg
