@@ -35,16 +35,16 @@ _NOTE_READERS = 32  # threads; a note at a URI is a request
 
 _SCHEMA = pa.schema(
     [
-        ("name", pa.string()),
-        ("rows", pa.int64()),
-        ("captions", pa.int64()),
-        ("first", pa.int64()),
-        ("last", pa.int64()),
-        ("fewest", pa.int32()),
-        ("layout", pa.binary()),
-        ("bytes", pa.int64()),
-        ("digest", pa.binary(32)),
-        ("facts", pa.string()),  # JSON; null for none
+        pa.field("name", pa.string()),
+        pa.field("rows", pa.int64()),
+        pa.field("captions", pa.int64()),
+        pa.field("first", pa.int64()),
+        pa.field("last", pa.int64()),
+        pa.field("fewest", pa.int32()),
+        pa.field("layout", pa.binary()),
+        pa.field("bytes", pa.int64()),
+        pa.field("digest", pa.binary(32)),
+        pa.field("facts", pa.string()),  # JSON; null for none
     ]
 )
 

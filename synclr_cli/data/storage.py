@@ -372,4 +372,4 @@ def parquet(path: Path) -> pq.ParquetFile:
 def table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a Parquet file anywhere, whole or some columns of it; pyarrow's errors."""
     with parquet(path) as file:
-        return file.read(columns=columns)
+        return file.read(columns=None if columns is None else list(columns))
