@@ -1,6 +1,6 @@
 """How far the views of a caption lie apart, engine by engine: pixels and a backbone's features.
 
-python benchmarks/render_diversity.py [--captions 60] [--views 4] [--backbone SPEC]
+python benchmarks/render_diversity.py [--captions 60] [--views 4] [--backbone SPEC] [--only ROW]
 
 The same captions for all: CIFAR-10's concepts in places, which `pocket:` knows. Prints a Markdown
 table; `cosine`, `worth` (effective number of views) and the spreads are `diversity.spread`'s.
@@ -24,7 +24,8 @@ CONCEPTS = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 PLACES = ("in the snow", "on a road", "on green grass", "at night", "in front of trees", "on sand")
-ENGINES = {
+ENGINES = {  # with a guidance pocket: takes 10 steps
+    "pocket:, two steps": ("pocket:", -1.0),
     **{f"pocket:, guidance {g:g}": ("pocket:", g) for g in (1.0, 1.5, 2.5, 4.0)},
     "procedural:": ("procedural:", 2.5),
 }
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=60)
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--backbone", help="also its features: run folder, file, timm:NAME")
+    parser.add_argument("--only", help="rows whose name holds this")
     arguments = parser.parse_args()
     rows = [
         (f"a {CONCEPTS[i % 10]} {PLACES[i // 10 % 6]}", CONCEPTS[i % 10], i)
@@ -50,6 +52,8 @@ def main() -> None:
     print(f"| engine | within | between | cosine | worth |{extra}")
     print("|---|---|---|---|---|" + ("---|---|" if describe else ""))
     for name, (engine_name, guidance) in ENGINES.items():
+        if arguments.only and arguments.only not in name:
+            continue
         start = time.monotonic()
         config = replace(RenderEngineConfig(name=engine_name), guidance=guidance, batch_size=32)
         engine = engines.load("image", config)

@@ -183,7 +183,7 @@ def plot(folder: Path, out_png: Path, looked_at: int = LOOKED_AT) -> Path:
     same = ids[:, None] == ids
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    edges = np.linspace(0, float(distances.max()) or 1.0, 60)
+    edges = np.linspace(0, float(distances.max()) or 1.0, 60).tolist()
     for mask, label in ((same & above, "views of a caption"), (~same & above, "of two captions")):
         axes.hist(distances[mask], edges, density=True, alpha=0.6, label=label)
     axes.set_xlabel(f"root mean square difference, levels of {SIDE} x {SIDE} pixels")

@@ -100,7 +100,8 @@ def load(
         raise UsageError(
             "prediction_type of the base model", got=scheduler.get("prediction_type"), expected=kind
         )
-    return other.eval()
+    model: torch.nn.Module = other.eval()
+    return model
 
 
 def _denoiser(pipe: Any) -> Any:

@@ -146,7 +146,8 @@ def _read(engine: str, folder: Path, dtype: torch.dtype, config: RenderEngineCon
         if "requires_safety_checker" in index:
             settings["requires_safety_checker"] = False
     try:
-        pipe = diffusers.AutoPipelineForText2Image.from_pretrained(folder, **settings)
+        loader: Any = diffusers.AutoPipelineForText2Image
+        pipe = loader.from_pretrained(folder, **settings)
     except ValueError:  # a text-to-image class the Auto table does not list
         pipe = _read_any(engine, folder, settings, index["_class_name"], config.size)
     except (OSError, ImportError, KeyError) as e:
@@ -162,7 +163,7 @@ def _read(engine: str, folder: Path, dtype: torch.dtype, config: RenderEngineCon
 
 
 def _read_any(engine: str, folder: Path, settings: dict[str, Any], kind: str, size: int) -> Any:
-    pipeline = diffusers.DiffusionPipeline
+    pipeline: Any = diffusers.DiffusionPipeline
     if isinstance(kind, str) and kind != "PocketPipeline" and not hasattr(diffusers, kind):
         raise EngineError(
             f"{engine} is a {kind}, which diffusers {diffusers.__version__} does not have",
