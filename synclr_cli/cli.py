@@ -63,7 +63,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             if app(given or ["--help"], standalone_mode=False) == 130:
                 raise KeyboardInterrupt
     except SynclrError as e:
-        console.error(str(e), alike=together and isinstance(e, UsageError))
+        if e.speaker is not False:
+            alike = together and isinstance(e, UsageError) and e.speaker is None
+            console.error(str(e), alike=alike)
         sys.exit(e.exit_code)
     except _CommandLineError as e:
         console.error(" ".join(cast(Any, e).format_message().split()), alike=together)

@@ -171,10 +171,13 @@ def train(
         "train", preset, sets, print_config, quiet, init=("--init", init), seed=("--seed", seed)
     )  # fmt: skip
     source = storage.place(options.path_argument(images))
+    from synclr_cli.learning import runtime
     from synclr_cli.train.run import run
 
     run_folder = out or Path("runs") / Path(preset).stem
-    console.result(str(run(settings, source, run_folder, overwrite=overwrite)))
+    with runtime.joined():  # so that what every rank refuses is printed by one
+        path = run(settings, source, run_folder, overwrite=overwrite)
+    console.result(str(path))
 
 
 @app.command(rich_help_panel=MAKE, epilog="Example: synclr quickstart --seeds 3")

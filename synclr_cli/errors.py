@@ -13,6 +13,7 @@ class SynclrError(Exception):
     """A failure whose cause is outside this package; shown as one line, never as a traceback."""
 
     exit_code = 1
+    speaker: bool | None = None  # of several ranks, whether this one prints it; None: not decided
 
     def __init__(self, what: str, *, got: object = None, expected: object = None, do: str = ""):
         text = what

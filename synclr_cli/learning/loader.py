@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -52,7 +53,7 @@ def load(
             pin_memory=pin,
             worker_init_fn=_start_worker if workers else None,
         )
-        ahead = iter(loader)
+        ahead = _started(loader)
     while True:
         try:
             batch = next(ahead)
@@ -129,6 +130,22 @@ class _Collate:
     def __call__(self, items: list[Any]) -> Any:
         failed = next((item for item in items if isinstance(item, SynclrError)), None)
         return failed if failed is not None else self.collate(items)
+
+
+def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Start the loader processes, and keep torch's SIGCHLD handler out.
+
+    Once a loader process is killed, that handler raises in the main thread between any two lines:
+    in the middle of an update, when nothing can be saved. Without it the next batch that is asked
+    for raises, within a few seconds.
+    """
+    child = getattr(signal, "SIGCHLD", None)
+    if child is None or threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.getsignal(child)
+    ahead = iter(loader)
+    signal.signal(child, before)
+    return ahead
 
 
 def _start_worker(_worker: int) -> None:

@@ -13,7 +13,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -28,7 +28,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from synclr_cli import console, rng
-from synclr_cli.errors import EngineError
+from synclr_cli.errors import EngineError, SynclrError
+from synclr_cli.learning import ranks
+
+_watch: ranks.Watch | None = None  # of the group that this process is in
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,18 @@ class Runtime:
         if finite is not None:
             own.grad_scale, own.found_inf = None, (~finite).float()  # as torch's GradScaler does
         optimizer.step()
+
+    def raise_any(self, error: SynclrError | None) -> None:
+        """Raise an error that any rank has, on every rank; only one rank will print it."""
+        if self.any(error is not None):
+            raise error or ranks.RankError()
+
+    def from_main(self, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what `make` gives on the main rank, JSON values, on every rank.
+
+        It may take longer than a collective may; an error of it is raised on every rank.
+        """
+        return dict(make()) if _watch is None else _watch.from_main(make)
 
     def optimizer(
         self,
@@ -250,8 +265,10 @@ def joined() -> Iterator[None]:
     """Be in the process group that torchrun announced, for the block; without torchrun, nothing.
 
     Blocks may lie inside each other. Several runs in one process share one group that way: a second
-    group at the same address would meet ranks that are still leaving the first.
+    group at the same address would meet ranks that are still leaving the first. An error that
+    leaves the block ends the other ranks too, within seconds, and is printed by one (see `ranks`).
     """
+    global _watch
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1 or dist.is_initialized():
         yield
@@ -263,13 +280,29 @@ def joined() -> Iterator[None]:
         backend = dist.get_default_backend_for_device(device)
         # Hosts talk to each other without their devices.
         both = f"cpu:gloo,{device.type}:{backend}"
-        dist.init_process_group(backend if device.type == "cpu" else both)
+        store, rank, world = next(dist.rendezvous("env://"))
+        dist.init_process_group(
+            backend if device.type == "cpu" else both, store=store, rank=rank, world_size=world
+        )
     except (RuntimeError, ValueError) as e:
         raise EngineError(f"cannot join the {world} ranks torchrun announced ({e})") from e
+    _watch = ranks.Watch(store, rank, world)
+    _watch.start()
+    failed = True
     try:
         yield
+        failed = False
+    except BaseException as e:
+        if (other := _watch.fail(e)) is not None:
+            raise other from e
+        raise
     finally:
-        dist.destroy_process_group()
+        if failed:
+            _watch.leave()
+        _watch.stop()
+        _watch = None
+        if not failed or device.type == "cpu":  # NCCL would wait for the rank that is gone
+            dist.destroy_process_group()
 
 
 def keep_freed_memory() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from synclr_cli.data import storage
 from synclr_cli.data.artifacts import Header
 from synclr_cli.learning import backbone
-from synclr_cli.train.folder import Folder as RunFolder
+from synclr_cli.learning.run_folder import RunFolder
 from synclr_cli.train.learner import Learner
 
 DAMAGED_FILE, SKIPPED_FILE, BACKBONES = "damaged.jsonl", "skipped.jsonl", "backbones"

@@ -2,7 +2,7 @@
 
     images/ --batches--> crops --objective--> loss --learner--> student and teacher --> backbone
 
-What is written is told in `folder.py` and `outputs.py`. The backbone is the teacher's: it is
+What is written is told in `run_folder.py` and `outputs.py`. The backbone is the teacher's: it is
 the smoother of the two, and the momentum's end at 1 makes it the average that the run converges to.
 """
 
@@ -23,7 +23,7 @@ from synclr_cli.learning.backbone import Backbone
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import batches, init, knn, masks, outputs, trackers
 from synclr_cli.train.batches import Batch
-from synclr_cli.train.folder import Folder as RunFolder
+from synclr_cli.learning.run_folder import RunFolder
 from synclr_cli.train.image_index import Corpus, open_corpus, require_trainable
 from synclr_cli.train.learner import Diverged, Learner, step_values
 from synclr_cli.train.metrics import Monitor, shown

@@ -18,7 +18,7 @@ from torch import multiprocessing
 
 from synclr_cli.config import TrainConfig
 from synclr_cli.data import artifacts
-from synclr_cli.errors import DataError
+from synclr_cli.errors import DataError, SynclrError
 from synclr_cli.learning import checkpoint, runtime
 from synclr_cli.train import batches
 from synclr_cli.train.image_index import open_corpus
@@ -75,8 +75,9 @@ def one_of_two(
     batches.Batches.make = make_or_fail
     try:
         run(configs["batch"], images, out / "unread")
-    except DataError as e:
-        (out / f"unread-{rank}.txt").write_text(str(e), encoding="utf-8")
+    except SynclrError as e:
+        said = {"text": str(e), "code": e.exit_code, "speaker": e.speaker}
+        (out / f"unread-{rank}.json").write_text(json.dumps(said), encoding="utf-8")
     batches.Batches.make = make
     os.environ["MASTER_PORT"] = str(ports[-1])
     run(replace(configs["sharded"], stop_after_minutes=1e-9), images, out / "moved")
@@ -131,8 +132,9 @@ def test_two_ranks_write_one_run(two: Path) -> None:
 
 
 def test_pictures_that_one_rank_cannot_read_end_all_after_a_checkpoint(two: Path) -> None:
-    said = [(two / f"unread-{rank}.txt").read_text() for rank in range(2)]
-    assert said == ["another rank could not read its images", "the line to the store is down"]
+    first, second = (json.loads((two / f"unread-{rank}.json").read_text()) for rank in range(2))
+    assert second == {"text": "the line to the store is down", "code": 3, "speaker": True}
+    assert (first["code"], first["speaker"]) == (3, False)
     newest = checkpoint.newest(two / "unread" / "checkpoints")
     assert newest is not None and newest.name == "step-00000002"
 

@@ -99,7 +99,7 @@ def test_a_folder_of_something_else_is_left_alone(
     images: Path, small: Callable, overwrite: bool
 ) -> None:
     before = sorted(images.iterdir())
-    with pytest.raises(UsageError, match=r"holds pictures. Choose another --out"):
+    with pytest.raises(UsageError, match=r"holds images. Choose another --out"):
         run(small(), images, images, overwrite=overwrite)
     assert sorted(images.iterdir()) == before
 
@@ -296,20 +296,49 @@ def test_too_much_damage_is_listed_before_it_ends_the_run(
     assert len((out / "damaged.jsonl").read_text().splitlines()) == 4
 
 
-def test_a_damaged_checkpoint_is_named_with_the_way_out(
-    finished: Path, images: Path, small: Callable, tmp_path: Path
+def flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "removed", "flipped state"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    finished: Path,
+    images: Path,
+    small: Callable,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    damage: str,
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     (out / "backbone.safetensors").unlink()
     newest = out / "checkpoints" / "step-00000006"
-    (newest / "teacher.safetensors").write_bytes(b"short")
-    with pytest.raises(DataError, match=r"teacher.*Delete .*step-00000006: the same command"):
+    file = newest / ("state.json" if "state" in damage else "teacher.safetensors")
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:1000])
+    elif damage == "removed":
+        file.unlink()
+    else:
+        flip_a_byte(file)
+    assert_same_run(run(small(), images, out), finished)
+    (warning,) = [x for x in capsys.readouterr().err.splitlines() if "warning" in x]
+    assert "step-00000006 is damaged and is made again" in warning
+    assert checkpoint.load(newest).step == 6
+
+
+def test_with_every_checkpoint_damaged_the_way_out_is_named(
+    finished: Path, images: Path, small: Callable, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "backbone.safetensors").unlink()
+    for file in out.rglob("student.safetensors"):
+        flip_a_byte(file)
+    with pytest.raises(DataError, match=r"digest differs.*Delete .*checkpoints: the same command"):
         run(small(), images, out)
-    (newest / "teacher.safetensors").unlink()
-    with pytest.raises(DataError, match=r"lacks teacher.safetensors. Delete .*step-00000006"):
-        run(small(), images, out)
-    shutil.rmtree(newest)
+    shutil.rmtree(out / "checkpoints")
     assert_same_run(run(small(), images, out), finished)
 
 
