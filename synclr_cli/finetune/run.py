@@ -1,30 +1,30 @@
-"""Judge a backbone by training all of it on labelled pictures (Table 14).
+"""Evaluate a backbone by training all of it on labelled images (Table 14).
 
 A linear classifier on the cls token, layer-wise learning rates, RandAugment, erasing, mixup and
 cutmix, label smoothing, stochastic depth, a weight EMA. After each epoch the trained weights and
 their average meet the validation split; the best moment is selected there, and only then does the
 test split come out. The last moment and the selected one are both reported.
 
-    backbone + data --run--> out/{report.json, model.safetensors, metrics.jsonl}
+    backbone + data --run--> out/{report.json, model.safetensors, confusion.png, metrics.jsonl}
 
-Shapes: B pictures of this rank, S pixels, K classes, n pictures of a split.
+Shapes: B images of this rank, S pixels, K classes, n images of a split.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from timm.loss import SoftTargetCrossEntropy
 from timm.models import VisionTransformer
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from synclr_cli import console, rng
+from synclr_cli import rng
 from synclr_cli.config import FinetuneConfig
 from synclr_cli.data import labelled
 from synclr_cli.data.labelled import Labelled
@@ -33,8 +33,6 @@ from synclr_cli.finetune import recipe
 from synclr_cli.finetune.mixing import Mixing
 from synclr_cli.learning import (
     backbone as backbones,
-    checkpoint,
-    confusions,
     metrics,
     optim,
     reports,
@@ -43,9 +41,12 @@ from synclr_cli.learning import (
 )
 from synclr_cli.learning.backbone import Backbone
 from synclr_cli.learning.run_folder import RunFolder
-from synclr_cli.learning.supervised import Best
+from synclr_cli.learning.runtime import Runtime
+from synclr_cli.learning.supervised import Plan, State
 
-PLAIN, AVERAGED = "plain", "ema"  # the trained weights, and their moving average
+# The validation scores of the trained weights and of their moving average, as the report has them.
+PLAIN, AVERAGED = "val_top1", "val_top1_ema"
+KINDS = {PLAIN: "plain", AVERAGED: "ema"}
 
 
 def run(
@@ -57,223 +58,181 @@ def run(
         UsageError: a setting does not fit the data or the backbone, or `out` is another run's.
         DataError: backbone or data cannot be read, or the data has one class.
         DivergedError: the loss is not finite.
-        KeyboardInterrupt: interrupted; the work is saved and the same call continues it.
+        KeyboardInterrupt: interrupted; the work is saved and the same call resumes it.
     """
-    with runtime.started(config.precision) as rt:
-        # Open: what is judged, on what, and what was done of it.
-        pictures = labelled.open_data(
-            data, masks=False, validation_share=config.validation_share, seed=config.seed
-        )
-        opened = backbones.open_backbone(
-            backbone, image_size=config.image_size, drop_path=config.drop_path, seed=config.seed
-        )
-        steps_per_epoch = _steps_per_epoch(config, opened, pictures, rt.world)
-        steps = config.epochs * steps_per_epoch
+    # Open: what is evaluated, on what, and whether it was before.
+    images = labelled.open_data(
+        data, masks=False, validation_share=config.validation_share, seed=config.seed
+    )
+    opened = backbones.open_backbone(
+        backbone, image_size=config.image_size, drop_path=config.drop_path, seed=config.seed
+    )
+    header = reports.header(config, opened, images)
+    with (
+        runtime.started(config.precision) as rt,
+        RunFolder(out, "finetune", header, rt, overwrite=overwrite) as folder,
+    ):
+        epoch_steps = _steps_per_epoch(config, opened, images, rt.world)
         view = recipe.train_view(config, opened)
-        folder = RunFolder(out, "finetune", reports.header(config, opened, pictures), rt)
-        if (report := folder.finished(overwrite=overwrite)) is not None:
-            return report
+        if folder.finished():
+            return reports.read(out / reports.FILE)
+        folder.claim()
 
-        # Build: classifier, its average, optimiser; then back to where they were.
-        now = _Moment(
-            recipe.classifier(opened.model, len(pictures.classes), config.seed).to(rt.device),
-            config,
+        # Build: classifier, its average, optimiser.
+        classes = len(images.classes)
+        model = recipe.classifier(opened.model, classes, config.seed).to(rt.device)
+        average = ModelEmaV3(model, decay=config.weight_ema, use_warmup=config.weight_ema_warmup)
+        state = State(
+            {"model": model, "average": average.module},
+            _optimizer(config, model),
+            candidates={PLAIN: "model", AVERAGED: "average"},
         )
-        start = now.restore(folder.resume())
-        trained = rt.wrap(now.model)
-        mixing, loss_of = Mixing(config, len(pictures.classes)), SoftTargetCrossEntropy()
-        grade = functools.partial(_grade, config, pictures, opened, rt)
+        grade = functools.partial(_grade, config, images, opened, rt)
 
-        # Loop: a batch an update, the validation split an epoch.
-        with (
-            runtime.StopFlag(config.stop_after_minutes) as stop,
-            console.progress("finetune", steps, done=start, unit="step") as meter,
-        ):
-            make = functools.partial(recipe.train_item, pictures.splits["train"], view, config.seed)
-            batches = supervised.batches(config, pictures, make, rt, start=start, steps=steps)
-            for step, (images, labels) in enumerate(batches, start):
-                lr = recipe.learning_rate(config, step, steps_per_epoch)
-                optim.set_learning_rate(now.optimizer.param_groups, lr)
-                images, targets = mixing(images.to(rt.device), labels.to(rt.device), step, rt.rank)
-                drawn = rng.seed("finetune.drop path", config.seed, step, rt.rank)
-                runtime.seed_everything(drawn)
-                now.model.train()
-                now.optimizer.zero_grad(set_to_none=True)
-                value, piece = 0.0, config.micro_batch or len(images)
-                for some, wanted in zip(images.split(piece), targets.split(piece), strict=True):
-                    with rt.autocast():
-                        loss = loss_of(trained(some), wanted) * (len(some) / len(images))
-                    loss.backward()
-                    value += loss.item()
-                supervised.require_finite(value, step, "lower finetune.base_lr")
-                now.optimizer.step()
-                now.average.update(now.model, step + 1 if config.weight_ema_warmup else None)
-                now.losses.append(value)
-                meter.say(loss=value, lr=lr)
-                meter.advance()
+        def validate() -> Iterator[tuple[str, float]]:
+            for name, counts in grade("val", {PLAIN: model, AVERAGED: average.module}).items():
+                yield name, metrics.top1(counts)
 
-                epoch, inside = divmod(step + 1, steps_per_epoch)
-                if not inside:
-                    now.look(epoch, grade("val", now.weights()))
-                    folder.log({"step": step + 1, "epoch": epoch, "lr": lr, **now.summary()})
-                    now.losses.clear()
-                paused = supervised.pause(
-                    folder, stop, now, done=step + 1, steps=steps, due=not inside
-                )
-                if paused is not None:
-                    return paused
-
-        # Write: the test split, for the last weights and the selected ones.
-        return _conclude(config, now, grade, folder, pictures, opened)
-
-
-class _Moment:
-    """All that changes while training, and how it is saved."""
-
-    def __init__(self, model: VisionTransformer, config: FinetuneConfig):
-        self.model = model
-        self.average = ModelEmaV3(
-            model, decay=config.weight_ema, use_warmup=config.weight_ema_warmup
+        # Fit: a batch an update, the validation split an epoch.
+        plan = Plan(
+            steps=config.epochs * epoch_steps,
+            evaluate_steps=epoch_steps,
+            save_steps=epoch_steps,
+            epoch_steps=epoch_steps,
+            stop_after_minutes=config.stop_after_minutes,
+            remedy="lower finetune.base_lr",
         )
-        groups = optim.layer_decay_groups(
-            model, decay=config.layer_decay, weight_decay=config.weight_decay
-        )
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2))
-        self.best = {PLAIN: Best(), AVERAGED: Best()}
-        self.last = {PLAIN: 0.0, AVERAGED: 0.0}  # top-1 on the validation split
-        self.losses: list[float] = []  # of this epoch
+        batches = supervised.batches(
+            len(images.splits["train"]),
+            functools.partial(recipe.train_item, images.splits["train"], view, config.seed),
+            rt, batch_size=config.batch_size, steps=plan.steps, seed=config.seed,
+            workers=config.workers,
+        )  # fmt: skip
+        stopped = supervised.fit(
+            state, plan, batches, _step(config, state, average, classes, rt),
+            lambda number: recipe.learning_rate(config, number, epoch_steps),
+            validate, folder,
+        )  # fmt: skip
 
-    def weights(self) -> dict[str, nn.Module]:
-        """Return both kinds of weights as models."""
-        return {PLAIN: self.model, AVERAGED: self.average.module}
-
-    def look(self, epoch: int, counts: Mapping[str, Any]) -> None:
-        """Take in the validation split's confusion matrices."""
-        for kind, model in self.weights().items():
-            self.last[kind] = metrics.top1(counts[kind])
-            self.best[kind].take(epoch, self.last[kind], model)
-
-    def summary(self) -> dict[str, float]:
-        """Return the epoch's numbers for the log."""
-        return {
-            "train_loss": sum(self.losses) / len(self.losses),
-            "val_top1": self.last[PLAIN],
-            "val_top1_ema": self.last[AVERAGED],
-        }
-
-    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """Return what a checkpoint keeps as tensors."""
-        return {
-            "model": self.model.state_dict(),
-            "average": self.average.module.state_dict(),
-            "optimizer": checkpoint.optimizer_tensors(self.optimizer),
-            **{f"best-{kind}": best.weights for kind, best in self.best.items()},
-        }
-
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps as JSON."""
-        return {
-            "best": {kind: best.state() for kind, best in self.best.items()},
-            "last": self.last,
-            "losses": self.losses,
-        }
-
-    def restore(self, saved: checkpoint.Checkpoint | None) -> int:
-        """Go back to a checkpoint; return the updates done by then."""
-        if saved is None:
-            return 0
-        self.model.load_state_dict(saved.groups["model"])
-        self.average.module.load_state_dict(saved.groups["average"])
-        checkpoint.restore_optimizer(self.optimizer, saved.groups["optimizer"])
-        for kind, best in saved.state["best"].items():
-            self.best[kind] = Best(**best, weights=dict(saved.groups[f"best-{kind}"]))
-        self.last, self.losses = dict(saved.state["last"]), list(saved.state["losses"])
-        return saved.step
+        # Report: the test split, for the last weights and the selected ones.
+        return stopped or _report(state, epoch_steps, grade, folder, images, opened)
 
 
-def _steps_per_epoch(
-    config: FinetuneConfig, opened: Backbone, pictures: Labelled, world: int
-) -> int:
-    supervised.require_fit("finetune", config.batch_size, opened, pictures)
+def _optimizer(config: FinetuneConfig, model: VisionTransformer) -> torch.optim.Optimizer:
+    groups = optim.layer_decay_groups(
+        model, decay=config.layer_decay, weight_decay=config.weight_decay
+    )
+    return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2))
+
+
+def _step(
+    config: FinetuneConfig, state: State, average: ModelEmaV3, classes: int, rt: Runtime
+) -> Callable[[tuple[Tensor, Tensor], int], float]:
+    """Return the update of a batch: its loss's gradient in micro batches, AdamW, the average."""
+    model, optimizer = state.modules["model"], state.optimizer
+    trained = rt.wrap(model)
+    mixing, loss_of = Mixing(config, classes), SoftTargetCrossEntropy()
+    assert optimizer is not None
+
+    def step(batch: tuple[Tensor, Tensor], number: int) -> float:
+        images, labels = (tensor.to(rt.device) for tensor in batch)  # [B, 3, S, S], [B]
+        images, targets = mixing(images, labels, number, rt.rank)  # [B, K]
+        runtime.seed_everything(rng.seed("finetune.drop path", config.seed, number, rt.rank))
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        value, piece = 0.0, config.micro_batch or len(images)
+        for part, target in zip(images.split(piece), targets.split(piece), strict=True):
+            with rt.autocast():
+                loss = loss_of(trained(part), target) * (len(part) / len(images))
+            loss.backward()
+            value += loss.item()
+        optimizer.step()
+        average.update(model, number + 1 if config.weight_ema_warmup else None)
+        return value
+
+    return step
+
+
+def _steps_per_epoch(config: FinetuneConfig, opened: Backbone, images: Labelled, world: int) -> int:
+    supervised.require_fit("finetune", config.batch_size, opened, images)
     batch = config.batch_size
     mixes = config.mixup > 0 or config.cutmix > 0
     unit = world * (2 if mixes else 1)
     if batch % unit:
-        why = "mixup pairs the pictures of a rank" if mixes else f"there are {world} ranks"
+        why = "mixup pairs the images of a rank" if mixes else f"there are {world} ranks"
         raise UsageError(
             "finetune.batch_size", got=batch, expected=f"a multiple of {unit}, since {why}"
         )
-    return len(pictures.splits["train"]) // batch
+    return len(images.splits["train"]) // batch
 
 
 def _grade(
     config: FinetuneConfig,
-    pictures: Labelled,
+    images: Labelled,
     opened: Backbone,
-    rt: runtime.Runtime,
+    rt: Runtime,
     split: str,
     models: Mapping[str, nn.Module],
-) -> dict[str, Any]:
+) -> dict[str, np.ndarray]:
     """Return each model's confusion matrix on a split, [K, K]."""
-    chosen = pictures.splits[split]
+    chosen = images.splits[split]
     predicted = recipe.predict(
         models, chosen, recipe.test_view(config, opened), rt,
         batch_size=max(1, config.batch_size // rt.world), workers=config.workers,
     )  # fmt: skip
-    classes = len(pictures.classes)
+    classes = len(images.classes)
     return {
-        name: metrics.confusion(chosen.labels, each, classes) for name, each in predicted.items()
+        name: metrics.confusion(chosen.labels, labels, classes)
+        for name, labels in predicted.items()
     }
 
 
-def _conclude(
-    config: FinetuneConfig,
-    now: _Moment,
-    grade: Any,
+def _report(
+    state: State,
+    epoch_steps: int,
+    grade: Callable[[str, Mapping[str, nn.Module]], dict[str, np.ndarray]],
     folder: RunFolder,
-    pictures: Labelled,
+    images: Labelled,
     opened: Backbone,
 ) -> dict[str, Any]:
-    models = {f"last_{kind}": model for kind, model in now.weights().items()}
-    for kind, best in now.best.items():
-        if best.at < config.epochs:  # otherwise the last moment is the selected one
-            models[f"selected_{kind}"] = copy.deepcopy(now.model)
-            models[f"selected_{kind}"].load_state_dict(best.weights)
+    models = {}
+    for name, kind in KINDS.items():
+        models[f"last_{kind}"] = state.modules[state.candidates[name]]
+        if (selected := state.selected(name)) is not models[f"last_{kind}"]:
+            models[f"selected_{kind}"] = selected
     counts = grade("test", models)
-    counts = {f"selected_{kind}": counts[f"last_{kind}"] for kind in now.best} | counts
+    counts = {f"selected_{kind}": counts[f"last_{kind}"] for kind in KINDS.values()} | counts
     # Which of the two kinds is the result is also for the validation split to say.
-    kind = max(now.best, key=lambda k: (now.best[k].score, k == AVERAGED))
-    chosen = counts[f"selected_{kind}"]
-    correct = torch.zeros(int(chosen.sum()), dtype=torch.bool).numpy()
+    name = max(KINDS, key=lambda n: (state.best[n].score, n == AVERAGED))
+    best, chosen = state.best[name], counts[f"selected_{KINDS[name]}"]
+    correct = np.zeros(int(chosen.sum()), dtype=bool)
     correct[: int(chosen.trace())] = True  # the interval does not depend on their order
     report = reports.build(
-        "finetune", folder.header, opened, pictures,
+        "finetune", folder.header, opened, images,
         metric="top1",
         scores={
             "top1": metrics.top1(chosen),
             "mean_per_class": metrics.mean_per_class(chosen),
-            **{f"top1_{name}": metrics.top1(each) for name, each in counts.items()},
+            **{f"top1_{which}": metrics.top1(matrix) for which, matrix in counts.items()},
         },
         interval=metrics.accuracy_interval(correct, folder.header.seed),
         details={
             "seconds": folder.seconds,
-            "selected": {"weights": kind, "epoch": now.best[kind].at, "by": "top1 on val"},
-            "validation": {
-                **{f"last_{k}": round(100 * v, 4) for k, v in now.last.items()},
-                **{f"selected_{k}": round(100 * b.score, 4) for k, b in now.best.items()},
+            "selected": {
+                "weights": KINDS[name], "epoch": best.at // epoch_steps, "by": "top1 on val"
             },
-            **confusions.facts(chosen, pictures.classes),
+            "validation": {
+                **{f"last_{k}": round(100 * state.scores[n], 4) for n, k in KINDS.items()},
+                **{f"selected_{k}": round(100 * state.best[n].score, 4) for n, k in KINDS.items()},
+            },
+            **reports.confusion(chosen, images.classes),
         },
     )  # fmt: skip
     if folder.runtime.is_main:
-        confusions.draw(chosen, pictures.classes, folder.path / confusions.FILE)
+        reports.draw_confusion(chosen, images.classes, folder.work / reports.CONFUSION_FILE)
     facts = {
         "arch": opened.arch,
         "arch_arguments": dict(opened.arguments),
-        "backbone": opened.name,
-        "image_size": opened.image_size,
-        "mean": list(opened.mean),
-        "std": list(opened.std),
-        "classes": list(map(str, pictures.classes)),
+        **reports.model_facts(opened, images),
     }
-    return folder.finish(report, now.best[kind].weights, facts)
+    return reports.finish(folder, report, best.weights, facts)

@@ -26,7 +26,7 @@ _FAILED, _LEFT = "synclr/failed", "synclr/left"
 
 
 class Store(Protocol):
-    """What is used of torch.distributed's store."""
+    """What is used of the key-value store that torch's ranks meet at."""
 
     def set(self, key: str, value: str) -> None: ...
     def get(self, key: str) -> bytes: ...

@@ -1,17 +1,24 @@
-"""Reports: what a judge found, with what, on what. One JSON file, flat where people look.
+"""Reports: what an evaluation measured, with what, on what. One JSON file, flat where people look.
 
     {"schema": "report", "task": "linear-probe", "metric": "top1", "value": 64.2, "unit": "%",
      "split": "test", "n": 10000, "seed": 0, "interval": [63.3, 65.1], "top1": 64.2, ...}
 
-Scores are given as fractions and written in percent.
+    counts [K, K] --confusion--> JSON, --draw_confusion--> out/confusion.png
+
+Scores are given as fractions and written in percent. Shapes: K classes, truth along the rows.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from synclr_cli import config as configs
 from synclr_cli.data import artifacts, storage
@@ -19,13 +26,17 @@ from synclr_cli.data.artifacts import Header
 from synclr_cli.data.labelled import Labelled
 from synclr_cli.errors import DataError
 from synclr_cli.learning.backbone import Backbone
+from synclr_cli.learning.run_folder import REPORT_FILE as FILE, RunFolder
 from synclr_cli.safe_text import redact
 
-FILE = "report.json"
+MODEL_FILE, CONFUSION_FILE = "model.safetensors", "confusion.png"
+LONGEST = 28  # letters of a name in an image
+LARGEST = 100  # classes whose confusion matrix goes into the report
+_NUMBERED, _NAMED = 20, 60  # classes up to which cells have numbers, and rows have names
 
 
 def header(config: configs.StageConfig, backbone: Backbone, data: Labelled) -> Header:
-    """Describe a judgement: its settings, and the two digests it stands on."""
+    """Describe an evaluation: its settings, and the two digests it stands on."""
     return Header(
         schema="report",
         config=configs.recipe(config),
@@ -37,37 +48,25 @@ def header(config: configs.StageConfig, backbone: Backbone, data: Labelled) -> H
     )
 
 
-def stored(path: Path, stage: str, wanted: Header, *, overwrite: bool) -> dict[str, Any] | None:
-    """Return the report the same command wrote earlier; None if there is none.
-
-    Raises:
-        UsageError: the report is of other settings, another backbone or other data.
-        DataError: the file is no report.
-    """
-    if overwrite or not path.is_file():
-        return None
-    report = read(path)
-    found = Header.parse(json.dumps(report["header"]), path)
-    artifacts.require_same(stage, found, wanted, path)
-    return report
-
-
 def read(path: Path) -> dict[str, Any]:
     """Read a report.
 
     Raises:
         DataError: the file is missing or no report.
     """
-    report = storage.read_json(path)
-    if report.get("schema") != "report" or "header" not in report:
-        raise DataError(f"{path}", got=f"schema {report.get('schema')}", expected="a report")
-    Header.parse(json.dumps(report["header"]), path)
+    try:
+        report = storage.read_json(path)
+        if report.get("schema") != "report" or "header" not in report:
+            raise DataError(f"{path}", got=f"schema {report.get('schema')}", expected="a report")
+        Header.parse(json.dumps(report["header"]), path)
+    except DataError as e:
+        raise DataError(str(e), do="delete it: the same command makes it again") from e
     return report
 
 
 def build(
     task: str,
-    made: Header,
+    about: Header,
     backbone: Backbone,
     data: Labelled,
     *,
@@ -81,11 +80,11 @@ def build(
 
     Args:
         task: subcommand.
-        made: of `header`.
+        about: of `header`.
         metric: the key of `scores` that is the result.
         scores: fractions by name; written in percent, each under its own key.
         interval: 95 % bootstrap interval of the metric, fractions.
-        details: whatever else the judge wants to say; JSON values, units in the names.
+        details: what else there is to report; JSON values, units in the names.
     """
     return {
         "schema": "report",
@@ -96,7 +95,7 @@ def build(
         "unit": "%",
         "split": split,
         "n": len(data.splits[split]),
-        "seed": made.seed,
+        "seed": about.seed,
         "interval": [_percent(bound) for bound in interval],
         **{name: _percent(score) for name, score in scores.items()},
         "backbone": {
@@ -110,18 +109,91 @@ def build(
             "name": data.name,
             "digest": data.digest,
             "classes": len(data.classes),
-            "n": {name: len(each) for name, each in data.splits.items()},
+            "n": {name: len(split) for name, split in data.splits.items()},
             "splits": dict(data.facts),
         },
         **(details or {}),
-        "config": dict(made.config),
-        "header": json.loads(made.json()),
+        "config": dict(about.config),
+        "header": json.loads(about.json()),
     }
 
 
-def write(path: Path, report: Mapping[str, Any]) -> None:
-    """Write a report, whole or not at all."""
-    storage.write_json(path, report)
+def finish(
+    folder: RunFolder,
+    report: Mapping[str, Any],
+    weights: Mapping[str, Tensor] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write the selected weights, if any, and then the report; return it, alike on all ranks.
+
+    Args:
+        facts: what somebody who loads the weights must know.
+    """
+
+    def write(path: Path) -> None:
+        if weights is not None:
+            header = replace(folder.header, schema="model", facts=facts)
+            artifacts.write_tensors(path / MODEL_FILE, weights, header)
+        storage.write_json(path / FILE, report)
+
+    folder.finish(write)
+    return read(folder.path / FILE)  # ranks differ in seconds
+
+
+def model_facts(backbone: Backbone, data: Labelled) -> dict[str, Any]:
+    """Return what somebody who loads the selected weights must know of images and classes."""
+    return {
+        "backbone": backbone.name,
+        "image_size": backbone.image_size,
+        "mean": list(backbone.mean),
+        "std": list(backbone.std),
+        "classes": list(map(str, data.classes)),
+    }
+
+
+def confusion(counts: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the matrix for a report; nothing if there are too many classes to read it."""
+    if len(classes) > LARGEST:
+        return {}
+    return {"classes": [str(name) for name in classes], "confusion": counts.tolist()}
+
+
+def shortened(name: str) -> str:
+    """Return a class's name as an image has room for it."""
+    return name if len(name) <= LONGEST else name[: LONGEST - 3] + "..."
+
+
+def draw_confusion(counts: np.ndarray, classes: Sequence[str], png: Path) -> None:
+    """Draw the matrix, each row as shares of its class; up to 20 classes with percentages."""
+    from matplotlib.figure import Figure
+
+    occurs = counts.sum(1, keepdims=True)
+    shares = np.divide(100.0 * counts, occurs, out=np.zeros(counts.shape), where=occurs > 0)
+    number = len(classes)
+    side = float(np.clip(1.6 + 0.42 * number, 3.5, 12))
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    panel = figure.subplots()
+    shown = panel.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
+    bar = figure.colorbar(shown, ax=panel, shrink=0.8)
+    bar.set_label("% of the row's class", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    panel.set_xlabel("taken for", fontsize=9)
+    panel.set_ylabel("class", fontsize=9)
+    if number <= _NAMED:
+        names = [shortened(str(name)) for name in classes]
+        plain: dict[str, Any] = {"fontsize": 7, "parse_math": False}  # "$" is a letter of a name
+        panel.set_xticks(range(number), names, rotation=90, **plain)
+        panel.set_yticks(range(number), names, **plain)
+    if number <= _NUMBERED:
+        for (row, column), share in np.ndenumerate(shares):
+            if round(share):
+                colour = "white" if share > 60 else "black"
+                panel.text(
+                    column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=colour
+                )
+    with storage.atomic_file(png) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box for each is drawn
+        figure.savefig(partial, format="png", dpi=130)
 
 
 def _percent(fraction: float) -> float:

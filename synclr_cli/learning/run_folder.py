@@ -4,7 +4,7 @@ out/
     run.json              the header; first, so that other settings are noticed
     metrics.jsonl         one line per logged step; other .jsonl files may lie beside it
     checkpoints/step-N/   everything that is needed to resume; an evaluation's go when it is done
-    RESULT                backbone.safetensors or report.json, last: a folder that has it is finished
+    RESULT                backbone.safetensors or report.json; last: with it a run is finished
     .lock                 while a process works here
     .new/                 with --overwrite: the run that will take this one's place
 
@@ -287,12 +287,12 @@ class RunFolder:
                 new.rename(whole)
             if whole.is_dir():
                 for name in (self.result, RUN_FILE, *_WRITTEN):
-                    _remove(self.path / name)
+                    storage.remove(self.path / name)
                 whole.rename(placing)
             # run.json first and the result last, as they were written.
             names = sorted(p.name for p in placing.iterdir())
             for name in sorted(names, key=lambda n: (n == self.result) - (n == RUN_FILE)):
-                _remove(self.path / name)
+                storage.remove(self.path / name)
                 (placing / name).rename(self.path / name)
             placing.rmdir()
 
@@ -310,9 +310,3 @@ class RunFolder:
                 text = "".join(f"{json.dumps(line)}\n" for line in kept)
                 partial.write_text(text, encoding="utf-8")
 
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

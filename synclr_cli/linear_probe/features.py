@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from synclr_cli import console
 from synclr_cli.config import LinearProbeConfig
 from synclr_cli.data import artifacts
-from synclr_cli.data.artifacts import Header
 from synclr_cli.data.labelled import Labelled, Split
 from synclr_cli.errors import DataError, UsageError
 from synclr_cli.learning import backbone as backbones, loader
 from synclr_cli.learning.backbone import Backbone
+from synclr_cli.learning.run_folder import RunFolder
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.learning.transforms import EvalTransform
 
@@ -48,15 +48,19 @@ def make(
     config: LinearProbeConfig,
     backbone: Backbone,
     data: Labelled,
-    folder: Path,
-    made: Header,
+    run: RunFolder,
     rt: Runtime,
 ) -> None:
-    """Write the features of every split to `folder`, as far as they are not there; all ranks help.
+    """Write the features of every split, as far as they are not there; all ranks help.
+
+    They lie in the run's own folder, whether or not its report is about to be overwritten: a file
+    is named after what its numbers depend on.
 
     Raises:
-        DataError: a picture does not decode, or its features are not finite.
+        DataError: an image does not decode, or its features are not finite.
     """
+    folder = run.path
+    header = replace(run.header, schema="features")
     missing = {
         name: path
         for name, split in data.splits.items()
@@ -71,12 +75,12 @@ def make(
             for part, rows in parts[rt.rank :: rt.world]:
                 if not part.is_file():
                     x = _extract(config, model, backbone, split, rows, rt, meter)
-                    artifacts.write_tensors(part, {"x": x}, replace(made, schema="features"))
+                    artifacts.write_tensors(part, {"x": x}, header)
         rt.barrier()
         if rt.is_main:
             x = torch.cat([artifacts.read_tensors(part, "features")[0]["x"] for part, _ in parts])
-            header = replace(made, schema="features", facts={"split": name})
-            artifacts.write_tensors(path, {"x": x, "y": torch.from_numpy(split.labels)}, header)
+            whole = {"x": x, "y": torch.from_numpy(split.labels)}
+            artifacts.write_tensors(path, whole, replace(header, facts={"split": name}))
             for part in folder.glob(f".{path.stem}.part-*"):
                 part.unlink()
     rt.barrier()
@@ -96,7 +100,7 @@ def read(backbone: Backbone, data: Labelled, folder: Path, rt: Runtime) -> dict[
         except DataError as e:
             raise DataError(
                 f"stored features are damaged: {e}",
-                do=f"delete {path}: the same command makes it anew",
+                do=f"delete {path}: the same command makes it again",
             ) from e
         found[name] = Features(tensors["x"], tensors["y"])
     return found

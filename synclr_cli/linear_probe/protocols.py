@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,11 @@ from torch import Tensor
 
 from synclr_cli import console, rng
 from synclr_cli.config import LinearProbeConfig
-from synclr_cli.data.artifacts import Header
 from synclr_cli.data.labelled import Labelled
 from synclr_cli.errors import DataError
-from synclr_cli.learning import confusions, knn as neighbours, metrics
+from synclr_cli.learning import knn as neighbours, metrics, reports
 from synclr_cli.learning.backbone import Backbone
+from synclr_cli.learning.run_folder import RunFolder
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.linear_probe import features, logistic
 from synclr_cli.linear_probe.features import Features
@@ -34,14 +33,17 @@ from synclr_cli.linear_probe.features import Features
 
 @dataclass(frozen=True)
 class Case:
-    """A backbone before its judge."""
+    """A backbone, what it is evaluated on, and where the report goes."""
 
     config: LinearProbeConfig
     backbone: Backbone
     data: Labelled
-    out: Path
-    made: Header  # of the report to come
-    rt: Runtime
+    folder: RunFolder
+
+    @property
+    def rt(self) -> Runtime:
+        """Return device and ranks."""
+        return self.folder.runtime
 
     @property
     def classes(self) -> int:
@@ -50,7 +52,7 @@ class Case:
 
     def features(self) -> dict[str, Features]:
         """Return the features of every split, which `features.make` wrote."""
-        return features.read(self.backbone, self.data, self.out, self.rt)
+        return features.read(self.backbone, self.data, self.folder.path, self.rt)
 
     def fit(self, x: Tensor, y: Tensor, penalties: list[float]) -> logistic.Path:
         """Fit logistic regressions on this run's device; the solutions come back to the CPU."""
@@ -106,7 +108,8 @@ def graded(
     """Grade predictions of the test split, [n]; `scores` and `details` are added."""
     counts = metrics.confusion(truth, predicted, case.classes)
     if case.rt.is_main:
-        confusions.draw(counts, case.data.classes, case.out / confusions.FILE)
+        png = case.folder.work / reports.CONFUSION_FILE
+        reports.draw_confusion(counts, case.data.classes, png)
     by_class = case.config.metric == "mean_per_class"
     return Outcome(
         {
@@ -118,7 +121,7 @@ def graded(
         metrics.accuracy_interval(
             predicted == truth, case.config.seed, labels=truth if by_class else None
         ),
-        {**details, **confusions.facts(counts, case.data.classes)},
+        {**details, **reports.confusion(counts, case.data.classes)},
     )
 
 
@@ -243,7 +246,7 @@ def few_shot(case: Case) -> Outcome:
             "shots": case.config.shots,
             "repeats": len(draws),
             "penalty": penalties[best],
-            "by_draw": [round(100 * float(each), 4) for each in found],
+            "by_draw": [round(100 * float(score), 4) for score in found],
             "spread": round(100 * float(found.std(ddof=1)), 4) if len(found) > 1 else None,
         },
     )

@@ -1,15 +1,13 @@
-"""Judge a backbone by a classifier on its frozen cls features.
+"""Evaluate a backbone by a classifier on its frozen cls features.
 
 Whatever a protocol has to choose (L2 strength, learning rate, epoch) it chooses on the validation
-split; the test split is graded once, at the end.
+split; the test split is used once, at the end.
 
-    backbone + data --run--> out/{features-SPLIT-KEY.safetensors, report.json}
+    backbone + data --run--> out/{features-SPLIT-KEY.safetensors, confusion.png, report.json}
 """
 
 from __future__ import annotations
 
-import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,91 +15,66 @@ from synclr_cli.config import LinearProbeConfig
 from synclr_cli.data import labelled
 from synclr_cli.errors import UsageError
 from synclr_cli.learning import reports, runtime
-from synclr_cli.learning.runtime import Runtime
+from synclr_cli.learning.run_folder import RunFolder
 from synclr_cli.linear_probe import features, protocols, sgd
-from synclr_cli.linear_probe.protocols import Case
+from synclr_cli.linear_probe.protocols import Case, Outcome
 
-PROTOCOLS = {
-    "lbfgs": protocols.lbfgs,
-    "knn": protocols.knn,
-    "few-shot": protocols.few_shot,
-    "sgd": sgd.sgd,
-}
+PROTOCOLS = {"lbfgs": protocols.lbfgs, "knn": protocols.knn, "few-shot": protocols.few_shot}
 
 
 def run(
     config: LinearProbeConfig, backbone: str, data: str, out: Path, *, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Judge a backbone and return its report.
+    """Evaluate a backbone and return its report.
 
     Raises:
         UsageError: `out` holds the report of another config, backbone or data.
-        DataError: backbone or data cannot be read, or cannot be judged on.
-        KeyboardInterrupt: interrupted; the same call continues.
+        DataError: backbone or data cannot be read, or cannot be evaluated on.
+        DivergedError: with sgd, no learning rate has a finite loss.
+        KeyboardInterrupt: interrupted; the same call resumes.
     """
-    with runtime.started(config.precision) as rt:
-        # Open: what is judged, on what, and whether it was judged before.
-        started = time.monotonic()
-        pictures = labelled.open_data(
-            data,
-            several=config.metric == "mean_ap",
-            validation_share=config.validation_share,
-            seed=config.seed,
+    # Open: what is evaluated, on what, and whether it was before.
+    images = labelled.open_data(
+        data,
+        several=config.metric == "mean_ap",
+        validation_share=config.validation_share,
+        seed=config.seed,
+    )
+    if config.metric == "mean_ap" and not images.several:
+        raise UsageError(
+            "linear-probe.metric mean_ap", got="one class an image", expected="lists of labels"
         )
-        if config.metric == "mean_ap" and not pictures.several:
-            raise UsageError(
-                "linear-probe.metric mean_ap", got="one class a picture", expected="lists of labels"
-            )
-        opened = features.open_any(backbone, image_size=config.image_size, seed=config.seed)
-        made = reports.header(config, opened, pictures)
-        stored = reports.stored(out / reports.FILE, "linear-probe", made, overwrite=overwrite)
-        if stored is not None:
-            return stored
-        _clear(out, rt, overwrite=overwrite)
+    opened = features.open_any(backbone, image_size=config.image_size, seed=config.seed)
+    header = reports.header(config, opened, images)
+    with (
+        runtime.started(config.precision) as rt,
+        RunFolder(out, "linear-probe", header, rt, overwrite=overwrite) as folder,
+    ):
+        if folder.finished():
+            return reports.read(out / reports.FILE)
+        folder.claim()
+        case = Case(config, opened, images, folder)
+        if config.protocol == "sgd":
+            return reports.finish(folder, _report(case, sgd.sgd(case)))
 
-        # Build, loop: the protocol. All ranks make features; what is fitted to them, one fits.
-        case = Case(config, opened, pictures, out, made, rt)
-        protocol = PROTOCOLS[config.protocol]
-        if protocol is not sgd.sgd:
-            features.make(config, opened, pictures, out, made, rt)
-            if not rt.is_main:
-                return _wait_for(out / reports.FILE)
-        found = protocol(case)
-
-        # Write.
-        report = reports.build(
-            "linear-probe",
-            made,
-            opened,
-            pictures,
-            metric=config.metric,
-            scores=found.scores,
-            interval=found.interval,
-            details={
-                "protocol": config.protocol,
-                **found.details,
-                "seconds": round(time.monotonic() - started, 2),
-            },
-        )
-        if not rt.is_main:
-            return _wait_for(out / reports.FILE)
-        reports.write(out / reports.FILE, report)
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)  # of sgd
-        return report
+        # All ranks make features; what is fitted to them, one fits, for as long as it takes.
+        features.make(config, opened, images, folder, rt)
+        report = rt.from_main(lambda: _report(case, PROTOCOLS[config.protocol](case)))
+        return reports.finish(folder, report)
 
 
-def _clear(out: Path, rt: Runtime, *, overwrite: bool) -> None:
-    """With `overwrite`, forget what was begun; the old report stays until there is another."""
-    rt.barrier()  # every rank has looked for a report
-    if overwrite and rt.is_main:
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
-        if rt.world > 1:  # the others wait for a report, and an old one is none
-            (out / reports.FILE).unlink(missing_ok=True)
-    rt.barrier()
-
-
-def _wait_for(path: Path) -> dict[str, Any]:
-    """Return the report that the main rank is working on; it may take longer than a barrier may."""
-    while not path.is_file():
-        time.sleep(0.1)
-    return reports.read(path)
+def _report(case: Case, outcome: Outcome) -> dict[str, Any]:
+    return reports.build(
+        "linear-probe",
+        case.folder.header,
+        case.backbone,
+        case.data,
+        metric=case.config.metric,
+        scores=outcome.scores,
+        interval=outcome.interval,
+        details={
+            "protocol": case.config.protocol,
+            **outcome.details,
+            "seconds": case.folder.seconds,
+        },
+    )

@@ -1,21 +1,22 @@
 """The ImageNet protocol (Table 13): a linear layer trained by SGD on augmented views.
 
 Every learning rate of the sweep has a classifier of its own, all trained in the same pass over the
-pictures: the backbone sees each view once. In that pass there are two of each: one that never
+images: the backbone sees each view once. In that pass there are two of each: one that never
 learns from the validation split and is graded on it, by which rate and epoch are chosen, and one
 that learns from train and validation, which is the result. So nothing is chosen by what it was
 trained on, and nothing is wasted. The last epoch is reported too.
 
     views [B, 3, S, S] --frozen ViT--> cls [B, D] --R linear layers--> logits [R, B, K]
 
-Shapes: B pictures of a batch, S pixels, D features, K classes, R learning rates.
+Shapes: B images of a batch, S pixels, D features, K classes, R learning rates.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode, v2
 
-from synclr_cli import console, rng
+from synclr_cli import rng
 from synclr_cli.data.labelled import Labelled
-from synclr_cli.errors import DataError, DivergedError, UsageError
+from synclr_cli.errors import DataError, UsageError
 from synclr_cli.learning import (
     backbone as backbones,
     loader,
@@ -36,20 +37,21 @@ from synclr_cli.learning import (
     transforms,
 )
 from synclr_cli.learning.backbone import Backbone
-from synclr_cli.learning.checkpoint import Checkpoint
-from synclr_cli.learning.run_folder import RunFolder
+from synclr_cli.learning.supervised import Plan, State
 from synclr_cli.learning.transforms import EvalTransform
 from synclr_cli.linear_probe.protocols import Case, Outcome, graded
 
 MOMENTUM = 0.9
 INITIAL_STD = 0.01  # of the weights, as released
-LOOK_EPOCHS = 10  # between looks at the validation split, as released
-CROP_AREA = (0.08, 1.0)  # of the training crop, share of the picture
+NORM_EPS = 1e-6  # of the batch norm without affine parameters, as released
+EVALUATE_EPOCHS = 10  # between looks at the validation split, as released
+SCORE = "validation"
+CROP_AREA = (0.08, 1.0)  # of the training crop, share of the image
 TEST_CROP = 224 / 256  # side of the test crop / resized shorter side
 
 
 class Heads(nn.Module):
-    """R linear layers on the same features."""
+    """R linear layers on the same features, and the momenta of their SGD."""
 
     def __init__(self, rates: int, width: int, classes: int, *, batch_norm: bool, seed: int):
         super().__init__()
@@ -57,12 +59,15 @@ class Heads(nn.Module):
         weight = torch.randn(width, classes, generator=generator) * INITIAL_STD
         self.weight = nn.Parameter(weight.repeat(rates, 1, 1))  # [R, D, K], all start alike
         self.bias = nn.Parameter(torch.zeros(rates, 1, classes))
-        self.norm = nn.BatchNorm1d(width, eps=1e-6, affine=False) if batch_norm else nn.Identity()
-        self.momenta = [torch.zeros_like(p) for p in (self.weight, self.bias)]
+        self.norm = nn.BatchNorm1d(width, eps=NORM_EPS, affine=False) if batch_norm else None
+        self.register_buffer("weight_momentum", torch.zeros_like(self.weight))
+        self.register_buffer("bias_momentum", torch.zeros_like(self.bias))
+        self.register_buffer("rate", torch.zeros((), dtype=torch.long))  # index of the best one
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits [R, B, K] of features [B, D]."""
-        return torch.baddbmm(self.bias, self.norm(x).expand(len(self.weight), -1, -1), self.weight)
+        x = x if self.norm is None else self.norm(x)
+        return torch.baddbmm(self.bias, x.expand(len(self.weight), -1, -1), self.weight)
 
     def learn(self, x: Tensor, labels: Tensor, rates: Tensor) -> Tensor:
         """Take one SGD step on features [B, D]; return each head's loss before it, [R].
@@ -75,71 +80,13 @@ class Heads(nn.Module):
         targets = labels.expand(len(logits), -1)
         losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").mean(1)  # [R]
         parameters = [self.weight, self.bias]
+        momenta = [self.weight_momentum, self.bias_momentum]
         gradients = torch.autograd.grad(losses.sum(), parameters)
         with torch.no_grad():
-            for p, v, g in zip(parameters, self.momenta, gradients, strict=True):
+            for p, v, g in zip(parameters, momenta, gradients, strict=True):
                 v.mul_(MOMENTUM).add_(g)
                 p.sub_(rates[:, None, None] * v)
         return losses.detach()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return weights, statistics and momenta, to be saved."""
-        return {**self.state_dict(), **{f"momentum{i}": v for i, v in enumerate(self.momenta)}}
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take `tensors` back."""
-        momenta = [tensors.pop(f"momentum{i}") for i in range(len(self.momenta))]
-        self.load_state_dict(tensors)
-        for v, saved in zip(self.momenta, momenta, strict=True):
-            v.copy_(saved)
-
-
-class _Moment:
-    """All that changes while training, and how it is saved."""
-
-    def __init__(self, case: Case, width: int):
-        self.choosing, self.result = (
-            Heads(
-                len(case.config.base_lrs), width, case.classes,
-                batch_norm=case.config.batch_norm, seed=case.config.seed,
-            )
-            for _ in range(2)
-        )  # fmt: skip
-        for heads in (self.choosing, self.result):
-            heads.to(case.rt.device)
-            heads.momenta = [v.to(case.rt.device) for v in heads.momenta]
-        self.best = supervised.Best()  # the result's weights when the choosing did best
-        self.rate = 0  # index of the rate that did
-
-    def look(self, epoch: int, scores: list[float]) -> None:
-        """Take in each rate's grade on validation; an earlier epoch stays if it was as good."""
-        if max(scores) > self.best.score:
-            self.best.take(epoch, max(scores), self.result)
-            self.rate = int(np.argmax(scores))
-
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return what a checkpoint keeps as tensors."""
-        return {
-            "choosing": self.choosing.tensors(),
-            "result": self.result.tensors(),
-            "best": self.best.weights,
-        }
-
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps as JSON."""
-        return {"best": self.best.state(), "rate": self.rate}
-
-    def restore(self, found: Checkpoint | None) -> int:
-        """Go back to a checkpoint; return the steps done by then."""
-        if found is None:
-            return 0
-        self.choosing.restore(dict(found.groups["choosing"]))
-        self.result.restore(dict(found.groups["result"]))
-        self.best = supervised.Best(
-            **found.state["best"], weights=dict(found.groups.get("best", {}))
-        )
-        self.rate = found.state["rate"]
-        return found.step
 
 
 def sgd(case: Case) -> Outcome:
@@ -147,62 +94,78 @@ def sgd(case: Case) -> Outcome:
 
     Raises:
         UsageError: a batch does not part evenly among the ranks.
-        DataError: train and validation have fewer pictures than one batch.
+        DataError: train and validation have fewer images than one batch.
         DivergedError: the loss of every learning rate is not finite.
-        KeyboardInterrupt: interrupted; the work is saved and the same call continues it.
+        KeyboardInterrupt: interrupted; the work is saved and the same call resumes it.
     """
-    # Open: where the work was.
     config, rt = case.config, case.rt
-    folder = RunFolder(case.out, "linear-probe", case.made, rt)
     n = sum(len(case.data.splits[name]) for name in ("train", "val"))
-    steps_per_epoch = _steps_per_epoch(case, n)
-    steps = config.epochs * steps_per_epoch
-
-    # Build.
+    epoch_steps = _steps_per_epoch(case, n)
     model = case.backbone.model.to(rt.device).eval()
-    with torch.inference_mode():
-        side = case.backbone.image_size
-        width = backbones.cls_features(model, torch.zeros(1, 3, side, side, device=rt.device))
-    now = _Moment(case, width.shape[1])
-    start = now.restore(folder.resume())
-    peaks = torch.tensor(config.base_lrs, device=rt.device) * config.sgd_batch_size / 256  # [R]
+    heads = _heads(case, model)
+    choosing, result = heads["choosing"], heads["result"]
+    # Of equal scores the earlier moment is best, and of equal rates the first.
+    state = State(heads, candidates={SCORE: "result"}, latest=False)
 
-    # Loop.
-    keys = loader.EpochOrder(
-        n, config.sgd_batch_size, seed=config.seed, start=start, steps=steps,
-        rank=rt.rank, world=rt.world,
+    def validate() -> Iterator[tuple[str, float]]:
+        truth = case.data.splits["val"].labels
+        scores = [case.score(truth, classes) for classes in _predict(case, model, choosing, "val")]
+        result.rate.fill_(int(np.argmax(scores)))  # kept with the weights it speaks of
+        yield SCORE, max(scores)
+
+    plan = Plan(
+        steps=config.epochs * epoch_steps,
+        evaluate_steps=EVALUATE_EPOCHS * epoch_steps,
+        save_steps=epoch_steps,
+        epoch_steps=epoch_steps,
+        remedy="lower linear-probe.base_lrs",
+    )
+    batches = supervised.batches(
+        n, functools.partial(training_item, case.data, case.backbone, config.seed), rt,
+        batch_size=config.sgd_batch_size, steps=plan.steps, seed=config.seed,
+        workers=config.workers,
     )  # fmt: skip
-    make = functools.partial(training_item, case.data, case.backbone, config.seed)
-    with (
-        runtime.StopFlag() as stop,
-        console.progress("linear probe", steps, done=start, unit="step") as meter,
-    ):
-        batches = loader.load(make, keys, workers=config.workers)
-        for step, (views, labels, held_out) in enumerate(batches, start):
-            x = rt.gather(_features(case, model, views))  # [B, D]
-            y, held = rt.gather(labels.to(rt.device)), rt.gather(held_out.to(rt.device)) > 0  # [B]
-            rates = peaks * schedules.cosine(step, steps, 1.0, 0.0)  # [R]
-            losses = now.result.learn(x, y, rates)  # [R]
-            if not torch.isfinite(losses).any():
-                raise DivergedError(
-                    f"no learning rate has a finite loss at step {step}",
-                    do="lower linear-probe.base_lrs",
-                )
-            if (~held).sum() > 1:  # a batch norm needs two
-                now.choosing.learn(x[~held], y[~held], rates)
-            meter.say(loss=float(losses.nan_to_num(math.inf).min()))
-            meter.advance()
+    highest = max(config.base_lrs) * config.sgd_batch_size / 256
+    supervised.fit(
+        state, plan, batches, _step(case, model, choosing, result, plan.steps),
+        lambda number: highest * schedules.cosine(number, plan.steps, 1.0, 0.0),
+        validate, case.folder,
+    )  # fmt: skip
+    return _conclude(case, model, state)
 
-            epoch, inside = divmod(step + 1, steps_per_epoch)
-            if not inside and (epoch % LOOK_EPOCHS == 0 or epoch == config.epochs):
-                truth = case.data.splits["val"].labels
-                found = _predict(case, model, now.choosing, "val")
-                now.look(epoch, [case.score(truth, each) for each in found])
-                folder.log({"step": step + 1, "epoch": epoch, "validation": now.best.score})
-            supervised.pause(folder, stop, now, done=step + 1, steps=steps, due=not inside)
 
-    # Write: the test split, for the last epoch and the chosen one.
-    return _conclude(case, model, now)
+def _heads(case: Case, model: nn.Module) -> dict[str, Heads]:
+    """Return the classifiers that choose and those that are the result, alike at the start."""
+    side, device = case.backbone.image_size, case.rt.device
+    with torch.inference_mode():
+        features = backbones.cls_features(model, torch.zeros(1, 3, side, side, device=device))
+    return {
+        name: Heads(
+            len(case.config.base_lrs), features.shape[1], case.classes,
+            batch_norm=case.config.batch_norm, seed=case.config.seed,
+        ).to(device)
+        for name in ("choosing", "result")
+    }  # fmt: skip
+
+
+def _step(
+    case: Case, model: nn.Module, choosing: Heads, result: Heads, steps: int
+) -> Callable[[tuple[Tensor, Tensor, Tensor], int], float]:
+    """Return the update of a batch of views; its loss is the lowest of all rates."""
+    rt, base_lrs = case.rt, torch.tensor(case.config.base_lrs, device=case.rt.device)
+    peaks = base_lrs * case.config.sgd_batch_size / 256  # [R]
+
+    def step(batch: tuple[Tensor, Tensor, Tensor], number: int) -> float:
+        views, labels, held_out = batch
+        x = rt.gather(_features(case, model, views))  # [B, D]
+        y, held = rt.gather(labels.to(rt.device)), rt.gather(held_out.to(rt.device)) > 0  # [B]
+        rates = peaks * schedules.cosine(number, steps, 1.0, 0.0)  # [R]
+        losses = result.learn(x, y, rates)  # [R]
+        if (~held).sum() > 1:  # a batch norm needs two
+            choosing.learn(x[~held], y[~held], rates)
+        return float(losses.nan_to_num(math.inf).min())
+
+    return step
 
 
 def _steps_per_epoch(case: Case, n: int) -> int:
@@ -213,7 +176,7 @@ def _steps_per_epoch(case: Case, n: int) -> int:
         )
     if batch > n:
         raise DataError(
-            f"{case.data.spec}: {n} pictures to train on",
+            f"{case.data.spec}: {n} images to train on",
             expected=f"a batch of linear-probe.sgd_batch_size = {batch} or more",
         )
     return n // batch
@@ -222,7 +185,7 @@ def _steps_per_epoch(case: Case, n: int) -> int:
 def training_item(
     data: Labelled, backbone: Backbone, seed: int, key: tuple[int, int]
 ) -> tuple[Tensor, int, int]:
-    """Return the view [3, S, S] of picture i in an epoch, its label, and 1 if it is held out.
+    """Return the view [3, S, S] of image i in an epoch, its label, and 1 if it is held out.
 
     Pictures are those of train, then those of validation, which are held out. The view is a
     function of (seed, epoch, i): a crop of 8 to 100 % of the area, bilinear, flipped half the time.
@@ -248,15 +211,15 @@ def test_view(backbone: Backbone) -> EvalTransform:
     )
 
 
-def _augment(picture: Image.Image, size: int) -> Image.Image:
+def _augment(image: Image.Image, size: int) -> Image.Image:
     cropped = v2.RandomResizedCrop(size, scale=CROP_AREA, interpolation=InterpolationMode.BILINEAR)(
-        picture
+        image
     )
     return v2.RandomHorizontalFlip()(cropped)
 
 
 def _features(case: Case, model: nn.Module, views: Tensor) -> Tensor:
-    """Return cls features [B, D] float32, a few pictures at a time."""
+    """Return cls features [B, D] float32, a few images at a time."""
     with torch.inference_mode(), case.rt.autocast():
         parts = [
             backbones.cls_features(model, part.to(case.rt.device)).float()
@@ -266,35 +229,39 @@ def _features(case: Case, model: nn.Module, views: Tensor) -> Tensor:
 
 
 def _predict(case: Case, model: nn.Module, heads: Heads, name: str) -> np.ndarray:
-    """Return every head's classes for a split, [R, n]; ranks share the pictures."""
+    """Return every head's classes for a split, [R, n]; ranks share the images."""
     split, view, rt = case.data.splits[name], test_view(case.backbone), case.rt
     heads.eval()
-    found = torch.zeros(len(heads.weight), len(split), dtype=torch.long, device=rt.device)
+    classes = torch.zeros(len(heads.weight), len(split), dtype=torch.long, device=rt.device)
     batches = loader.in_batches(range(rt.rank, len(split), rt.world), case.config.batch_size)
     loaded = loader.load(functools.partial(view.of, split), batches, workers=case.config.workers)
     for rows, views in zip(batches, loaded, strict=True):
         with torch.no_grad():
-            found[:, rows] = heads(_features(case, model, views)).argmax(-1)  # [R, B]
-    return rt.sum(found).cpu().numpy()
+            classes[:, rows] = heads(_features(case, model, views)).argmax(-1)  # [R, B]
+    return rt.sum(classes).cpu().numpy()
 
 
-def _conclude(case: Case, model: nn.Module, now: _Moment) -> Outcome:
+def _conclude(case: Case, model: nn.Module, state: State) -> Outcome:
     truth = case.data.splits["test"].labels
-    last = _predict(case, model, now.result, "test")  # [R, n]
-    weights = {name: t.to(case.rt.device) for name, t in now.best.weights.items()}
-    now.result.load_state_dict(weights)
-    chosen = _predict(case, model, now.result, "test")[now.rate]  # [n]
+    best, result = state.best[SCORE], state.modules["result"]
+    rate = int(best.weights["rate"])
+    last = _predict(case, model, cast(Heads, result), "test")[rate]  # [n]
+    selected = state.selected(SCORE)
+    chosen = last
+    if selected is not result:
+        chosen = _predict(case, model, cast(Heads, selected), "test")[rate]  # [n]
+    n = sum(len(case.data.splits[name]) for name in ("train", "val"))
     return graded(
         case,
         truth,
         chosen,
         {
-            "validation": now.best.score,
-            f"{case.config.metric}_last": case.score(truth, last[now.rate]),
+            "validation": best.score,
+            f"{case.config.metric}_last": case.score(truth, last),
         },
         {
-            "base_lr": case.config.base_lrs[now.rate],
-            "selected_epoch": now.best.at,
+            "base_lr": case.config.base_lrs[rate],
+            "selected_epoch": best.at // _steps_per_epoch(case, n),
             "epochs": case.config.epochs,
         },
     )

@@ -17,7 +17,7 @@ from torch import nn
 from synclr_cli.config import SegmentConfig
 from synclr_cli.data import storage
 from synclr_cli.data.labelled import Labelled
-from synclr_cli.learning import confusions
+from synclr_cli.learning import reports
 from synclr_cli.learning.backbone import Backbone
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.segment import dense, grading
@@ -67,7 +67,7 @@ def legend(
         if k == dense.IGNORED:
             words.append(("not labelled", (60, 60, 60)))
         else:
-            words.append((confusions.shortened(str(classes[k])), tuple(colours[k].tolist())))
+            words.append((reports.shortened(str(classes[k])), tuple(colours[k].tolist())))
     font = ImageFont.load_default(_LETTERS)
     corners, x, y = [], _GAP, _GAP
     for name, _ in words:
