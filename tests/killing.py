@@ -1,4 +1,4 @@
-"""End a job from outside: with SIGKILL until it comes to its end, or with SIGTERM in its loop."""
+"""End a job: with SIGKILL until it comes to its end, or with SIGTERM in its loop."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import forkserver
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,6 +49,48 @@ def kill_until_done(job: partial[object], seconds: float, *, seed: int, most: in
             return kills
         time.sleep(0.01)
     raise AssertionError(f"not done after {most} kills")
+
+
+def kill_before_every_write(job: partial[object], most: int = 200) -> int:
+    """Run `job` to its end, each process of it killed before its second file gets its name.
+
+    So each process brings the work one write further, and every moment between two writes is met.
+    Return how many were killed.
+
+    Args:
+        job: of a function at the top of its module, with its arguments.
+
+    Raises:
+        AssertionError: a process failed, or the work does not come to an end.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([inspect.getmodule(job.func).__name__, __name__])
+    for kills in range(most):
+        process = server.Process(target=_dying, args=(job,))
+        process.start()
+        process.join()
+        if process.exitcode != -signal.SIGKILL:
+            assert process.exitcode == 0, f"the job ended with {process.exitcode}"
+            return kills
+    raise AssertionError(f"not done after {most} kills")
+
+
+def _dying(job: partial[object]) -> None:
+    """Run a job that is killed before the second renaming, by which all writes end."""
+    renamings = 0
+
+    def before(rename: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
+        def counted(self: Path, target: Path) -> Path:
+            nonlocal renamings
+            renamings += 1
+            if renamings == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return rename(self, target)
+
+        return counted
+
+    Path.replace, Path.rename = before(Path.replace), before(Path.rename)
+    _quietly(job)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -130,8 +130,9 @@ class RunFolder:
             return False  # another command was killed while it replaced the run
         artifacts.require_same(self.kind, known, self.header, self.path)
         done = (self.path / self.result).is_file()
-        if done and self.runtime.is_main and self.kind not in _RESULTS:
-            shutil.rmtree(self.path / _CHECKPOINTS, ignore_errors=True)  # killed before it could
+        if done and self.runtime.is_main and (self.path / _LOCK).exists():
+            with suppress(UsageError), storage.locked(self.path / _LOCK):
+                self._tidy(self.path)  # it was killed before it could
         return done
 
     def claim(self) -> None:
@@ -149,6 +150,7 @@ class RunFolder:
                     shutil.rmtree(self.work)  # another command's that was not finished
                 if not (self.work / RUN_FILE).is_file():
                     storage.write_json(self.work / RUN_FILE, json.loads(self.header.json()))
+            self._sweep(self.path)
             self._sweep(self.work)
         self.runtime.barrier()
 
@@ -229,9 +231,7 @@ class RunFolder:
         self.settle()
         if self.runtime.is_main:
             write(self.work)
-            if self.kind not in _RESULTS:
-                shutil.rmtree(self.work / _CHECKPOINTS, ignore_errors=True)
-            self._sweep(self.work)
+            self._tidy(self.work)
             if self.overwrite:
                 self._replace()
         self.work = self.path
@@ -296,6 +296,12 @@ class RunFolder:
                 (placing / name).rename(self.path / name)
             placing.rmdir()
 
+    def _tidy(self, folder: Path) -> None:
+        """Leave nothing in a finished run's folder but what the run is."""
+        if self.kind not in _RESULTS:
+            shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
+        self._sweep(folder)
+
     def _sweep(self, folder: Path) -> None:
         """Remove what killed processes left half written."""
         for place in (folder, folder / _CHECKPOINTS, folder / "backbones"):
@@ -309,4 +315,3 @@ class RunFolder:
             with storage.atomic_file(log) as partial:
                 text = "".join(f"{json.dumps(line)}\n" for line in kept)
                 partial.write_text(text, encoding="utf-8")
-

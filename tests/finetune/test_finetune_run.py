@@ -156,7 +156,7 @@ def test_the_model_opens_with_timm_and_gives_the_reported_accuracy(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 4096}, r"batch_size: got 4096, expected at most the 64 training pictures"),
+        ({"batch_size": 4096}, r"batch_size: got 4096, expected at most the 64 training images"),
         ({"batch_size": 15}, r"batch_size: got 15, expected a multiple of 2, since mixup"),
         ({"image_size": 30}, r"image_size: got 30, expected a multiple of the patch, 8"),
         ({"augment": "rnad-m9"}, r"finetune.augment .*got 'rnad-m9', expected a policy of timm"),
@@ -227,5 +227,5 @@ def test_killed_at_any_moment_it_comes_to_the_same_grade(settings, stripes, smal
     assert json.loads((out / "report.json").read_text())["confusion"] == whole["confusion"]
     assert same(weights(out), weights(tmp_path / "whole"))
     assert sorted(p.name for p in out.iterdir()) == [
-        "confusion.png", "metrics.jsonl", "model.safetensors", "report.json"
+        "confusion.png", "metrics.jsonl", "model.safetensors", "report.json", "run.json"
     ]  # fmt: skip

@@ -9,7 +9,7 @@ from sklearn.metrics import (
     precision_recall_curve,
 )
 
-from synclr_cli.learning import confusions, metrics
+from synclr_cli.learning import metrics, reports
 
 rng = np.random.default_rng(0)
 TRUTH, PREDICTED = rng.integers(0, 5, 400), rng.integers(0, 5, 400)
@@ -114,6 +114,6 @@ def test_the_interval_of_any_statistic_agrees_with_the_quick_one():
 
 def test_a_matrix_of_classes_with_odd_names_is_drawn(tmp_path):
     names = [r"\frac{1 $x$ \frac{1$", "n" * 40]
-    confusions.draw(np.eye(2, dtype=int), names, tmp_path / "x.png")
+    reports.draw_confusion(np.eye(2, dtype=int), names, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 5000
-    assert confusions.shortened(names[1]) == "n" * 25 + "..."
+    assert reports.shortened(names[1]) == "n" * 25 + "..."

@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
 
 from synclr_cli.config import LinearProbeConfig
 from synclr_cli.data import labelled
 from synclr_cli.errors import DataError, UsageError
-from synclr_cli.learning import backbone as backbones, reports
+from synclr_cli.learning import backbone as backbones, reports, runtime
+from synclr_cli.learning.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +44,20 @@ def test_a_report_says_what_was_measured_on_what(judged):
     assert report["penalty"] == 1.0
 
 
+def folder(header, out, **options):
+    alone = runtime.Runtime(torch.device("cpu"), None)
+    return RunFolder(out, "linear-probe", header, alone, **options)
+
+
 def test_the_same_command_finds_its_report(judged, tmp_path):
-    made, report = judged
-    path = tmp_path / "report.json"
-    assert reports.stored(path, "linear-probe", made, overwrite=False) is None
-    reports.write(path, report)
-    assert reports.stored(path, "linear-probe", made, overwrite=False) == report
-    assert reports.stored(path, "linear-probe", made, overwrite=True) is None
+    header, report = judged
+    with folder(header, tmp_path) as run:
+        assert not run.finished()
+        run.claim()
+        assert reports.finish(run, report) == report
+    assert folder(header, tmp_path).finished()
+    assert not folder(header, tmp_path, overwrite=True).finished()
+    assert reports.read(tmp_path / "report.json") == report
 
 
 @pytest.mark.parametrize(
@@ -58,17 +67,22 @@ def test_the_same_command_finds_its_report(judged, tmp_path):
         ({"parents": ({"name": "other", "digest": "sha256:1"},)}, "other"),
     ],
 )
-def test_a_report_of_another_command_is_refused(judged, tmp_path, change, named):
-    made, report = judged
-    reports.write(tmp_path / "report.json", report)
-    other = type(made)(**{**vars(made), **change})
+@pytest.mark.parametrize("older", [False, True])
+def test_a_report_of_another_command_is_refused(judged, tmp_path, change, named, older):
+    header, report = judged
+    with folder(header, tmp_path) as run:
+        run.claim()
+        reports.finish(run, report)
+    if older:  # reports were alone in their folders once
+        (tmp_path / "run.json").unlink()
+    other = type(header)(**{**vars(header), **change})
     with pytest.raises(UsageError, match=named):
-        reports.stored(tmp_path / "report.json", "linear-probe", other, overwrite=False)
+        folder(other, tmp_path).finished()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps({"schema": "captions"})])
 def test_a_file_that_is_no_report_is_refused(tmp_path, content):
     path = tmp_path / "report.json"
     path.write_text(content)
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="Delete it: the same command makes it again"):
         reports.read(path)

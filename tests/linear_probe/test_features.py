@@ -8,6 +8,7 @@ from PIL import Image
 from synclr_cli.data import labelled
 from synclr_cli.errors import DataError
 from synclr_cli.learning import backbone as backbones, reports, runtime
+from synclr_cli.learning.run_folder import RunFolder
 from synclr_cli.linear_probe import features
 
 
@@ -17,13 +18,14 @@ def extract(small, stripes, tmp_path):
 
     def run(data=stripes, backbone="random:vit_tiny_patch16_224", seed=0, workers=0, **changes):
         config = small(seed=seed, workers=workers, **changes)
-        pictures = labelled.open_data(str(data), validation_share=0.2, seed=seed)
+        images = labelled.open_data(str(data), validation_share=0.2, seed=seed)
         opened = backbones.open_backbone(backbone, image_size=config.image_size, seed=seed)
-        made = reports.header(config, opened, pictures)
+        header = reports.header(config, opened, images)
         with runtime.started(config.precision) as rt:
-            features.make(config, opened, pictures, tmp_path, made, rt)
-            found = features.read(opened, pictures, tmp_path, rt)
-        return found, sorted(p.name for p in tmp_path.glob("features-*"))
+            folder = RunFolder(tmp_path, "linear-probe", header, rt)
+            features.make(config, opened, images, folder, rt)
+            splits = features.read(opened, images, tmp_path, rt)
+        return splits, sorted(p.name for p in tmp_path.glob("features-*"))
 
     return run
 

@@ -136,7 +136,7 @@ def test_lists_of_labels_need_the_metric_for_them(small, stripes, tmp_path):
     several_labels(tmp_path)
     with pytest.raises(DataError, match="mean_ap"):
         run(small(), "pixels:4", str(tmp_path), tmp_path / "out")
-    with pytest.raises(UsageError, match="one class a picture"):
+    with pytest.raises(UsageError, match="one class an image"):
         run(small(metric="mean_ap"), "pixels:4", str(stripes), tmp_path / "out")
     with pytest.raises(UsageError, match="lbfgs"):
         small(metric="mean_ap", protocol="knn")

@@ -133,8 +133,8 @@ def test_the_floor_is_the_commonest_training_class_everywhere(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 64}, r"batch_size: got 64, expected at most the 32 training pictures"),
-        ({"batch_size": 1}, r"batch_size: got 1, expected a multiple of 1 ranks, two pictures"),
+        ({"batch_size": 64}, r"batch_size: got 64, expected at most the 32 training images"),
+        ({"batch_size": 1}, r"batch_size: got 1, expected a multiple of 1 ranks, two images"),
         ({"image_size": 36}, r"image_size: got 36, expected a multiple of the patch, 8"),
     ],
 )
@@ -200,5 +200,5 @@ def test_killed_at_any_moment_it_comes_to_the_same_grade(settings, boxes, small_
     assert json.loads((out / "report.json").read_text())["value"] == whole["value"]
     assert same(weights(out), weights(tmp_path / "whole"))
     assert sorted(p.name for p in out.iterdir()) == [
-        "metrics.jsonl", "model.safetensors", "overlays.png", "report.json"
+        "metrics.jsonl", "model.safetensors", "overlays.png", "report.json", "run.json"
     ]  # fmt: skip
