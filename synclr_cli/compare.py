@@ -172,9 +172,9 @@ def read(paths: Iterable[Path]) -> list[dict[str, Any]]:
     for path in paths:
         files = [path]
         if path.is_dir():
-            files = sorted(path.rglob(FILE))
+            files = sorted(f for f in path.rglob(FILE) if not _is_hidden(f, path))
             if not files:
-                raise DataError(f"{path} holds no {FILE}", do="finish its judgement first")
+                raise DataError(f"{path} holds no {FILE}", do="finish its evaluation first")
         for file in files:
             report = storage.read_json(file)
             if report.get("schema") != "report" or "header" not in report:
@@ -184,6 +184,11 @@ def read(paths: Iterable[Path]) -> list[dict[str, Any]]:
             Header.parse(json.dumps(report["header"]), file)
             found.append(report)
     return found
+
+
+def _is_hidden(file: Path, root: Path) -> bool:
+    """Return whether a file is in a hidden folder, where `--overwrite` makes a new run."""
+    return any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
 def compare(reports: Sequence[Mapping[str, Any]]) -> Comparison:

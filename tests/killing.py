@@ -51,11 +51,10 @@ def kill_until_done(job: partial[object], seconds: float, *, seed: int, most: in
     raise AssertionError(f"not done after {most} kills")
 
 
-def kill_before_every_write(job: partial[object], most: int = 200) -> int:
-    """Run `job` to its end, each process of it killed before its second file gets its name.
+def kill_before_every_write(job: partial[object], most: int = 100) -> int:
+    """Run `job` to its end, killed before its 1st file gets its name, then its 2nd, its 3rd ...
 
-    So each process brings the work one write further, and every moment between two writes is met.
-    Return how many were killed.
+    Return how many processes were killed.
 
     Args:
         job: of a function at the top of its module, with its arguments.
@@ -63,27 +62,39 @@ def kill_before_every_write(job: partial[object], most: int = 200) -> int:
     Raises:
         AssertionError: a process failed, or the work does not come to an end.
     """
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([inspect.getmodule(job.func).__name__, __name__])
     for kills in range(most):
-        process = server.Process(target=_dying, args=(job,))
-        process.start()
-        process.join()
-        if process.exitcode != -signal.SIGKILL:
-            assert process.exitcode == 0, f"the job ended with {process.exitcode}"
+        if not is_killed_before_write(job, kills + 1):
             return kills
     raise AssertionError(f"not done after {most} kills")
 
 
-def _dying(job: partial[object]) -> None:
-    """Run a job that is killed before the second renaming, by which all writes end."""
+def is_killed_before_write(job: partial[object], number: int) -> bool:
+    """Run a job in a process that is killed before its file of that number gets its name.
+
+    Return whether it came so far.
+
+    Raises:
+        AssertionError: it failed.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([inspect.getmodule(job.func).__name__, __name__])
+    process = server.Process(target=_dying, args=(job, number))
+    process.start()
+    process.join()
+    if process.exitcode == -signal.SIGKILL:
+        return True
+    assert process.exitcode == 0, f"the job ended with {process.exitcode}"
+    return False
+
+
+def _dying(job: partial[object], number: int) -> None:
     renamings = 0
 
     def before(rename: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
         def counted(self: Path, target: Path) -> Path:
             nonlocal renamings
-            renamings += 1
-            if renamings == 2:
+            renamings += 1  # all writes end by one
+            if renamings == number:
                 os.kill(os.getpid(), signal.SIGKILL)
             return rename(self, target)
 

@@ -53,12 +53,9 @@ LONG_MODULES = {
 LONG_FUNCTIONS = {
     "captions/concepts.py read": 62,
     "data/labelled.py open_data": 62,
-    "finetune/run.py run": 77,
-    "linear_probe/sgd.py sgd": 61,
     "quickstart.py run": 91,
     "render/engines/pocket/pipeline.py __call__": 63,
     "render/report.py report": 67,
-    "segment/run.py run": 76,
     "train/run.py run": 80,
 }
 

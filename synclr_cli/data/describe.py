@@ -64,15 +64,16 @@ def describe(path: Path) -> Description:
             return _parts(path, header)
         if (path / artifacts.MANIFEST).is_file():
             return _images(path)
+        if (path / "report.json").is_file():
+            return _record(path / "report.json")
         if (path / "run.json").is_file() or (path / "backbone.safetensors").is_file():
             return _run(path)
         if parts := sorted(path.glob("part-*.parquet")):
             return _unfinished(path, parts)
         if (path / "state.json").is_file():
             return _checkpoint(path)
-        for name in ("report.json", exports.EXPORT_FILE):
-            if (path / name).is_file():
-                return _record(path / name)
+        if (path / exports.EXPORT_FILE).is_file():
+            return _record(path / exports.EXPORT_FILE)
         if any(path.glob("*/report.json")):
             raise DataError(
                 f"{path} holds several judgements", do=f"see them with synclr compare {path}"
@@ -182,6 +183,8 @@ def _run(path: Path) -> Description:
         facts |= dict(header.facts or {})
     else:
         header = Header.parse(json.dumps(storage.read_json(path / "run.json")), path / "run.json")
+        if header.schema == "report":
+            return Description(path, "evaluation", header, facts)
     checkpoints = sorted(p.name for p in path.glob("checkpoints/step-*"))
     facts["checkpoints"] = checkpoints
     if lines := storage.read_lines(path / "metrics.jsonl"):

@@ -94,28 +94,32 @@ def run(
                 yield name, metrics.top1(counts)
 
         # Fit: a batch an update, the validation split an epoch.
-        plan = Plan(
-            steps=config.epochs * epoch_steps,
-            evaluate_steps=epoch_steps,
-            save_steps=epoch_steps,
-            epoch_steps=epoch_steps,
-            stop_after_minutes=config.stop_after_minutes,
-            remedy="lower finetune.base_lr",
-        )
-        batches = supervised.batches(
-            len(images.splits["train"]),
-            functools.partial(recipe.train_item, images.splits["train"], view, config.seed),
-            rt, batch_size=config.batch_size, steps=plan.steps, seed=config.seed,
-            workers=config.workers,
-        )  # fmt: skip
+        train = images.splits["train"]
         stopped = supervised.fit(
-            state, plan, batches, _step(config, state, average, classes, rt),
+            state, _plan(config, len(train), epoch_steps),
+            functools.partial(recipe.train_item, train, view, config.seed),
+            _step(config, state, average, classes, rt),
             lambda number: recipe.learning_rate(config, number, epoch_steps),
             validate, folder,
         )  # fmt: skip
 
         # Report: the test split, for the last weights and the selected ones.
         return stopped or _report(state, epoch_steps, grade, folder, images, opened)
+
+
+def _plan(config: FinetuneConfig, images: int, epoch_steps: int) -> Plan:
+    return Plan(
+        images=images,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        workers=config.workers,
+        steps=config.epochs * epoch_steps,
+        evaluate_steps=epoch_steps,
+        save_steps=epoch_steps,
+        epoch_steps=epoch_steps,
+        stop_after_minutes=config.stop_after_minutes,
+        remedy="lower finetune.base_lr",
+    )
 
 
 def _optimizer(config: FinetuneConfig, model: VisionTransformer) -> torch.optim.Optimizer:

@@ -229,10 +229,10 @@ def open_backbone(
 
 def _instead_of(folder: Path) -> str:
     """Return what somebody may do who named a folder without a backbone."""
-    if any((folder / name).is_file() for name in ("run.json", "state.json")):
-        return "finish its training: run synclr train again"
     if (folder / exports.EXPORT_FILE).is_file() or (folder / "report.json").is_file():
         return "name the backbone that it was made from"
+    if any((folder / name).is_file() for name in ("run.json", "state.json")):
+        return "finish its training: run synclr train again"
     return "name a run folder, or a file of weights"
 
 

@@ -312,6 +312,8 @@ class RunFolder:
         for log in self.work.glob("*.jsonl"):
             last = done if log.name == METRICS_FILE else done - 1
             kept = [line for line in storage.read_lines(log) if line.get("step", last) <= last]
+            text = "".join(f"{json.dumps(line)}\n" for line in kept)
+            if text == log.read_text(encoding="utf-8"):
+                continue
             with storage.atomic_file(log) as partial:
-                text = "".join(f"{json.dumps(line)}\n" for line in kept)
                 partial.write_text(text, encoding="utf-8")

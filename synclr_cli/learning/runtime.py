@@ -1,4 +1,4 @@
-"""The process a torch stage runs in: device, precision, ranks, and when to stop.
+"""The process a torch stage runs in: device, precision, and its place among the ranks.
 
 One process without a process group is an ordinary world of one rank: every collective here then
 returns its input, so no caller asks whether it is distributed. torchrun's variables start a group.
@@ -10,15 +10,12 @@ from __future__ import annotations
 import ctypes
 import os
 import random
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -382,42 +379,3 @@ def seeded(name: str, *ids: int) -> Iterator[None]:
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.random.set_rng_state(before[2])
-
-
-class StopFlag:
-    """Asks a loop to stop cleanly: on SIGTERM or Ctrl-C, or when the minutes are up.
-
-    A second signal interrupts at once. Use as a context manager around the loop.
-    """
-
-    def __init__(self, after_minutes: float = 0.0):
-        self._deadline = time.monotonic() + after_minutes * 60 if after_minutes else None
-        self.signalled = False
-        self._before: dict[int, object] = {}
-
-    @property
-    def requested(self) -> bool:
-        """Return whether to save and stop now."""
-        return self.signalled or self.out_of_time
-
-    @property
-    def out_of_time(self) -> bool:
-        """Return whether the minutes given are up."""
-        return self._deadline is not None and time.monotonic() >= self._deadline
-
-    def __enter__(self) -> StopFlag:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._before[number] = signal.signal(number, self._on_signal)
-            except ValueError:  # not the main thread: its owner handles signals
-                break
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        if self.signalled:
-            raise KeyboardInterrupt
-        self.signalled = True

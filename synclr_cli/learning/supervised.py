@@ -1,6 +1,6 @@
 """The one loop of the evaluations that train: updates, validation, selection, resuming.
 
-    batches --step--> loss          every `evaluate_steps`: validate() --> (name, score) --> best
+    item --batch--> step --> loss   every `evaluate_steps`: validate() --> (name, score) --> best
                                     every `save_steps`, and when stopped: a checkpoint
 
 A command gives the step and the validation; when to save, to stop and to give up is written here.
@@ -24,13 +24,18 @@ from synclr_cli.learning import checkpoint, loader, optim
 from synclr_cli.learning.backbone import Backbone
 from synclr_cli.learning.checkpoint import Checkpoint
 from synclr_cli.learning.run_folder import RunFolder
-from synclr_cli.learning.runtime import Runtime, StopFlag
+from synclr_cli.learning.runtime import Runtime
+from synclr_cli.learning.stopping import StopFlag
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to train, and what happens how often; in updates."""
+    """What to train on, how long, and what happens how often in updates."""
 
+    images: int
+    batch_size: int  # of all ranks together
+    seed: int  # of the images' order
+    workers: int
     steps: int
     evaluate_steps: int  # the validation split is also looked at after the last update
     save_steps: int
@@ -120,7 +125,7 @@ class State:
 def fit(
     state: State,
     plan: Plan,
-    batches: Callable[[int], Iterator[Any]],
+    item: Callable[[tuple[int, int]], Any],
     step: Callable[[Any, int], float],
     learning_rate: Callable[[int], float],
     validate: Callable[[], Iterable[tuple[str, float]]],
@@ -129,7 +134,7 @@ def fit(
     """Train from the newest checkpoint to the last update; every rank calls it.
 
     Args:
-        batches: gives this rank's batches from an update on.
+        item: gives what a batch has of a key (epoch, image); runs in loader processes.
         step: does one update, given a batch and the number of updates done; returns its loss.
         learning_rate: of an update, for `state.optimizer` and the log.
         validate: scores the candidates of `state` on the validation split, alike on every rank.
@@ -148,7 +153,7 @@ def fit(
         StopFlag(plan.stop_after_minutes) as stop,
         console.progress(folder.kind, steps, done=start, unit="step") as meter,
     ):
-        ahead = batches(start)
+        ahead = _batches(plan, item, start, rt)
         for number in range(start, steps):
             batch = _next(ahead, number, state, folder)
             lr = learning_rate(number)
@@ -196,31 +201,14 @@ def require_fit(stage: str, batch_size: int, opened: Backbone, images: Labelled)
         )
 
 
-def batches(
-    n: int,
-    make: Callable[[tuple[int, int]], Any],
-    rt: Runtime,
-    *,
-    batch_size: int,
-    steps: int,
-    seed: int,
-    workers: int,
-) -> Callable[[int], Iterator[Any]]:
-    """Return what gives this rank's batches, from an update to the last.
-
-    Args:
-        n: images that are trained on.
-        make: gives the item of a key (epoch, image).
-        batch_size: of all ranks together.
-    """
-
-    def from_update(start: int) -> Iterator[Any]:
-        order = loader.EpochOrder(
-            n, batch_size, seed=seed, start=start, steps=steps, rank=rt.rank, world=rt.world
-        )
-        return loader.load(make, order, workers=workers, pin=rt.is_cuda)
-
-    return from_update
+def _batches(
+    plan: Plan, item: Callable[[tuple[int, int]], Any], start: int, rt: Runtime
+) -> Iterator[Any]:
+    order = loader.EpochOrder(
+        plan.images, plan.batch_size,
+        seed=plan.seed, start=start, steps=plan.steps, rank=rt.rank, world=rt.world,
+    )  # fmt: skip
+    return loader.load(item, order, workers=plan.workers, pin=rt.is_cuda)
 
 
 def _next(ahead: Iterator[Any], number: int, state: State, folder: RunFolder) -> Any:

@@ -114,20 +114,20 @@ def sgd(case: Case) -> Outcome:
         yield SCORE, max(scores)
 
     plan = Plan(
+        images=n,
+        batch_size=config.sgd_batch_size,
+        seed=config.seed,
+        workers=config.workers,
         steps=config.epochs * epoch_steps,
         evaluate_steps=EVALUATE_EPOCHS * epoch_steps,
         save_steps=epoch_steps,
         epoch_steps=epoch_steps,
         remedy="lower linear-probe.base_lrs",
     )
-    batches = supervised.batches(
-        n, functools.partial(training_item, case.data, case.backbone, config.seed), rt,
-        batch_size=config.sgd_batch_size, steps=plan.steps, seed=config.seed,
-        workers=config.workers,
-    )  # fmt: skip
     highest = max(config.base_lrs) * config.sgd_batch_size / 256
     supervised.fit(
-        state, plan, batches, _step(case, model, choosing, result, plan.steps),
+        state, plan, functools.partial(training_item, case.data, case.backbone, config.seed),
+        _step(case, model, choosing, result, plan.steps),
         lambda number: highest * schedules.cosine(number, plan.steps, 1.0, 0.0),
         validate, case.folder,
     )  # fmt: skip

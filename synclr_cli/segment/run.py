@@ -88,21 +88,10 @@ def run(
             yield SCORE, grade("val", {"last": model})["last"].mean_iou()
 
         # Fit: a batch an update, now and then the validation split.
-        plan = Plan(
-            steps=config.steps,
-            evaluate_steps=config.validation_steps,
-            save_steps=config.checkpoint_steps,
-            stop_after_minutes=config.stop_after_minutes,
-            remedy="lower segment.lr",
-        )
-        batches = supervised.batches(
-            len(images.splits["train"]),
-            functools.partial(grading.train_item, config, images, opened.mean, opened.std),
-            rt, batch_size=config.batch_size, steps=config.steps, seed=config.seed,
-            workers=config.workers,
-        )  # fmt: skip
         stopped = supervised.fit(
-            state, plan, batches, _step(config, state, rt),
+            state, _plan(config, len(images.splits["train"])),
+            functools.partial(grading.train_item, config, images, opened.mean, opened.std),
+            _step(config, state, rt),
             lambda number: schedules.warmup_poly(
                 number, config.steps, config.warmup_steps, config.lr, config.poly_power
             ),
@@ -111,6 +100,20 @@ def run(
 
         # Report: the test split, for the last weights and the selected ones.
         return stopped or _report(config, state, grade, folder, images, opened)
+
+
+def _plan(config: SegmentConfig, images: int) -> Plan:
+    return Plan(
+        images=images,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        workers=config.workers,
+        steps=config.steps,
+        evaluate_steps=config.validation_steps,
+        save_steps=config.checkpoint_steps,
+        stop_after_minutes=config.stop_after_minutes,
+        remedy="lower segment.lr",
+    )
 
 
 def _optimizer(config: SegmentConfig, model: Any) -> torch.optim.Optimizer:

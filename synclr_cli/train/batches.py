@@ -275,8 +275,7 @@ class Damage:
                     self.add(batch)
             except SynclrError as e:
                 error = e
-            if rt.any(error is not None):
-                raise error or DataError("another rank could not read its images")
+            rt.raise_any(error)
             if batch is None:
                 return
             yield batch

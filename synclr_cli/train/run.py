@@ -21,6 +21,7 @@ from synclr_cli.errors import SynclrError
 from synclr_cli.learning import runtime
 from synclr_cli.learning.backbone import Backbone
 from synclr_cli.learning.runtime import Runtime
+from synclr_cli.learning.stopping import StopFlag
 from synclr_cli.train import batches, init, knn, masks, outputs, trackers
 from synclr_cli.train.batches import Batch
 from synclr_cli.learning.run_folder import RunFolder
@@ -66,7 +67,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
             return n > 0 and (done % n == 0 or (last and done == config.steps))
 
         with (
-            runtime.StopFlag(config.stop_after_minutes) as stop,
+            StopFlag(config.stop_after_minutes) as stop,
             trackers.open_trackers(config.trackers, out, header, rt, done) as track,
             console.progress("train", config.steps, done=done, unit="steps") as bar,
         ):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from synclr_cli.learning import runtime
+from synclr_cli.learning.stopping import StopFlag
 
 
 def test_one_rank_needs_no_process_group() -> None:
@@ -51,7 +52,7 @@ def test_bfloat16_is_taken_where_it_is_fast_and_a_wish_for_it_elsewhere_is_warne
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_first_signal_asks_and_a_second_interrupts(number: int) -> None:
     before = signal.getsignal(number)
-    with runtime.StopFlag() as stop:
+    with StopFlag() as stop:
         assert not stop.requested
         os.kill(os.getpid(), number)
         assert stop.requested and stop.signalled
@@ -62,7 +63,7 @@ def test_a_first_signal_asks_and_a_second_interrupts(number: int) -> None:
 
 
 def test_minutes_run_out() -> None:
-    with runtime.StopFlag(after_minutes=0.02 / 60) as stop:
+    with StopFlag(after_minutes=0.02 / 60) as stop:
         assert not stop.out_of_time
         time.sleep(0.03)
         assert stop.out_of_time and stop.requested and not stop.signalled
