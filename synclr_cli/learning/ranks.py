@@ -51,7 +51,7 @@ class Watch:
 
     def __init__(self, store: Store, rank: int, world: int):
         self.store, self.rank, self.world = store, rank, world
-        self._over, self._results = threading.Event(), 0
+        self._over, self._results, self._claim = threading.Event(), 0, b""
         self._thread = threading.Thread(target=self._look, name="ranks", daemon=True)
 
     def start(self) -> None:
@@ -70,9 +70,11 @@ class Watch:
             EngineError: the main rank is gone, and the store with it.
         """
         try:
-            if not self.store.check([_FAILED]):
-                return None
-            return self._of(self.store.get(_FAILED))
+            if not self._claim and self.store.check([_FAILED]):
+                self._claim = self.store.get(
+                    _FAILED
+                )  # whose host may be gone when it is asked next
+            return self._of(self._claim) if self._claim else None
         except (RuntimeError, OSError) as e:
             raise self._main_lost() from e
 

@@ -294,12 +294,12 @@ def joined() -> Iterator[None]:
             raise other from e
         raise
     finally:
+        if not failed or device.type == "cpu":  # NCCL would wait for the rank that is gone
+            dist.destroy_process_group()  # breaks off what the others wait in
         if failed:
             _watch.leave()
         _watch.stop()
         _watch = None
-        if not failed or device.type == "cpu":  # NCCL would wait for the rank that is gone
-            dist.destroy_process_group()
 
 
 def keep_freed_memory() -> None:

@@ -55,6 +55,16 @@ def test_another_image_size_resizes_the_position_table(run: Path) -> None:
     assert features(larger.model, 48).shape == (2, 37, 192)
 
 
+def test_a_smaller_position_table_is_bicubic_without_antialiasing(run: Path) -> None:
+    whole = backbone.open_backbone(str(run)).model.pos_embed[:, 1:]  # [1, 4 x 4, D]
+    grid = whole.unflatten(1, (4, 4)).permute(0, 3, 1, 2)  # [1, D, 4, 4]
+    expected = torch.nn.functional.interpolate(
+        grid, size=(2, 2), mode="bicubic", align_corners=False, antialias=False
+    )
+    smaller = backbone.open_backbone(str(run), image_size=16).model.pos_embed[:, 1:]  # [1, 4, D]
+    assert torch.equal(smaller, expected.permute(0, 2, 3, 1).flatten(1, 2))
+
+
 @pytest.mark.parametrize("outer", ["model", "state_dict", ""])
 @pytest.mark.parametrize("prefix", ["module.visual.", "visual.", ""])
 def test_released_checkpoints_are_read_whatever_their_keys(

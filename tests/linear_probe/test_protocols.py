@@ -75,6 +75,14 @@ def trained(small, stripes, tmp_path, monkeypatch):
     return train
 
 
+def test_the_batch_norm_adds_a_millionth_to_the_variance():
+    heads = sgd.Heads(1, 4, 2, batch_norm=True, seed=0).train()
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)) * 1e-3  # variance 1e-6
+    mean, variance = x.double().mean(0), x.double().var(0, correction=0)
+    expected = (x.double() - mean) / (variance + 1e-6).sqrt() @ heads.weight[0].double()
+    torch.testing.assert_close(heads(x)[0].double(), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_training_all_rates_at_once_is_training_each_alone(trained):
     together = trained(0.01, 0.5)["result"]
     assert torch.allclose(together[1], trained(0.5)["result"][0], atol=1e-6)
