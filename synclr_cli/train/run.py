@@ -20,11 +20,11 @@ from synclr_cli.data.artifacts import Header
 from synclr_cli.errors import SynclrError
 from synclr_cli.learning import runtime
 from synclr_cli.learning.backbone import Backbone
+from synclr_cli.learning.run_folder import RunFolder
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.learning.stopping import StopFlag
 from synclr_cli.train import batches, init, knn, masks, outputs, trackers
 from synclr_cli.train.batches import Batch
-from synclr_cli.learning.run_folder import RunFolder
 from synclr_cli.train.image_index import Corpus, open_corpus, require_trainable
 from synclr_cli.train.learner import Diverged, Learner, step_values
 from synclr_cli.train.metrics import Monitor, shown
