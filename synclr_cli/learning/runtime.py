@@ -55,6 +55,11 @@ class Runtime:
         """Return whether torch compiles for the device: it does so for GPUs, through Triton."""
         return self.device.type in ("cuda", "xpu") and find_spec("triton") is not None
 
+    @property
+    def exact_device(self) -> torch.device:
+        """Return where float64 is worked in: Apple's GPUs have none."""
+        return torch.device("cpu") if self.device.type == "mps" else self.device
+
     def autocast(self) -> AbstractContextManager[object]:
         """Run matrix products in the run's precision inside the block."""
         if self.amp_dtype is None:
@@ -225,24 +230,25 @@ def started(precision: str) -> Iterator[Runtime]:
         yield Runtime(device, amp_dtype(precision, device), rank, world)
 
 
-def pick_device(name: str = "auto") -> torch.device:
+def pick_device() -> torch.device:
     """Return the device a process works on: its rank's accelerator, or the CPU if there is none.
 
-    Args:
-        name: auto | cpu | cuda | mps | xpu; torch knows others too.
+    The variable SYNCLR_DEVICE asks for a kind of device: auto | cpu | cuda | mps | xpu, or another
+    that torch knows. It is the machine's, so no recipe and no header has it.
 
     Raises:
         EngineError: the machine has no such device, or fewer of them than ranks.
     """
+    name = os.environ.get("SYNCLR_DEVICE") or "auto"
     has_one = torch.accelerator.is_available()
     own = torch.accelerator.current_accelerator() if has_one else None
     kind = own.type if own is not None else "cpu"
     if name not in ("auto", "cpu", kind):
         raise EngineError(
-            f"device {name}",
-            got=f"a machine on which torch sees {kind} only",
-            expected=f"{kind} or auto",
-            do=f"ask for device auto, or install the build of torch for {name}",
+            f"SYNCLR_DEVICE={name}",
+            got=f"a machine on which torch sees {'no GPU' if kind == 'cpu' else kind}",
+            expected="auto or cpu" if kind == "cpu" else f"auto, cpu or {kind}",
+            do=f"unset it, or install the build of torch for {name}",
         )
     if name == "cpu" or kind == "cpu":
         return torch.device("cpu")

@@ -57,8 +57,8 @@ class Case:
     def fit(self, x: Tensor, y: Tensor, penalties: list[float]) -> logistic.Path:
         """Fit logistic regressions on this run's device; the solutions come back to the CPU."""
         path = logistic.fit_path(
-            x.to(self.rt.device),
-            y.to(self.rt.device),
+            x.to(self.rt.exact_device),
+            y.to(self.rt.exact_device),
             penalties,
             classes=self.classes,
             iterations=self.config.iterations,

@@ -15,6 +15,7 @@ import transformers
 
 from synclr_cli import hub
 from synclr_cli.errors import EngineError
+from synclr_cli.learning import runtime
 
 
 class Scorer:
@@ -48,7 +49,7 @@ class Scorer:
                 do="take a CLIP or SigLIP model",
             )
         self._longest = getattr(text, "max_position_embeddings", 77)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = runtime.pick_device()
         self._model.to(self._device)
 
     @torch.inference_mode()

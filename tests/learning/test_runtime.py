@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 
+from synclr_cli.errors import EngineError
 from synclr_cli.learning import runtime
 from synclr_cli.learning.stopping import StopFlag
 
@@ -67,3 +70,67 @@ def test_minutes_run_out() -> None:
         assert not stop.out_of_time
         time.sleep(0.03)
         assert stop.out_of_time and stop.requested and not stop.signalled
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, kind: str, count: int = 1) -> None:
+    """Let torch see `count` accelerators of a kind, without one to work on."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: count)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
+def test_any_accelerator_of_torch_is_taken(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    assert runtime.pick_device() == torch.device("cpu")
+    pretend(monkeypatch, kind, 4)
+    assert runtime.pick_device() == torch.device(kind, 0)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert runtime.pick_device() == torch.device(kind, 3)
+    monkeypatch.setenv("SYNCLR_DEVICE", "cpu")
+    assert runtime.pick_device() == torch.device("cpu")
+
+
+def test_a_device_that_is_not_there_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNCLR_DEVICE", "cuda")
+    with pytest.raises(
+        EngineError, match=r"SYNCLR_DEVICE=cuda: got .*no GPU, expected auto or cpu"
+    ):
+        runtime.pick_device()
+    pretend(monkeypatch, "mps")
+    with pytest.raises(EngineError, match="sees mps, expected auto, cpu or mps") as raised:
+        runtime.pick_device()
+    assert raised.value.exit_code == 4 and "\n" not in str(raised.value)
+
+
+def test_more_ranks_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "cuda", 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(EngineError, match=r"rank 2.*got 2 cuda devices.*--nproc-per-node 2"):
+        runtime.pick_device()
+
+
+def test_float64_is_worked_in_on_the_host_where_apples_gpu_has_none() -> None:
+    """`mps` without one: fake tensors of a device that this torch is not built for do not exist."""
+    for kind, there in (("cpu", "cpu"), ("cuda", "cuda"), ("mps", "cpu"), ("xpu", "xpu")):
+        rt = runtime.Runtime(torch.device(kind), None)
+        assert rt.exact_device.type == there
+        assert rt.compiles == (kind in ("cuda", "xpu") and find_spec("triton") is not None)
+
+
+def test_no_module_but_the_known_ones_asks_for_float64() -> None:
+    """Each of these works on `exact_device`, on `exact(...)` or on the host."""
+    package = Path(runtime.__file__).parents[1]
+    asking = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if ".double()" in path.read_text(encoding="utf-8")
+        or "torch.float64" in path.read_text(encoding="utf-8")
+    }
+    assert asking == {
+        "captions/engines/local/sampling.py",  # moves to the host
+        "learning/runtime.py",
+        "linear_probe/logistic.py",  # is given tensors on `exact_device`
+        "render/engines/pocket/text.py",  # `fit`, of the tools alone
+        "show/run.py",  # on the host
+        "train/metrics.py",  # a sum of counts, where `exact` left them
+    }

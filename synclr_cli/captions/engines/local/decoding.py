@@ -266,7 +266,7 @@ class _Batch:
 
 def computing(dtype: str) -> tuple[torch.device, torch.dtype]:
     """Return where a language model runs, and in which number format; "auto" asks the hardware."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = runtime.pick_device()
     if dtype != "auto":
         return device, getattr(torch, dtype)
     if runtime.has_fast_bfloat16(device):

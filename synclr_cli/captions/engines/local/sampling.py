@@ -40,6 +40,8 @@ def sample(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
+    if logits.device.type == "mps":  # which has no float64
+        logits = logits.cpu()
     size = _ROWS_TOGETHER if logits.device.type == "cpu" else len(logits)
     uniforms = uniforms.to(logits.device)
     return torch.cat(

@@ -59,7 +59,7 @@ def load(engine: str, target: str, config: RenderEngineConfig) -> Loaded:
     _require_scheduler(config)
     _quiet_libraries()
     folder = _folder(engine, target, config)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = runtime.pick_device()
     dtype = runtime.dtype(config.dtype, device)
     pipe = _read(engine, folder, dtype, config)
     _set_scheduler(engine, pipe, config.scheduler)

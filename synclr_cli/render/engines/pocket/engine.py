@@ -57,7 +57,7 @@ class PocketEngine(ImageEngine):
         self._pipe = weights.load(path)
         self._pipe.scheduler = SCHEDULERS[config.scheduler]()
         self._pipe.set_progress_bar_config(disable=True)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = runtime.pick_device()
         dtype = runtime.dtype(config.dtype, device)
         self._pipe.to(device)
         few = self._pipe.takes_few_steps(self._steps, self._guidance, bool(config.negative_prompt))
