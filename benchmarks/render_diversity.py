@@ -25,7 +25,7 @@ CONCEPTS = (
 )  # fmt: skip
 PLACES = ("in the snow", "on a road", "on green grass", "at night", "in front of trees", "on sand")
 ENGINES = {  # with a guidance pocket: takes 10 steps
-    "pocket:, two steps": ("pocket:", -1.0),
+    "pocket:, as it comes": ("pocket:", -1.0),
     **{f"pocket:, guidance {g:g}": ("pocket:", g) for g in (1.0, 1.5, 2.5, 4.0)},
     "procedural:": ("procedural:", 2.5),
 }

@@ -14,9 +14,11 @@ from engine_contract import assert_image_engine
 
 pytest.importorskip("openai")
 
-from synclr_cli.config import RenderEngineConfig
+from synclr_cli.config import RenderConfig, RenderEngineConfig
 from synclr_cli.engines import load
 from synclr_cli.errors import EngineError, UsageError
+from synclr_cli.render.report import report
+from synclr_cli.render.run import run
 
 CAPTIONS = ["a red fox", "a red fox", "the dog in the snow", "a cat", "a bee"]
 SEEDS = [11, 12, 13, 14, 2**62 + 15]
@@ -191,3 +193,16 @@ def test_wrong_server_settings_are_refused(name, values, says):
     with pytest.raises(UsageError) as caught:
         load("image", RenderEngineConfig(name=name, **values))
     assert says in str(caught.value)
+
+
+def test_refused_views_are_drawn_again_and_then_set_aside(serve, captions_file, tmp_path):
+    url = serve("prudish")
+    config = RenderConfig(
+        views=2, stored_size=32, redraws=1,
+        engine=RenderEngineConfig(name=f"server:{url}/v1", size=32, batch_size=4),
+    )  # fmt: skip
+    rows = [("a gun on a table", "gun"), ("a red fox", "fox")]
+    facts = report(run(config, captions_file(rows), tmp_path / "images"))
+    assert facts["captions"] == 1 and facts["pictures"] == 2 and facts["set_aside"] == 1
+    assert facts["rejected"] == {"refused": 4}  # two views, each from two seeds
+    assert len({b["seed"] for b in seen(url)["bodies"] if "gun" in b["prompt"]}) == 4
