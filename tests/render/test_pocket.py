@@ -6,6 +6,7 @@ measurements.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import importlib.util
@@ -181,6 +182,30 @@ def test_a_captions_vector_is_the_mean_before_the_last_norm_and_knows_no_neighbo
             out = layer(seen, attention_mask=mask, position_ids=places, position_embeddings=turns)
             seen = out[0] if isinstance(out, tuple) else out
     torch.testing.assert_close(together[:1], seen[:, 1:].mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_in_bfloat16_a_vector_is_to_the_bit_what_it_is_alone(small_llama):
+    model, tokenizer = copy.deepcopy(small_llama[0]).to(torch.bfloat16), small_llama[1]
+    texts = [f"a sentence of its length{'!' * (i % 11)}" for i in range(40)] + ["a cat", ""]
+    together = mean_states(model, tokenizer, texts)
+    assert together.dtype == torch.float32 and together.isfinite().all()
+    for row in (0, 7, 39, 40, 41):
+        assert torch.equal(mean_states(model, tokenizer, [texts[row]])[0], together[row])
+    exact = mean_states(*small_llama, texts)
+    assert 0 < (together - exact).norm() / exact.norm() < 0.05
+
+
+def test_captions_of_about_one_length_are_read_together(small_llama):
+    model, tokenizer = small_llama
+    shapes: list[tuple[int, ...]] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        mean_states(model, tokenizer, ["x" * length for length in [3, 60, 4, 1] + [61] * 16])
+    finally:
+        hook.remove()
+    assert sorted(shapes) == [(1, 62), (3, 5), (16, 62)]  # with the token before the first
 
 
 def test_a_caption_names_what_it_knows(tmp_path):
@@ -509,7 +534,7 @@ def test_a_folder_without_reads_the_package_and_can_take_it_in(
     bare = weights.load(tmp_path / "pipe.safetensors")
     bare.save_pretrained(tmp_path / "bare")
     assert not (tmp_path / "bare" / "language_model").exists()
-    monkeypatch.setattr(pipeline, "read_language_model", lambda: small_llama)
+    monkeypatch.setattr(pipeline, "read_language_model", lambda dtype: small_llama)
     again = quiet(PocketPipeline.from_pretrained(tmp_path / "bare"))
     assert same_pictures(pipe, again, ["a cat", "a red car"])
     again.save_pretrained(tmp_path / "still-bare")

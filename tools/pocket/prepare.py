@@ -26,7 +26,6 @@ from synclr_cli.render.engines.pocket import weights
 from synclr_cli.render.engines.pocket.text import Whitening, mean_states, read_language_model
 
 WIDTH = 128  # numbers a sentence becomes
-BATCH = 64  # sentences encoded together
 
 
 def main() -> None:
@@ -105,13 +104,7 @@ def labelled_sentences(written: Path | None) -> tuple[list[str], list[tuple[int,
 
 def encode(texts: list[str]) -> torch.Tensor:
     """Return the mean hidden states of sentences [T, 576]."""
-    model, tokenizer = read_language_model()
-    states = torch.empty(len(texts), model.config.hidden_size)
-    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
-    for start in range(0, len(texts), BATCH):
-        rows = by_length[start : start + BATCH]
-        states[rows] = mean_states(model, tokenizer, [texts[i] for i in rows])
-    return states
+    return mean_states(*read_language_model(), texts)
 
 
 if __name__ == "__main__":

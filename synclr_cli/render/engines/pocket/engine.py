@@ -35,7 +35,6 @@ SCHEDULERS = {
     "heun": FlowMatchHeunDiscreteScheduler,  # twice the passes, less one
 }
 REMEMBERED = 16_384  # captions, of half a kilobyte each
-READ_TOGETHER = 64  # captions
 ENOUGH_TO_TELL = 64  # captions, before most of them being unknown is worth a warning
 # Settings of larger pipelines, which have what this one has not.
 _STRANGE = ("variant", "revision", "safety_checker", "vae_slicing", "vae_tiling", "offload")
@@ -44,7 +43,7 @@ _STRANGE = ("variant", "revision", "safety_checker", "vae_slicing", "vae_tiling"
 class PocketEngine(ImageEngine):
     """Generate images with the shipped model, on the GPU if there is one."""
 
-    batch_size = 64
+    batch_size = 256  # 64 captions of four views: they are read together
 
     def __init__(self, target: str, config: RenderEngineConfig):
         self._config = config = config.filled(size=SIDE, scheduler="own")
@@ -62,7 +61,10 @@ class PocketEngine(ImageEngine):
         self._pipe.to(device)
         few = self._pipe.takes_few_steps(self._steps, self._guidance, bool(config.negative_prompt))
         unet = self._pipe.few_steps if few else self._pipe.unet
-        unet.to(dtype)  # the text stays float32
+        unet.to(dtype)
+        # Three times as fast, and a vector moves by 4 %; the flow's images stay what they were.
+        bfloat16 = few and dtype == torch.bfloat16
+        self._pipe.text_dtype = torch.bfloat16 if bfloat16 else torch.float32
         suit(unet, device)
         if config.compile:
             unet.compile()
@@ -115,17 +117,16 @@ class PocketEngine(ImageEngine):
         ]
 
     def _learn(self, captions: Sequence[str]) -> None:
-        """Encode the captions that are new, short ones together; forget the oldest."""
+        """Encode the captions that are new; forget the oldest."""
         if self._config.negative_prompt and self._negative is None:
             self._negative = self._pipe.encode_prompt(self._config.negative_prompt)
-        wanted = dict.fromkeys(captions)
-        for caption in wanted.keys() & self._vectors.keys():
+        batch = dict.fromkeys(captions)
+        for caption in batch.keys() & self._vectors.keys():
             self._vectors.move_to_end(caption)
-        new = sorted((c for c in wanted if c not in self._vectors), key=len)
-        for start in range(0, len(new), READ_TOGETHER):
-            group = new[start : start + READ_TOGETHER]
-            self._vectors.update(zip(group, self._pipe.encode_prompt(group), strict=True))
-        while len(self._vectors) > max(REMEMBERED, len(wanted)):
+        new = [c for c in batch if c not in self._vectors]
+        if new:
+            self._vectors.update(zip(new, self._pipe.encode_prompt(new), strict=True))
+        while len(self._vectors) > max(REMEMBERED, len(batch)):
             self._vectors.popitem(last=False)
         self._read += len(new)
         self._unknown += self._known.count_unknown(new)

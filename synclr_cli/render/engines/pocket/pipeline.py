@@ -107,6 +107,7 @@ class PocketPipeline(DiffusionPipeline):
             tokenizer=tokenizer,
             few_steps=few_steps,
         )
+        self.text_dtype = torch.float32  # of SmolLM2, where it is read from its package
         self._from_package: tuple[LlamaModel, PreTrainedTokenizerFast] | None = None
 
     def add_language_model(self) -> None:
@@ -132,7 +133,7 @@ class PocketPipeline(DiffusionPipeline):
         if self.language_model is not None:
             return self.language_model, self.tokenizer
         if self._from_package is None:
-            model, tokenizer = read_language_model()
+            model, tokenizer = read_language_model(self.text_dtype)
             self._from_package = model.to(self.whitening.device), tokenizer
         return self._from_package
 
