@@ -20,6 +20,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.parquet as pq
 
 from synclr_cli.data import artifacts
 
@@ -32,45 +35,58 @@ VARIANTS = {
 }
 
 
+class Run(NamedTuple):
+    """What one command did."""
+
+    images: int
+    wall: float  # s
+    processor: float  # s
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("captions", type=Path)
+    parser.add_argument("--engine", default="pocket:")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
-    images = VIEWS * artifacts.open_parquet(options.captions, "captions")[0].metadata.num_rows
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
+    runs: dict[str, list[Run]] = {name: [] for name in VARIANTS}
     for _ in range(options.rounds):
         for name, settings in VARIANTS.items():
-            seconds[name].append(render(options.captions, options.dtype, settings))
-            print(
-                f"{name}: {seconds[name][-1][0]:.1f} s, {seconds[name][-1][1]:.1f} s of processor"
-            )
-    rows = {}
-    for name, runs in seconds.items():
-        wall, processor = (images / statistics.median(column) for column in zip(*runs, strict=True))
-        rows[name] = {"images_per_s": wall, "images_per_processor_s": processor}
-    first = rows[next(iter(VARIANTS))]
+            run = render(options.captions, options.engine, options.dtype, settings)
+            runs[name].append(run)
+            print(f"{name}: {run.images} images, {run.wall:.1f} s, {run.processor:.1f} s processor")
+    rows = {
+        name: {
+            "images_per_s": statistics.median(run.images / run.wall for run in own),
+            "images_per_processor_s": statistics.median(run.images / run.processor for run in own),
+        }
+        for name, own in runs.items()
+    }
+    first = dict(rows[next(iter(VARIANTS))])
     for name, row in rows.items():
-        ratios = {f"{key}_ratio": value / first[key] for key, value in row.items()}
-        row.update(ratios)
+        row.update({f"{key}_ratio": row[key] / value for key, value in first.items()})
         print(name, json.dumps({key: round(value, 2) for key, value in row.items()}), flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
-def render(captions: Path, dtype: str, settings: tuple[str, ...]) -> tuple[float, float]:
-    """Render into a folder that is then removed; return seconds by the clock and of processor."""
+def render(captions: Path, engine: str, dtype: str, settings: tuple[str, ...]) -> Run:
+    """Render into a folder that is then removed."""
     with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder) / "images"
         command = [sys.executable, "-m", "synclr_cli", "render", str(captions), "-q", "-p", "cifar"]
-        command += ["--out", str(Path(folder) / "images"), "--set", f"render.engine.dtype={dtype}"]
+        command += ["--engine", engine, "--out", str(images)]
+        settings = (f"render.engine.dtype={dtype}", f"render.views={VIEWS}", *settings)
         command += [part for setting in settings for part in ("--set", setting)]
         before, started = os.times(), time.monotonic()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         wall, after = time.monotonic() - started, os.times()
+        parts = artifacts.open_images(images)[0]
+        count = sum(pq.ParquetFile(part).metadata.num_rows for part in parts)
     processor = after.children_user + after.children_system
-    return wall, processor - before.children_user - before.children_system
+    return Run(count, wall, processor - before.children_user - before.children_system)
 
 
 if __name__ == "__main__":
