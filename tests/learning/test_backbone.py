@@ -119,7 +119,7 @@ def test_a_folder_without_a_backbone_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "export.json").touch()
     with pytest.raises(DataError, match=r"Name the backbone that it was made from"):
         backbone.open_backbone(str(tmp_path))
-    (tmp_path / "run.json").touch()
+    (tmp_path / "export.json").rename(tmp_path / "run.json")
     with pytest.raises(DataError, match=r"holds no backbone.safetensors. Finish its training"):
         backbone.open_backbone(str(tmp_path))
 

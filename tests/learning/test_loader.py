@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -78,6 +79,17 @@ def test_a_loader_process_hands_our_errors_over_as_they_were(workers):
 def test_a_loader_process_that_is_killed_is_one_line():
     batches = loader.load(die_of_five, [[1, 2], [4, 5]], workers=1)
     with pytest.raises(EngineError, match=r"a loader process ended.*want of memory"):
+        list(batches)
+
+
+def test_a_killed_loader_process_interrupts_nothing_before_the_next_batch():
+    """So that the update in between is whole, and can be saved."""
+    batches = loader.load(die_of_five, [[1], [5], [6]], workers=1)
+    assert next(batches).tolist() == [1]
+    end = time.monotonic() + 2
+    while time.monotonic() < end:  # by then it has died; torch's own handler would raise here
+        time.sleep(0.01)
+    with pytest.raises(EngineError, match="a loader process ended"):
         list(batches)
 
 
