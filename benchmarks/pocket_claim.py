@@ -38,7 +38,7 @@ from train_result import (
     with_sets,
 )
 
-from synclr_cli.data import artifacts
+from synclr_cli.data.manifest import open_dataset
 
 ROWS = {  # pictures, switches
     "SynCLR, painted": ("painted", ()),
@@ -88,7 +88,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     road = Road(given.minutes)
 
-    parts, _, _ = artifacts.open_images(given.painted)
+    parts = open_dataset(given.painted, "images").paths()
     count = sum(pq.read_metadata(part).num_rows for part in parts)
     pictures = {"painted": given.painted, "real": out / "real"}
     road("import", real_pictures(given.cifar, count, out), "-o", pictures["real"])

@@ -38,7 +38,7 @@ from synclr_cli.data import artifacts
 from synclr_cli.engines import load
 from synclr_cli.render import generate
 from synclr_cli.render.generate import Row, view_seed
-from synclr_cli.render.writing import CAPTIONS_PER_GROUP
+from synclr_cli.render.run import CAPTIONS_PER_GROUP
 
 VIEWS = 4
 SIZE = 128

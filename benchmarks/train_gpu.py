@@ -23,7 +23,7 @@ from train_step import random_batch
 
 from synclr_cli import rng
 from synclr_cli.config import TrainConfig
-from synclr_cli.data import artifacts
+from synclr_cli.data.manifest import open_dataset
 from synclr_cli.learning import runtime
 from synclr_cli.train import batches, crops, flops
 from synclr_cli.train.batches import Batch
@@ -110,7 +110,7 @@ def main() -> None:
         rate = cutting(config, rt.device, min(512, 4 * given.captions), given.steps)
         print(json.dumps({"batch": "input", "images_per_s": round(rate, 1)}))
         if given.images:
-            corpus = open_corpus(artifacts.open_images(given.images)[0])
+            corpus = open_corpus(open_dataset(given.images, "images").paths())
             source = batches.Batches(corpus, config, patches=learner.patches)
             steps = range(given.steps + 2)
             real = batches.load(source, steps, workers=config.workers, device=rt.device)

@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from synclr_cli.data import artifacts
+from synclr_cli.data import image_facts
+from synclr_cli.data.manifest import open_dataset
+from synclr_cli.data.shards import ShardedDataset
 
 
 def rows_of(folder: Path) -> list[dict]:
-    parts, _, _ = artifacts.open_images(folder)
+    parts = open_dataset(folder, "images").paths()
     return [row for part in parts for row in pq.read_table(part).to_pylist()]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir()}  # here or elsewhere
+    files = (p for p in folder.rglob("*") if p.is_file())  # here or elsewhere
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def facts(folder: Path) -> dict:
+    return dict(open_dataset(folder, "images").facts)
+
+
+def replace_part(folder: Path, index: int, table: pa.Table) -> None:
+    """Write other rows in the place of a part's, as if they had been made so."""
+    opened = open_dataset(folder, "images")
+    dataset = ShardedDataset(folder, "images", opened.header)
+    with dataset.claim():
+        part = dataset.facts(index)
+        dataset.write(index, table, rows_per_group=16, facts=part.facts)
+        dataset.finish(opened.parts.num_rows, opened.facts)
 
 
 def rejected(folder: Path) -> list[dict]:
-    path = folder / "rejected.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return list(image_facts.read_rejected(folder))
 
 
 def picture(i: int, kind: str = "PNG", size: int = 12) -> bytes:

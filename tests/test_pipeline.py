@@ -69,7 +69,7 @@ def test_the_pipe_ends_with_one_json_object(road):
 def test_every_default_path_is_there_and_nothing_half_written(road):
     folder, _ = road
     assert (folder / "captions" / "_manifest.json").is_file()
-    assert (folder / "images" / "manifest.json").is_file()
+    assert (folder / "images" / "_manifest.json").is_file()
     assert (folder / "runs" / "tiny" / "backbone.safetensors").is_file()
     assert list(folder.rglob("*.partial")) == []
 
@@ -138,7 +138,7 @@ def test_inspect_tells_the_chain_from_backbone_to_word_list(road, synclr):
         "captions/_rejected",
         "images",
         "images/part-00000.parquet",
-        "images/manifest.json",
+        "images/_manifest.json",
         "runs/tiny",
         "runs/tiny/run.json",
         "runs/tiny/checkpoints/step-00000004",

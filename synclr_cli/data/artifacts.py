@@ -3,7 +3,7 @@
     captions/2    folder of part-*.parquet       words and the caption written for them
     rejects/1     folder of part-*.parquet       completions the quality gate refused, and why
     backgrounds/1 one Parquet file               where a photo of a concept could be taken
-    images/1      folder of part-*.parquet       pictures in the Hugging Face `Image` layout
+    images/2      folder of part-*.parquet       images in the Hugging Face `Image` layout
     backbone/1    safetensors + config.json      a ViT under timm's key names
     checkpoint/1  folder of safetensors + JSON   everything a training run needs to go on
     features/1    safetensors                    frozen features and labels
@@ -38,7 +38,7 @@ VERSIONS = {
     "captions": 2,
     "rejects": 1,
     "backgrounds": 1,
-    "images": 1,
+    "images": 2,
     "backbone": 1,
     "checkpoint": 1,
     "features": 1,
@@ -356,63 +356,6 @@ STAGE_OF = {
     "backbone": "train",
     "checkpoint": "train",
 }
-
-
-MANIFEST = "manifest.json"  # of an images/1 folder: what says that it is whole
-
-
-def open_images(folder: Path) -> tuple[list[Path], Header, str]:
-    """Open a finished images/1 folder: its parts in order, their header, and its digest.
-
-    Raises:
-        DataError: no folder, no parts, or its rendering was not finished.
-    """
-    if folder.is_file():
-        raise DataError(
-            f"{folder} is a file",
-            expected="a folder that synclr render made",
-            do="render the captions, or make a folder of your own pictures with synclr import",
-        )
-    if not folder.is_dir():
-        raise DataError(f"no folder {folder}", do="make it with synclr render")
-    manifest_path = folder / MANIFEST
-    parts = sorted(folder.glob("part-*.parquet"))
-    if not manifest_path.is_file():
-        if not parts:
-            raise DataError(
-                f"{folder} holds no pictures of synclr render",
-                do="make it with synclr render, or take over your own with synclr import",
-            )
-        raise DataError(
-            f"{folder} holds {len(parts)} parts but is not finished",
-            do="run synclr render again: it continues",
-        )
-    names, header, parts_digest = read_manifest(folder)
-    missing = [n for n in names if not (folder / n).is_file()]
-    if missing:
-        raise DataError(f"{folder} lacks {', '.join(missing)}", do="run synclr render again")
-    if not names:
-        raise DataError(f"{folder} holds no pictures", do="make it with synclr render")
-    return [folder / n for n in names], header, parts_digest
-
-
-def read_manifest(folder: Path) -> tuple[list[str], Header, str]:
-    """Return the names of an images/1 folder's parts, their header and digest, as it tells them.
-
-    Raises:
-        DataError: its manifest is not there, or none.
-    """
-    path = folder / MANIFEST
-    manifest = storage.read_json(path)
-    try:
-        names = [str(part["name"]) for part in manifest["parts"]]
-        told, digest = manifest["header"], str(manifest["digest"])
-    except (KeyError, TypeError) as e:
-        raise DataError(f"{path} lacks {e}") from e
-    header = Header.parse(json.dumps(told), path)
-    if header.schema != "images":
-        raise DataError(f"{path}", got=header.schema, expected="images")
-    return names, header, digest
 
 
 # -------------------------------------------------------------------------------- safetensors

@@ -62,8 +62,6 @@ def describe(path: Path) -> Description:
     if path.is_dir():
         if (header := manifest.read_header(path)) is not None:
             return _parts(path, header)
-        if (path / artifacts.MANIFEST).is_file():
-            return _images(path)
         if (path / "report.json").is_file():
             return _record(path / "report.json")
         if (path / "run.json").is_file() or (path / "backbone.safetensors").is_file():
@@ -163,11 +161,6 @@ def _parquet(path: Path) -> Description:
         facts["first"] = _first_captions(path)
     kind = "part" if header.schema in ("captions", "rejects", "images") else header.schema
     return Description(path, kind, header, facts)
-
-
-def _images(path: Path) -> Description:
-    parts, header, digest = artifacts.open_images(path)
-    return Description(path, "images", header, {"parts": len(parts), "digest": digest})
 
 
 def _unfinished(path: Path, parts: list[Path]) -> Description:

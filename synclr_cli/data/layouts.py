@@ -24,8 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from synclr_cli import console
-from synclr_cli.data import artifacts, sources, storage
+from synclr_cli.data import sources, storage
 from synclr_cli.data.artifacts import Header
+from synclr_cli.data.manifest import MANIFEST, open_dataset
 from synclr_cli.data.sources import Source
 from synclr_cli.errors import DataError, EngineError, UsageError
 
@@ -121,8 +122,8 @@ def _parquet_files(folder: Path) -> dict[str, list[Path]]:
     """Return the Parquet files of each split of a folder; {} if it has none."""
     parts = sorted(folder.glob("part-*.parquet"))
     if parts:
-        if (folder / "manifest.json").is_file() or _made_by_render(parts[0]):
-            parts, _, _ = artifacts.open_images(folder)
+        if (folder / MANIFEST).is_file() or _made_by_render(parts[0]):
+            parts = open_dataset(folder, "images").paths()
         return {"train": parts}
     found: dict[str, list[Path]] = {}
     folders = {inside: _split_folders(inside) for inside in (folder, folder / "data")}
@@ -150,10 +151,9 @@ def _made_by_render(path: Path) -> bool:
 
 def _parquet(path: Path, by_split: Mapping[str, Sequence[Path]], masks: bool) -> Found:
     splits = {name: _parquet_split(files, masks) for name, files in by_split.items()}
-    header = None
-    if (path / "manifest.json").is_file():
-        _, header, content = artifacts.open_images(path)
-        return Found(path.resolve().name, splits, lambda: content, header)
+    if (path / MANIFEST).is_file():
+        rendered = open_dataset(path, "images")
+        return Found(path.resolve().name, splits, lambda: rendered.digest, rendered.header)
     every = [(f, f.name) for files in by_split.values() for f in files]
     return Found(path.resolve().stem, splits, functools.partial(_digest_files, every))
 

@@ -233,7 +233,7 @@ def sizes(folder: Path) -> dict[str, int]:
     """
     if is_local(folder):
         try:
-            with os.scandir(folder) as entries:
+            with disk_errors(folder), os.scandir(folder) as entries:
                 return {e.name: -1 if e.is_dir() else e.stat().st_size for e in entries}
         except FileNotFoundError:
             return {}

@@ -22,6 +22,7 @@ from PIL import Image
 
 from synclr_cli.data import artifacts, storage
 from synclr_cli.data.images import DECODE_ERRORS
+from synclr_cli.data.manifest import open_dataset
 from synclr_cli.render import quality
 
 SIDE = 16  # pixels: layout and colour, not texture
@@ -231,7 +232,7 @@ _Row = tuple[int, str, Image.Image, int]  # caption id, concept, image, perceptu
 
 def _batches(folder: Path, looked_at: int) -> Iterator[list[_Row]]:
     """Yield images of row groups all over the set; those that do not decode are left out."""
-    parts, _, _ = artifacts.open_images(folder)
+    parts = open_dataset(folder, "images").paths()
     parts = parts[:: max(1, len(parts) * _PER_PART // looked_at)]
     share = -(-looked_at // len(parts))  # of each part
     for path in parts:

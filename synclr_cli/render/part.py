@@ -1,8 +1,8 @@
-"""One part of a set: what it should hold, what it holds, and what is left to paint.
+"""One part of a set: what it should hold, what it holds, and what is left to generate.
 
-A part that lacks views, captions or today's class ids (more views asked for, more captions added)
-keeps the pictures it has: only what is missing is painted, and the part is replaced as a whole.
-Resuming, topping up and continuing a set are this one piece of code.
+A part that lacks views, captions or today's class ids (more views are to be made, more captions
+were added) keeps the images it has: only what is missing is generated, and the part is replaced as
+a whole. Resuming, topping up and continuing a set are this one piece of code.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from PIL import Image
 
 from synclr_cli.config import RenderConfig
 from synclr_cli.data import artifacts, storage
+from synclr_cli.data.manifest import PartFacts
+from synclr_cli.data.shards import ShardedDataset, shard_numbers
 from synclr_cli.errors import UsageError
 from synclr_cli.render import quality
 from synclr_cli.render.captions_reader import CaptionsReader
@@ -58,6 +60,35 @@ class Plan:
         size = self.config.captions_per_part
         return self.captions.rows(index * size, (index + 1) * size)
 
+    def todo(self, dataset: ShardedDataset) -> list[int]:
+        """Return the numbers of this job's parts that are missing or lack something.
+
+        Raises:
+            UsageError: there are parts of more captions, or a part is of other ones.
+        """
+        shard = self.config.shard
+        todo = dataset.missing(self.parts, shard)
+        for index in shard_numbers(self.parts, shard):
+            facts = dataset.facts(index)
+            if facts is not None and not self.is_whole(index, facts):
+                Part(self, index).require_same_captions(dataset.path(index))
+                todo.append(index)
+        return sorted(todo)
+
+    @cached_property
+    def set_mark(self) -> str:
+        """Return what all parts say that were made of this set of captions and these views."""
+        return f"{self.config.views} {self.captions.parent['digest']}"
+
+    def is_whole(self, index: int, facts: PartFacts) -> bool:
+        """Return whether a part that is there holds exactly what it should.
+
+        Its captions are read only if it was made of another set, with fewer views or captions.
+        """
+        if facts.facts.get("set") == self.set_mark:
+            return True
+        return facts.facts.get("mark") == self.mark(self.captions_of(index))
+
     def mark(self, captions: Sequence[Mapping[str, Any]]) -> str:
         """Return what a part of these captions says if it holds exactly what it should."""
         holds = [
@@ -68,7 +99,7 @@ class Plan:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def row(self, caption: dict[str, Any], view: int, attempt: int = 0) -> Row:
-        """Return one view to paint."""
+        """Return one view to generate."""
         seed = view_seed(self.config.seed, caption["caption_id"], view, attempt)
         class_id = self.class_ids.get(caption["concept"], 1)
         return Row(
@@ -90,32 +121,38 @@ class Part:
         self._captions = {c["caption_id"]: c for c in captions}
         self.views = {i: quality.CaptionViews(i, self.plan.config.views) for i in self._captions}
 
-    def require_own_captions(self, path: Path) -> None:
+    def require_same_captions(self, path: Path) -> None:
         """Refuse an earlier version of this part that is of other captions.
 
         Raises:
-            UsageError: it holds pictures of a caption that is not in this part now.
+            UsageError: it holds images of a caption that is not in this part now.
         """
-        table = storage.table(path, ["caption_id", "caption", "concept"])
+        with artifacts.readable(path):
+            table = storage.table(path, ["caption_id", "caption", "concept"])
         for record in table.group_by(table.column_names).aggregate([]).to_pylist():
             if record != self._captions.get(record["caption_id"]):
                 raise UsageError(
-                    f"{path} holds pictures of other captions",
-                    do="continue with the captions file it began with, or one that only adds to "
-                    "it; else add --overwrite to make it anew, or --out for another place",
+                    f"{path} holds images of other captions",
+                    do="continue with the captions it began with, or ones that only add to them;"
+                    " else add --overwrite to make it again, or --out for another place",
                 )
 
-    def keep(self, path: Path) -> int:
-        """Take over the pictures of an earlier, smaller version of this part; return how many."""
-        file, header = artifacts.open_parquet(path, "images")
-        for record in file.read().to_pylist():
+    def keep(self, path: Path, rejected: Sequence[dict[str, Any]]) -> int:
+        """Take over the images of an earlier, smaller version of this part; return how many.
+
+        Args:
+            rejected: the views that were refused of it.
+        """
+        with artifacts.readable(path):
+            table = storage.table(path)
+        for record in table.to_pylist():
             if record["mask"] is not None:
                 record["mask"] = self._with_class_id(record)
             record["fingerprint"] = quality.fingerprint(record["image"]["bytes"])
             self.views[record["caption_id"]].kept[record["view"]] = record
-        for entry in (header.facts or {}).get("rejected", []):
+        for entry in rejected:
             views = self.views[entry["caption_id"]]
-            if entry["view"] in views.kept:  # else it is painted, and rejected, again
+            if entry["view"] in views.kept:  # else it is generated, and rejected, again
                 views.rejected.append(entry)
         return sum(len(views.kept) for views in self.views.values())
 
@@ -127,7 +164,7 @@ class Part:
         return {"bytes": mask_png(mask, class_id, mask.shape[::-1]), "path": None}
 
     def missing(self) -> list[Row]:
-        """Return the views still to paint, caption by caption."""
+        """Return the views still to generate, caption by caption."""
         return [
             self.plan.row(self._captions[i], view)
             for i, views in self.views.items()
@@ -135,45 +172,51 @@ class Part:
             if view not in views.kept
         ]
 
-    def settle(self, painted: list[dict[str, Any]]) -> list[Row]:
-        """Judge painted views; return those to paint again, from their next seeds."""
-        for record in painted:
+    def settle(self, generated: list[dict[str, Any]]) -> list[Row]:
+        """Put views through the gate; return those to generate again, from their next seeds."""
+        for record in generated:
             self.views[record["caption_id"]].waiting[record["view"]] = record
         again = []
         for i, views in self.views.items():
-            wanted = views.settle(self.plan.config)
-            if wanted:
-                again.append(self.plan.row(self._captions[i], *wanted))
+            retry = views.settle(self.plan.config)
+            if retry:
+                again.append(self.plan.row(self._captions[i], *retry))
         return again
+
+    @property
+    def _least(self) -> int:
+        return self.plan.config.least_views or self.plan.config.views
 
     def table(self) -> pa.Table:
         """Return the part's rows; captions with too few views are left out."""
-        least = self.plan.config.least_views or self.plan.config.views
         records = [
             {column: views.kept[view].get(column) for column in _COLUMNS}
             for views in self.views.values()
-            if len(views.kept) >= least
+            if len(views.kept) >= self._least
             for view in sorted(views.kept)
         ]
         return pa.Table.from_pylist(records, schema=artifacts.arrow_schema("images"))
 
-    def facts(self) -> dict[str, Any]:
-        """Return what the part's header says beside the settings."""
-        least = self.plan.config.least_views or self.plan.config.views
-        return {
-            "mark": self.mark,
-            "rejected": sorted(
-                (r for v in self.views.values() for r in v.rejected),
-                key=lambda r: (r["caption_id"], r["view"]),
-            ),
-            "set_aside": [
-                {
-                    "caption_id": i,
-                    "caption": self._captions[i]["caption"],
-                    "views": len(views.kept),
-                    "reasons": sorted({r["reason"] for r in views.rejected}),
-                }
-                for i, views in self.views.items()
-                if len(views.kept) < least
-            ],
-        }
+    def marks(self) -> dict[str, str]:
+        """Return the facts by which `Plan.is_whole` knows the part again."""
+        return {"set": self.plan.set_mark, "mark": self.mark}
+
+    def rejected(self) -> list[dict[str, Any]]:
+        """Return the views that the gate refused, with reasons."""
+        return sorted(
+            (r for v in self.views.values() for r in v.rejected),
+            key=lambda r: (r["caption_id"], r["view"]),
+        )
+
+    def set_aside(self) -> list[dict[str, Any]]:
+        """Return the captions with too few views."""
+        return [
+            {
+                "caption_id": i,
+                "caption": self._captions[i]["caption"],
+                "views": len(views.kept),
+                "reasons": sorted({r["reason"] for r in views.rejected}),
+            }
+            for i, views in self.views.items()
+            if len(views.kept) < self._least
+        ]

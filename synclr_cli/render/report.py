@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from synclr_cli.data import artifacts, storage
-from synclr_cli.data.artifacts import MANIFEST
+from synclr_cli.data.image_facts import REJECTED
 from synclr_cli.data.images import DECODE_ERRORS
-from synclr_cli.data.images_manifest import REJECTED
+from synclr_cli.data.manifest import open_dataset
 from synclr_cli.render import quality
 from synclr_cli.render.engines.pocket.known import WORDS, Known
 from synclr_cli.render.sheet import spread
@@ -42,8 +42,8 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
     Raises:
         DataError: no finished images/1 folder, or a damaged part.
     """
-    parts, header, digest = artifacts.open_images(folder)
-    manifest = storage.read_json(folder / MANIFEST)
+    dataset = open_dataset(folder, "images")
+    parts, header = dataset.paths(), dataset.header
     views: Counter[int] = Counter()
     sizes: Counter[str] = Counter()
     concepts: set[str] = set()
@@ -74,7 +74,7 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
                     looked.add((picture or {}).get("bytes") or b"")
     return {
         "folder": folder.name,
-        "digest": digest,
+        "digest": dataset.digest,
         "engine": header.engine,
         "revision": header.revision,
         "seed": header.seed,
@@ -84,11 +84,11 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
         "views": {str(n): captions for n, captions in sorted(views.items())},
         "sizes": dict(sizes.most_common(8)),
         "parts": len(parts),
-        "bytes": sum(p.stat().st_size for p in parts),
+        "bytes": dataset.bytes,
         "bytes_per_picture": looked.median_length(),
         "masks": masks,
-        "rejected": manifest.get("rejected", {}),
-        "set_aside": manifest.get("set_aside", 0),
+        "rejected": dataset.facts["rejected"],
+        "set_aside": dataset.facts["set_aside"],
         "scores": _quantiles(np.concatenate(scores) if scores else np.zeros(0)),
         "same_bytes": looked.same_bytes,
         "alike": looked.same_print,
@@ -163,7 +163,7 @@ def page(folder: Path, out_html: Path, captions: int = 24, views: int = 6) -> Pa
     body = [f"<h1>{html.escape(folder.name)}</h1>", _table(facts)]
     if facts["rejected"] or facts["set_aside"]:
         body += ["<h2>Rejected</h2>", _table({**facts["rejected"]})]
-        body.append(f"<p>{facts['set_aside']} captions were set aside; all are in {REJECTED}.</p>")
+        body.append(f"<p>{facts['set_aside']} captions were set aside; all are in {REJECTED}/.</p>")
     body.append("<h2>Captions and their views</h2>")
     for shown in spread(folder, captions, views):
         pictures = "".join(f'<img src="{_inline(p)}" alt="">' for p in shown.pictures)

@@ -1,149 +1,127 @@
-"""`synclr render`: captions -> pictures, several of each, in Parquet.
+"""`synclr render`: captions -> images, several of each, in Parquet.
 
-    captions/1 -> parts of `captions_per_part` captions -> batches -> engine -> gate -> encoded
-    rows -> part-00000.parquet ... -> manifest.json (and rejected.jsonl)
+    captions -> parts of `captions_per_part` captions -> batches -> engine -> gate -> encoded
+    rows -> part-00000.parquet ... (and _rejected/) -> _manifest.json
 
-A picture depends on (render.seed, caption_id, view) and the engine, never on batches, processes,
+An image depends on (render.seed, caption_id, view) and the engine, never on batches, processes,
 shards or where the last run stopped. A part is the unit of resuming and of batching. While the
 engine generates, the images before are encoded by other threads, and the part before is written by
-another; an engine that says it is `parallel` runs in processes instead. Of the captions only
-those of a few parts are in memory.
+another; an engine that says it is `parallel` runs in processes instead. Of the captions only those
+of a few parts are in memory.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from synclr_cli import config as configs, console
 from synclr_cli.config import RenderConfig
-from synclr_cli.data import artifacts, images_manifest as shards, storage
-from synclr_cli.data.artifacts import MANIFEST
+from synclr_cli.data import artifacts, image_facts
+from synclr_cli.data.manifest import PartFacts
+from synclr_cli.data.shards import ShardedDataset
 from synclr_cli.engines import ImageEngine
-from synclr_cli.errors import UsageError
 from synclr_cli.render import generate
 from synclr_cli.render.captions_reader import CaptionsReader
 from synclr_cli.render.part import LARGEST_CLASS, Part, Plan
-from synclr_cli.render.writing import Writer
 
-PARTS_IN_FLIGHT = 2  # parts being generated, encoded or written at the same time
+CAPTIONS_PER_GROUP = 16  # a row group is what a reader fetches at once; no caption is split
+PARTS_IN_FLIGHT = 2  # parts being generated and encoded at the same time
+PARTS_WAITING = 2  # parts to be written; the engine waits for the disk if there are more
 
 
-def run(
-    config: RenderConfig,
-    captions: Path,
-    out: Path,
-    *,
-    overwrite: bool = False,
-) -> Path:
-    """Generate images of all captions of a captions/1 file into the folder `out`, and return it.
+def run(config: RenderConfig, captions: Path, out: Path, *, overwrite: bool = False) -> Path:
+    """Generate images of all captions into the images/2 folder `out`, and return it.
 
     A folder that was finished with fewer views or captions is continued: what it has is kept.
     Of N jobs that share the folder each generates every N-th part (`config.shard`); whichever ends
     last writes the manifest.
 
+    Args:
+        captions: a captions/2 folder, or anybody's file of captions (`captions_files`).
+
     Raises:
-        DataError: no captions/1 file, an empty one, or caption ids that repeat.
+        DataError: no captions, or some that cannot be rendered.
         UsageError: `out` was made with other settings, or cannot be written.
         EngineError: the engine is not there or gave up; the disk is full.
     """
     # --- open
-    source = CaptionsReader(captions, LARGEST_CLASS)
-    plan = Plan(source, config)
+    reader = CaptionsReader(captions, LARGEST_CLASS)
+    plan = Plan(reader, config)
     header = artifacts.Header(
         schema="images",
         config=configs.recipe(config),
         engine=config.engine.name,
         seed=config.seed,
-        parents=(source.parent,),
+        parents=(reader.parent,),
     )
-    parts = artifacts.Parts(out, "images", header)
-    if overwrite and config.shard != "1/1":
-        raise UsageError(
-            f"--overwrite with --shard {config.shard} would remove what the other jobs made",
-            do="remove the folder before the first job starts",
-        )
-    if not overwrite and _is_finished(parts):
+    dataset = ShardedDataset(
+        out,
+        "images",
+        header,
+        varying=("views",),
+        sidecars=(image_facts.REJECTED,),
+        require_continuable=_require_continuable,
+    )
+    if not overwrite and dataset.state() == "finished":
         return out
-    with shards.one_at_a_time(out, config.shard):
-        return _make(parts, plan, captions.name, overwrite=overwrite)
 
+    with dataset.claim(overwrite=overwrite, shard=config.shard):
+        # --- build, loop
+        todo = plan.todo(dataset)
+        if todo:
+            engine, score = generate.load(config)
+            begun_with = dataset.header.revision
+            if begun_with not in ("", engine.revision):
+                console.warn(
+                    f"{out} was begun with {begun_with}; what is generated now is by"
+                    f" {engine.revision}"
+                )
+            dataset.header = replace(dataset.header, revision=engine.revision)
+            _generate(dataset, plan, todo, engine, score)
 
-def _make(parts: artifacts.Parts, plan: Plan, captions: str, *, overwrite: bool) -> Path:
-    """Make what is not there of this job's parts, and the manifest when all are."""
-    config, out, header = plan.config, parts.folder, parts.header
-    if overwrite:
-        shards.require_clearable(parts)
-    # Before anything is cleared: a model may not be there.
-    models = generate.load(config) if overwrite else None
-    if overwrite:
-        shards.clear(parts)
-    found = _found_header(out)
-    if found:
-        _require_continuable(found, header, out)
-        parts.header = replace(header, revision=found.revision)
-    _require_no_more(parts, plan)
-    number, _, jobs = config.shard.partition("/")
-    mine = list(_lacking(parts, plan, range(int(number) - 1, plan.parts, int(jobs))))
-
-    # --- build, loop
-    if mine and models is None:
-        models = generate.load(config)
-    storage.make_folder(out)
-    if models and mine:
-        engine, score = models
-        if found and found.revision != engine.revision:
-            console.warn(
-                f"{out} was begun with {found.revision}; what is generated now is by "
-                f"{engine.revision}"
+        # --- write
+        def facts(parts: Sequence[PartFacts]) -> dict[str, Any] | None:
+            if any(not plan.is_whole(index, part) for index, part in enumerate(parts)):
+                return None
+            masked = any(part.facts["masks"] for part in parts)
+            classes = plan.classes if masked else []
+            return image_facts.of_whole(
+                parts, source=captions.name, views=config.views, classes=classes
             )
-        parts.header = replace(header, revision=engine.revision)
-        (out / MANIFEST).unlink(missing_ok=True)  # not whole until it is written again
-        _generate(parts, plan, mine, engine, score)
 
-    # --- write
-    if next(_lacking(parts, plan, range(plan.parts)), None) is not None:
-        console.note(f"{out} is not whole yet: other parts of it are for the other jobs")
-        return out
-    try:
-        shards.write(
-            parts,
-            plan.parts,
-            captions=captions,
-            views=config.views,
-            classes=plan.classes,
-        )
-    except FileNotFoundError:  # another job wrote it at the same moment
-        if not (out / MANIFEST).is_file():
-            raise
+        if not dataset.finish(plan.parts, facts):
+            console.note(f"{out} is not whole yet: other parts of it are for the other jobs")
     return out
 
 
 def _generate(
-    parts: artifacts.Parts,
+    dataset: ShardedDataset,
     plan: Plan,
-    mine: list[int],
+    todo: Sequence[int],
     engine: ImageEngine,
     score: generate.Score | None,
 ) -> None:
-    """Generate and write these parts, each one's views that are not there yet."""
+    """Generate and write these parts, of each the views that are not there yet."""
     config = plan.config
     total = plan.captions.count * config.views
-    left = min(len(mine) * config.captions_per_part * config.views, total)
+    left = min(len(todo) * config.captions_per_part * config.views, total)
     with (
         generate.image_generator(engine, config, left, score) as generator,
-        Writer(parts) as writer,
-        console.progress("render", total, done=total - left, unit="pictures") as meter,
+        _writer(dataset) as writer,
+        console.progress("render", total, done=total - left, unit="images") as meter,
     ):
         in_flight: deque[tuple[Part, list[Future[Any]]]] = deque()
-        for index in mine:
+        for index in todo:
             part = Part(plan, index)
-            if parts.path(index).exists():
-                meter.advance(part.keep(parts.path(index)))
+            if dataset.facts(index) is not None:
+                rejected = image_facts.rejected_views(dataset.work, index)
+                meter.advance(part.keep(dataset.path(index), rejected))
             in_flight.append((part, generator.submit(part.missing(), meter.advance)))
             if len(in_flight) == PARTS_IN_FLIGHT:
                 writer.write(_settled(*in_flight.popleft(), generator))
@@ -153,72 +131,61 @@ def _generate(
         console.warn(warning)
 
 
-def _found_header(out: Path) -> artifacts.Header | None:
-    """Return the header of what an earlier run left in `out`, finished or not."""
-    if (out / MANIFEST).is_file():
-        return artifacts.read_manifest(out)[1]
-    first = min(out.glob("part-*.parquet"), default=None, key=lambda p: p.name)
-    return artifacts.open_parquet(first, "images")[1] if first else None
-
-
-def _is_finished(parts: artifacts.Parts) -> bool:
-    """Return whether a folder holds just what is asked for, whole."""
-    if not shards.is_whole(parts):
-        return False
-    found, wanted = artifacts.read_manifest(parts.folder)[1], parts.header
-    same_config = not configs.differing_keys("render", found.config, wanted.config)
-    return same_config and [p["digest"] for p in found.parents] == [
-        p["digest"] for p in wanted.parents
-    ]
-
-
-def _require_continuable(found: artifacts.Header, wanted: artifacts.Header, out: Path) -> None:
-    """Refuse to continue what other settings began; more views and more captions are welcome.
-
-    Raises:
-        UsageError: names the settings that differ.
-    """
-    views = found.config.get("views", 0)
-    config = dict(wanted.config)
-    if views <= config["views"]:
-        config["views"] = views
-    same_parents = replace(wanted, config=config, parents=found.parents)
-    artifacts.require_same("render", found, same_parents, out)
-
-
-def _require_no_more(parts: artifacts.Parts, plan: Plan) -> None:
-    """Refuse a folder that holds parts beyond the last.
-
-    Raises:
-        UsageError: it was made of more captions.
-    """
-    if any(int(p.name[5:].partition(".")[0]) >= plan.parts for p in parts.present()):
-        raise UsageError(
-            f"{parts.folder} holds pictures of more captions than there are now",
-            do="continue with the captions file it began with, or add --overwrite",
-        )
-
-
-def _lacking(parts: artifacts.Parts, plan: Plan, indices: Iterable[int]) -> Iterator[int]:
-    """Yield the numbers of the parts that do not hold what they should.
-
-    Raises:
-        UsageError: a part holds pictures of other captions.
-    """
-    there = {p.name for p in parts.present()}
-    for index in indices:
-        path = parts.path(index)
-        if path.name not in there:
-            yield index
-            continue
-        facts = artifacts.open_parquet(path, "images")[1].facts or {}
-        if facts.get("mark") != plan.mark(plan.captions_of(index)):
-            Part(plan, index).require_own_captions(path)
-            yield index
-
-
 def _settled(part: Part, batches: list[Future[Any]], generator: generate.ImageGenerator) -> Part:
     """Wait for a part's images, have the rejected ones generated again, and return the part."""
     while again := part.settle([record for batch in batches for record in batch.result()]):
         batches = generator.submit(again)
     return part
+
+
+class _Writer:
+    """Writes parts in a thread, in the order they come; an error shows at the next `write`."""
+
+    def __init__(self, dataset: ShardedDataset, pool: ThreadPoolExecutor):
+        self._dataset, self._pool = dataset, pool
+        self._waiting: deque[Future[None]] = deque()
+
+    def write(self, part: Part) -> None:
+        """Hand in a part whose views are settled."""
+        while self._waiting and (self._waiting[0].done() or len(self._waiting) >= PARTS_WAITING):
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(self._write, part))
+
+    def wait(self) -> None:
+        """Wait until all is written."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def _write(self, part: Part) -> None:
+        views, captions = part.rejected(), part.set_aside()
+        image_facts.write_rejected(self._dataset.work, part.index, views, captions)
+        table = part.table()
+        self._dataset.write(
+            part.index,
+            table,
+            rows_per_group=CAPTIONS_PER_GROUP * part.plan.config.views,
+            facts={**part.marks(), **image_facts.of_part(table, views, captions)},
+        )
+
+
+@contextmanager
+def _writer(dataset: ShardedDataset) -> Iterator[_Writer]:
+    """Give a writer; with the block's end all is written, what is settled also after Ctrl-C."""
+    with ThreadPoolExecutor(1, "writer") as pool:
+        writer = _Writer(dataset, pool)
+        yield writer
+        writer.wait()
+
+
+def _require_continuable(begun: artifacts.Header, header: artifacts.Header, folder: Path) -> None:
+    """Refuse to continue what other settings began; more views and more captions are welcome.
+
+    Raises:
+        UsageError: names the settings that differ.
+    """
+    views = begun.config.get("views", 0)
+    config = dict(header.config)
+    if views <= config["views"]:
+        config["views"] = views
+    same_parents = replace(header, config=config, parents=begun.parents)
+    artifacts.require_same("render", begun, same_parents, folder)

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from synclr_cli.data import artifacts, storage
 from synclr_cli.data.images import DECODE_ERRORS
+from synclr_cli.data.manifest import open_dataset
 
 CELL = 160  # pixels of a picture on the sheet
 GAP, MARGIN, TEXT_WIDTH, LINE = 10, 24, 240, 20
@@ -61,7 +62,7 @@ def contact_sheet(images_folder: Path, out_png: Path, captions: int = 8, views: 
 
 def spread(images_folder: Path, captions: int, views: int) -> list[Shown]:
     """Return so many captions from all over the set, each with its first views."""
-    parts, _, _ = artifacts.open_images(images_folder)
+    parts = open_dataset(images_folder, "images").paths()
     shown: list[Shown] = []
     for i, path in enumerate(parts):
         wanted = captions * (i + 1) // len(parts) - captions * i // len(parts)

@@ -17,6 +17,7 @@ from synclr_cli import config as configs, console
 from synclr_cli.config import TrainConfig
 from synclr_cli.data import artifacts
 from synclr_cli.data.artifacts import Header
+from synclr_cli.data.manifest import open_dataset
 from synclr_cli.errors import SynclrError
 from synclr_cli.learning import runtime
 from synclr_cli.learning.backbone import Backbone
@@ -113,11 +114,12 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
 
 def _inputs(config: TrainConfig, images: Path) -> tuple[list[Path], Header, Backbone | None]:
     """Open the images' parts and the weights to start from, and describe the run to be."""
-    parts, parent, digest = artifacts.open_images(images)
+    dataset = open_dataset(images, "images")
     start = init.open_start(config)
-    parents = [artifacts.parent(images, parent, digest), *([init.parent(start)] if start else [])]
+    parent = artifacts.parent(images, dataset.header, dataset.digest)
+    parents = [parent, *([init.parent(start)] if start else [])]
     header = Header("backbone", configs.recipe(config), seed=config.seed, parents=tuple(parents))
-    return parts, header, start
+    return dataset.paths(), header, start
 
 
 def _learner(config: TrainConfig, rt: Runtime, corpus: Corpus, start: Backbone | None) -> Learner:

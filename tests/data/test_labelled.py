@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from synclr_cli.data import artifacts, labelled, layouts, sources, storage
+from synclr_cli.data import labelled, layouts, sources
 from synclr_cli.data.artifacts import Header
+from synclr_cli.data.shards import ShardedDataset
 from synclr_cli.errors import DataError, UsageError
 
 
@@ -205,16 +206,10 @@ def rendered(root: Path, captions: int, views: int, masks: bool = True) -> Path:
             "score": pa.nulls(len(rows), pa.float32()),
         }
     )
-    part = root / "part-00000.parquet"
-    artifacts.write_parquet(part, "images", header, [table], rows_per_group=4)
-    storage.write_json(
-        root / "manifest.json",
-        {
-            "header": json.loads(header.json()),
-            "parts": [{"name": part.name, "rows": len(rows)}],
-            "digest": storage.digest(part),
-        },
-    )
+    dataset = ShardedDataset(root, "images", header)
+    with dataset.claim():
+        dataset.write(0, table, rows_per_group=4)
+        dataset.finish(1)
     return root
 
 
@@ -244,7 +239,7 @@ def test_rendered_pictures_without_masks_say_so(tmp_path):
 
 def test_unfinished_rendering_is_refused(tmp_path):
     root = rendered(tmp_path / "images", captions=8, views=2)
-    (root / "manifest.json").unlink()
+    (root / "_manifest.json").unlink()
     with pytest.raises(DataError, match="not finished"):
         open_data(root)
 

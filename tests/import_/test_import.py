@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from image_folders import contents, picture, reference_set, rejected, rows_of, tar_of
+from image_folders import contents, facts, picture, reference_set, rejected, rows_of, tar_of
 
 from synclr_cli.errors import DataError, UsageError
 from synclr_cli.import_.run import run
@@ -22,8 +22,8 @@ def test_the_references_csv_and_parallel_folders(tmp_path):
     ]
     assert rows[4]["image"]["bytes"] == picture(11) and rows[4]["caption"] == "a fox, number 1"
     assert (rows[0]["width"], rows[0]["height"]) == (16, 12)
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["views"] == 3 and len(manifest["parts"]) == 3
+    manifest = facts(out)
+    assert manifest["views"] == 3 and len(list(out.glob("part-*"))) == 3
 
 
 def test_named_folders_are_the_views(tmp_path):
@@ -77,7 +77,7 @@ def test_an_import_continues_and_is_the_same(tmp_path):
     csv = reference_set(tmp_path)
     out = run(csv, tmp_path / "out", captions_per_part=2)
     whole = contents(out)
-    (out / "manifest.json").unlink()
+    (out / "_manifest.json").unlink()
     (out / "part-00001.parquet").unlink()
     assert contents(run(csv, out, captions_per_part=2)) == whole
     with pytest.raises(UsageError, match="captions_per_part differ"):
@@ -99,9 +99,12 @@ def test_an_imported_set_is_shown_and_counted_like_a_rendered_one(tmp_path):
         (lambda d: (d / "x.txt").write_text("x") and d / "x.txt", "cannot be imported"),
         (lambda d: (d / "x.csv").write_text("a.png,words\n") and d / "x.csv", "no folder beside"),
         (lambda d: (d / "x.csv").write_bytes(b"a.png,\xff\n") and d / "x.csv", "no UTF-8"),
-        (lambda d: (d / "x.csv").write_text("image,caption\n") and d / "x.csv", "no picture with"),
-        (lambda d: (d / "x.tar").write_bytes(b"junk" * 300) and d / "x.tar", "no tar file"),
-        (lambda d: (d / "x.parquet").write_bytes(b"junk") and d / "x.parquet", "no Parquet file"),
+        (lambda d: (d / "x.csv").write_text("image,caption\n") and d / "x.csv", "no image with"),
+        (lambda d: (d / "x.tar").write_bytes(b"junk" * 300) and d / "x.tar", "is not a tar file"),
+        (
+            lambda d: (d / "x.parquet").write_bytes(b"junk") and d / "x.parquet",
+            "cannot read .*x.parquet",
+        ),
     ],
 )
 def test_a_source_that_is_none_is_one_line(tmp_path, make, message):
@@ -112,7 +115,7 @@ def test_a_source_that_is_none_is_one_line(tmp_path, make, message):
 
 def test_a_set_of_which_nothing_is_left_is_refused_and_leaves_nothing(tmp_path):
     csv = reference_set(tmp_path / "set", views=1)
-    with pytest.raises(DataError, match=r"none of its 5 captions has 2 pictures.*--root"):
+    with pytest.raises(DataError, match=r"none of its 5 captions has 2 images.*--root"):
         run(csv, tmp_path / "out", captions_per_part=2)
     assert not (tmp_path / "out").exists()
 
@@ -177,7 +180,7 @@ def test_a_lost_part_is_imported_again_and_a_foreign_one_left_alone(tmp_path):
     mine = tmp_path / "other" / "part-mine.parquet"
     mine.parent.mkdir()
     mine.write_text("precious")
-    with pytest.raises(UsageError, match=r"is no images file of synclr's"):
+    with pytest.raises(UsageError, match=r"was not made by synclr here"):
         run(source, mine.parent, overwrite=True)
     assert mine.read_text() == "precious"
 

@@ -205,6 +205,6 @@ def test_a_folder_of_captions_is_read_across_its_parts(captions_file, tmp_path, 
     assert reader.concepts == sorted(set(table["concept"].to_pylist()))
     assert CaptionsReader(folder, 3).concepts is None
     assert reader.parent["digest"] == open_dataset(folder, "captions").digest
-    opened = []
-    monkeypatch.setattr(storage, "parquet", lambda path: opened.append(path))
-    assert CaptionsReader(folder, 254).count == 50 and not opened  # no part is opened to start
+    for path in folder.glob("part-*"):
+        path.write_bytes(bytes(path.stat().st_size))
+    assert CaptionsReader(folder, 254).count == 50  # no part is opened to start

@@ -6,11 +6,14 @@ import io
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from image_folders import replace_part
 from PIL import Image
 from test_render_run import render_config
 
 from synclr_cli.data import artifacts
+from synclr_cli.data.manifest import open_dataset
 from synclr_cli.render import diversity
 from synclr_cli.render.run import run
 
@@ -95,12 +98,10 @@ def test_a_backbone_describes_images(captions_file, tmp_path):
 
 def altered(folder, change):
     """Write a folder's part again with other images."""
-    (path,) = artifacts.open_images(folder)[0]
-    file, header = artifacts.open_parquet(path, "images")
-    rows = file.read().to_pylist()
+    (path,) = open_dataset(folder, "images").paths()
+    rows = pq.read_table(path).to_pylist()
     change(rows)
-    table = pa.Table.from_pylist(rows, schema=artifacts.arrow_schema("images"))
-    artifacts.write_parquet(path, "images", header, [table], rows_per_group=16)
+    replace_part(folder, 0, pa.Table.from_pylist(rows, schema=artifacts.arrow_schema("images")))
 
 
 def test_nearly_alike_views_are_warned_of_and_counted_by_concept(captions_file, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import uuid
 
@@ -10,10 +9,11 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from image_folders import contents, picture, reference_set, rows_of, tar_of
+from image_folders import contents, facts, picture, reference_set, rows_of, tar_of
 from test_render_run import render_config
 
-from synclr_cli.data import artifacts, storage
+from synclr_cli.data import storage
+from synclr_cli.data.manifest import open_dataset
 from synclr_cli.errors import DataError
 from synclr_cli.import_ import run as import_run
 from synclr_cli.render import captions_reader
@@ -114,12 +114,12 @@ def test_captions_and_pictures_may_lie_elsewhere(captions_file, tmp_path, elsewh
 def test_a_set_elsewhere_is_continued(captions_file, tmp_path, elsewhere):
     captions = captions_file(9)
     out = run(render_config(views=2), captions, storage.place(f"{elsewhere}/images"))
-    (out / "manifest.json").unlink()
+    (out / "_manifest.json").unlink()
     (out / "part-00001.parquet").unlink()
     run(render_config(views=3), captions, out)
     assert contents(out) == contents(run(render_config(views=3), captions, tmp_path / "images"))
     run(render_config(seed=1), captions, out, overwrite=True)
-    assert artifacts.open_images(out)[1].seed == 1
+    assert open_dataset(out, "images").header.seed == 1
 
 
 def test_a_set_is_imported_from_here_to_elsewhere_and_back(tmp_path, elsewhere):
@@ -140,7 +140,7 @@ def test_pictures_without_a_caption_are_counted(tmp_path, capsys):
             members[f"{i}.txt"] = b"a fox"
     out = import_run.run(tar_of(tmp_path / "a.tar", members), tmp_path / "images")
     assert len(rows_of(out)) == 5
-    assert "1 pictures have no caption" in capsys.readouterr().err
+    assert "1 images have no caption" in capsys.readouterr().err
 
 
 def test_a_caption_whose_pictures_lie_far_apart_is_gathered(tmp_path):
@@ -157,5 +157,5 @@ def test_a_caption_whose_pictures_lie_far_apart_is_gathered(tmp_path):
     assert [r["caption"] for r in rows] == [f"caption {c}" for c in range(10) for _ in range(4)]
     wanted = [picture(i) for c in range(10) for i in (c, c + 10, c + 20, c + 30)]
     assert [r["image"]["bytes"] for r in rows] == wanted
-    manifest = json.loads((tmp_path / "images" / "manifest.json").read_text())
+    manifest = facts(tmp_path / "images")
     assert manifest["views"] == 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import random
 import signal
@@ -15,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from image_folders import contents, rows_of
+from image_folders import contents, facts, rows_of
 from PIL import Image
 
 from synclr_cli import config as configs
-from synclr_cli.data import artifacts, locks, storage
+from synclr_cli.data import locks
+from synclr_cli.data.manifest import open_dataset
 from synclr_cli.errors import DataError, EngineError, UsageError
 from synclr_cli.render import generate
 from synclr_cli.render.run import run
@@ -52,12 +52,10 @@ def test_every_caption_has_its_views_side_by_side(captions_file, tmp_path):
     ]
     assert all(picture(r).size == (32, 32) and picture(r).format == "JPEG" for r in rows)
     assert rows[0]["caption"] == "a red fox in the snow" and rows[0]["concept"] == "red fox"
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert [p["rows"] for p in manifest["parts"]] == [12, 12, 6]
-    assert manifest["views"] == 3
-    assert [p["digest"] for p in manifest["parts"]] == [
-        storage.digest(out / p["name"]) for p in manifest["parts"]
-    ]
+    dataset = open_dataset(out, "images")
+    assert dataset.parts["rows"].to_pylist() == [12, 12, 6] and dataset.rows == 30
+    assert dataset.facts["views"] == 3 and dataset.facts["smallest_side"] == 32
+    dataset.verify()
 
 
 def test_a_row_group_never_splits_a_caption(captions_file, tmp_path):
@@ -73,7 +71,7 @@ def test_a_row_group_never_splits_a_caption(captions_file, tmp_path):
 
 def test_masks_hold_the_class_id_of_their_concept(captions_file, tmp_path):
     out = run(render_config(), captions_file(8), tmp_path / "images")
-    classes = json.loads((out / "manifest.json").read_text())["classes"]
+    classes = facts(out)["classes"]
     assert classes == ["fire truck", "red fox", "sunflower", "teapot"]
     for row in rows_of(out):
         mask = np.asarray(picture(row, "mask"))
@@ -85,14 +83,14 @@ def test_masks_hold_the_class_id_of_their_concept(captions_file, tmp_path):
 def test_no_masks_are_kept_if_none_are_wanted(captions_file, tmp_path):
     out = run(render_config(masks=False), captions_file(4), tmp_path / "images")
     assert all(r["mask"] is None for r in rows_of(out))
-    assert json.loads((out / "manifest.json").read_text())["classes"] == []
+    assert facts(out)["classes"] == []
 
 
 def test_more_concepts_than_mask_ids_become_one_class(captions_file, tmp_path):
     captions = captions_file([(f"a thing{i}", f"thing{i}") for i in range(255)])
     config = render_config(views=1, captions_per_part=300, engine__size=8, stored_size=8)
     out = run(config, captions, tmp_path / "images")
-    assert json.loads((out / "manifest.json").read_text())["classes"] == ["object"]
+    assert facts(out)["classes"] == ["object"]
     assert {i for r in rows_of(out) for i in np.unique(picture(r, "mask"))} <= {0, 1}
 
 
@@ -160,7 +158,7 @@ def test_finished_parts_are_not_made_again(captions_file, tmp_path):
     captions = captions_file(10)
     out = run(render_config(), captions, tmp_path / "images")
     whole = contents(out)
-    (out / "manifest.json").unlink()
+    (out / "_manifest.json").unlink()
     (out / "part-00001.parquet").unlink()
     kept = (out / "part-00000.parquet").stat().st_mtime_ns
     run(render_config(), captions, out)
@@ -174,7 +172,7 @@ def test_a_part_that_was_lost_is_painted_again(captions_file, tmp_path):
     whole = contents(out)
     (out / "part-00001.parquet").unlink()
     with pytest.raises(DataError, match=r"lacks part-00001\.parquet. Run synclr render again"):
-        artifacts.open_images(out)
+        open_dataset(out, "images")
     run(render_config(), captions, out)
     assert contents(out) == whole
 
@@ -183,17 +181,17 @@ def test_a_part_that_synclr_did_not_make_is_not_removed(captions_file, tmp_path)
     mine = tmp_path / "images" / "part-mine.parquet"
     mine.parent.mkdir()
     mine.write_text("precious")
-    with pytest.raises(UsageError, match=r"is no images file of synclr's"):
+    with pytest.raises(UsageError, match=r"part-mine.parquet was not made by synclr here"):
         run(render_config(), captions_file(2), mine.parent, overwrite=True)
     assert mine.read_text() == "precious" and list(mine.parent.iterdir()) == [mine]
-    theirs = mine.with_name("manifest.json")
+    theirs = mine.with_name("_manifest.json")
     theirs.write_text('{"name": "an app"}')
-    with pytest.raises(UsageError, match="is no folder of pictures"):
+    with pytest.raises(UsageError, match="is no folder of images"):
         run(render_config(), captions_file(2), mine.parent, overwrite=True)
     assert sorted(mine.parent.iterdir()) == [theirs, mine]
     out = run(render_config(), captions_file(2), tmp_path / "ours")
     mine = mine.rename(out / mine.name)
-    with pytest.raises(UsageError, match=r"part-mine.parquet is no images file"):
+    with pytest.raises(UsageError, match=r"part-mine.parquet was not made by synclr here"):
         run(render_config(), captions_file(2), out, overwrite=True)
     mine.unlink()
     run(render_config(), captions_file(2), out, overwrite=True)
@@ -203,17 +201,17 @@ def test_only_one_process_makes_a_shard(captions_file, tmp_path):
     captions, out = captions_file(4), tmp_path / "images"
     arguments = ["render", captions, "--engine", "procedural:", "-o", out]
     command = [sys.executable, "-m", "synclr_cli", *map(str, arguments)]
-    with locks.locked(out / ".1-of-1.lock"):
+    with locks.locked(out / ".lock-1-of-1"):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "already in use by another process" in done.stderr
     assert not out.exists()
-    with locks.locked(out / ".2-of-3.lock"):
+    with locks.locked(out / ".lock-2-of-3"):
         for shard, code in (("1/1", 2), ("1/2", 2), ("1/3", 0)):
             sharded = [*command, "--shard", shard]
             done = subprocess.run(sharded, capture_output=True, text=True, check=False)
             assert done.returncode == code, done.stderr
-            assert code == 0 or "expected a share of 3 like its own" in done.stderr
-    (out / ".2-of-3.lock").touch()  # as one that was killed leaves it
+            assert code == 0 or "expected a shard of 3 like its own" in done.stderr
+    (out / ".lock-2-of-3").touch()  # as one that was killed leaves it
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
@@ -222,11 +220,11 @@ def test_other_settings_are_refused_and_overwrite_makes_anew(captions_file, tmp_
     out = run(render_config(), captions, tmp_path / "images")
     with pytest.raises(UsageError, match=r"render\.seed differ.*--overwrite"):
         run(render_config(seed=1), captions, out)
-    (out / "manifest.json").unlink()
+    (out / "_manifest.json").unlink()
     with pytest.raises(UsageError, match=r"render\.seed differ"):
         run(render_config(seed=1), captions, out)
     run(render_config(seed=1), captions, out, overwrite=True)
-    assert artifacts.open_images(out)[1].seed == 1
+    assert open_dataset(out, "images").header.seed == 1
 
 
 def test_an_empty_captions_file_is_refused(captions_file, tmp_path):
@@ -271,7 +269,8 @@ def test_a_full_disk_is_one_line_and_leaves_only_whole_parts(captions_file, tmp_
     )  # fmt: skip
     assert done.returncode != 0
     assert "EngineError: no space left" in done.stderr.splitlines()[-1]
-    assert not list(out.glob("*")) and not list(out.glob(".*"))
+    names = {p.name for p in out.rglob("*")}
+    assert names <= {"_unfinished", "header.json"}, names
 
 
 def test_an_interrupted_rendering_says_so_and_exits_130(captions_file, tmp_path):
@@ -288,7 +287,7 @@ def test_an_interrupted_rendering_says_so_and_exits_130(captions_file, tmp_path)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and stdout == ""
     assert stderr.splitlines()[-1].startswith("error: interrupted; the same command continues")
-    assert not (out / "manifest.json").exists() and list(out.glob("part-*"))
+    assert not (out / "_manifest.json").exists() and list(out.glob("part-*"))
 
 
 def _kill_and_continue(captions: Path, out: Path, kills: int, seed: int) -> int:

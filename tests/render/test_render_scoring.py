@@ -10,7 +10,7 @@ import pytest
 import tiny_pipelines
 import torch
 import transformers
-from image_folders import contents, rejected, rows_of
+from image_folders import contents, facts, rejected, rows_of
 from test_render_run import render_config
 
 from synclr_cli.errors import EngineError
@@ -99,7 +99,7 @@ def test_scores_are_stored_and_what_fits_badly_is_painted_again(captions_file, t
     assert all(r["score"] >= least for r in rows_of(out))
     low = [e for e in rejected(out) if e["what"] == "rejected view"]
     assert low and all(e["reason"].startswith("low score of") for e in low)
-    assert json.loads((out / "manifest.json").read_text())["rejected"] == {"low score": len(low)}
+    assert facts(out)["rejected"] == {"low score": len(low)}
     first = {(r["caption_id"], r["view"]): r["seed"] for r in plain}
     again = {(r["caption_id"], r["view"]): r["seed"] for r in rows_of(out)}
     kept = [k for k, r in zip(first, plain, strict=True) if r["score"] >= least]

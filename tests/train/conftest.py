@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from synclr_cli.config import TrainConfig
-from synclr_cli.data import artifacts, storage
+from synclr_cli.data import artifacts, image_facts
 from synclr_cli.data.artifacts import Header
+from synclr_cli.data.shards import ShardedDataset
 
 CONCEPTS = 8
 
@@ -64,18 +65,13 @@ def write_images(
     header = Header(schema="images", config={"views": views})
     schema = artifacts.arrow_schema("images")
     ids = sorted({r["caption_id"] for r in rows})
-    names = []
-    for i, own in enumerate(np.array_split(ids, parts)):
-        table = pa.Table.from_pylist([r for r in rows if r["caption_id"] in own], schema=schema)
-        path = folder / f"part-{i:05d}.parquet"
-        artifacts.write_parquet(path, "images", header, [table], rows_per_group=2 * views)
-        names.append({"name": path.name, "digest": storage.digest(path)})
-    import json
-
-    storage.write_json(
-        folder / "manifest.json",
-        {"header": json.loads(header.json()), "parts": names, "digest": f"sha256:{names}"},
-    )
+    dataset = ShardedDataset(folder, "images", header)
+    with dataset.claim():
+        for i, own in enumerate(np.array_split(ids, parts)):
+            table = pa.Table.from_pylist([r for r in rows if r["caption_id"] in own], schema=schema)
+            facts = image_facts.of_part(table, [], [])
+            dataset.write(i, table, rows_per_group=2 * views, facts=facts)
+        dataset.finish(parts, lambda parts: image_facts.of_whole(parts, views=views))
     return folder
 
 

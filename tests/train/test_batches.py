@@ -16,7 +16,8 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from synclr_cli.config import TrainConfig
-from synclr_cli.data import artifacts, storage
+from synclr_cli.data import storage
+from synclr_cli.data.manifest import open_dataset
 from synclr_cli.errors import DataError, UsageError
 from synclr_cli.train import batches
 from synclr_cli.train.image_index import open_corpus, require_trainable
@@ -25,7 +26,7 @@ TENSORS = ("globals", "locals", "masks", "ids", "labels")
 
 
 def source(folder: Path, config: TrainConfig, rank: int = 0, world: int = 1) -> batches.Batches:
-    corpus = open_corpus(artifacts.open_images(folder)[0])
+    corpus = open_corpus(open_dataset(folder, "images").paths())
     require_trainable(corpus, config, folder, world)
     return batches.Batches(corpus, config, patches=16, rank=rank, world=world)
 

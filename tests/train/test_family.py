@@ -13,6 +13,7 @@ import torch
 
 from synclr_cli.config import TrainConfig
 from synclr_cli.data import artifacts
+from synclr_cli.data.manifest import open_dataset
 from synclr_cli.errors import UsageError
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import batches, losses, masks
@@ -27,7 +28,7 @@ SUPERVISED = STABLEREP | {"objective": "cross-entropy", "positives": "concept"}
 
 
 def start(config: TrainConfig, images: Path) -> tuple[Learner, batches.Batches]:
-    corpus = open_corpus(artifacts.open_images(images)[0])
+    corpus = open_corpus(open_dataset(images, "images").paths())
     learner = Learner(config, ALONE, corpus.classes(config.positives))
     learner.student.double()
     learner.teacher.double()

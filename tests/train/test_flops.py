@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from synclr_cli.config import TrainConfig
-from synclr_cli.data import artifacts
+from synclr_cli.data.manifest import open_dataset
 from synclr_cli.learning import backbone
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import batches, flops
@@ -41,7 +41,7 @@ def test_a_step_costs_what_torch_counts(images: Path, small: Callable, changes: 
     for model in (learner.student, learner.teacher):
         for block in model.vit.blocks:
             block.attn.fused_attn = False
-    corpus = open_corpus(artifacts.open_images(images)[0])
+    corpus = open_corpus(open_dataset(images, "images").paths())
     batch = batches.Batches(corpus, config, patches=learner.patches).make(0)
     with FlopCounterMode(display=False) as counted:
         learner.objective.gradient(batch, 0.04)

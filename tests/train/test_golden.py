@@ -25,7 +25,7 @@ import torch
 
 from synclr_cli import presets, rng
 from synclr_cli.config import TrainConfig
-from synclr_cli.data import artifacts
+from synclr_cli.data.manifest import open_dataset
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import batches, masks
 from synclr_cli.train.batches import Batch
@@ -149,7 +149,7 @@ def tiny_losses(images: Path) -> Terms:
     config = presets.resolve("train", preset="tiny", sets=["train.precision=float32"]).config
     assert isinstance(config, TrainConfig)
     learner = Learner(config, ALONE)
-    corpus = open_corpus(artifacts.open_images(images)[0])
+    corpus = open_corpus(open_dataset(images, "images").paths())
     source = batches.Batches(corpus, config, patches=learner.patches)
     return losses_of(learner, source.make)
 

@@ -11,7 +11,7 @@ import reference
 import torch
 
 from synclr_cli.config import TrainConfig
-from synclr_cli.data import artifacts
+from synclr_cli.data.manifest import open_dataset
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import batches
 from synclr_cli.train.image_index import open_corpus
@@ -25,7 +25,7 @@ def start(config: TrainConfig, images: Path) -> tuple[Learner, batches.Batches]:
     learner = Learner(config, ALONE)
     learner.student.double()
     learner.teacher.double()
-    corpus = open_corpus(artifacts.open_images(images)[0])
+    corpus = open_corpus(open_dataset(images, "images").paths())
     return learner, batches.Batches(corpus, config, patches=learner.patches)
 
 
@@ -251,7 +251,7 @@ def test_a_picture_gives_the_same_bits_in_any_piece(
     try:
         for own in (small(), config):
             learner = Learner(own, ALONE)
-            corpus = open_corpus(artifacts.open_images(images)[0])
+            corpus = open_corpus(open_dataset(images, "images").paths())
             batch = batches.Batches(corpus, own, patches=learner.patches).make(1)
             losses = learner.objective.gradient(batch, 0.05)
             gradient = torch.cat([p.grad.flatten() for p in learner.student.parameters()])

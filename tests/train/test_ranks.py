@@ -17,7 +17,7 @@ import torch
 from torch import multiprocessing
 
 from synclr_cli.config import TrainConfig
-from synclr_cli.data import artifacts
+from synclr_cli.data.manifest import open_dataset
 from synclr_cli.errors import DataError, SynclrError
 from synclr_cli.learning import checkpoint, runtime
 from synclr_cli.train import batches
@@ -32,7 +32,7 @@ def train(images: Path, config: TrainConfig) -> dict[str, Any]:
     """Do some updates in float64; return this rank's gradient, weights and losses."""
     torch.set_num_threads(1)
     with runtime.started("float32") as rt:
-        corpus = open_corpus(artifacts.open_images(images)[0])
+        corpus = open_corpus(open_dataset(images, "images").paths())
         learner = Learner(config, rt, corpus.classes(config.positives))
         learner.student.double()
         learner.teacher.double()

@@ -14,7 +14,7 @@ import tracing
 
 from synclr_cli import rng
 from synclr_cli.config import TrainConfig
-from synclr_cli.data import artifacts
+from synclr_cli.data.manifest import open_dataset
 from synclr_cli.learning import runtime
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import batches, encoder, losses, objective
@@ -40,7 +40,7 @@ def step(config: TrainConfig, images: Path) -> Learner:
     Uncompiled: Inductor would ask the GPU what it can do. What it is given is the same code.
     """
     config = replace(config, compile=False)
-    corpus = open_corpus(artifacts.open_images(images)[0])
+    corpus = open_corpus(open_dataset(images, "images").paths())
     source = batches.Batches(corpus, config, patches=(config.image_size // 8) ** 2)
     uncut = source.read(1)
     with tracing.fake_gpu() as device:
@@ -151,7 +151,7 @@ def test_a_gpu_does_what_the_cpu_does(
 ) -> None:
     """Some steps in float32, from one batch each; crops are cut where the step is done."""
     config = small(**KINDS[kind], compile=compile_)
-    corpus = open_corpus(artifacts.open_images(images)[0])
+    corpus = open_corpus(open_dataset(images, "images").paths())
     found = []
     for device in (torch.device("cpu"), torch.device("cuda:0")):
         learner = Learner(config, Runtime(device, None), classes=8)
@@ -169,7 +169,7 @@ def test_a_gpu_does_what_the_cpu_does(
 @pytest.mark.gpu
 def test_a_step_in_bfloat16_is_not_waited_for_on_a_gpu(images: Path, small: Callable) -> None:
     config = small(compile=True, precision="bfloat16")
-    corpus = open_corpus(artifacts.open_images(images)[0])
+    corpus = open_corpus(open_dataset(images, "images").paths())
     with runtime.started(config.precision) as rt:
         learner = Learner(config, rt)
         source = batches.Batches(corpus, config, patches=learner.patches)

@@ -43,7 +43,7 @@ from prepare import read_images
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from synclr_cli.data import artifacts
+from synclr_cli.data.manifest import open_dataset
 from synclr_cli.learning import runtime
 from synclr_cli.render.engines.pocket import weights
 from synclr_cli.render.engines.pocket.pipeline import suit
@@ -78,7 +78,7 @@ def main() -> None:
     of_test = features(cnn, test[0])
     sample_table(report, options, cnn, of_test)
     sets = {
-        name: read_rendered(artifacts.open_images(Path(folder))[0])
+        name: read_rendered(open_dataset(Path(folder), "images").paths())
         for name, _, folder in (entry.partition("=") for entry in options.images)
     }
     if sets:
