@@ -74,7 +74,10 @@ def captions(
 )
 def render(
     captions: Annotated[
-        str, typer.Argument(metavar="CAPTIONS", help="Parquet file of captions, or -.")
+        str,
+        typer.Argument(
+            metavar="CAPTIONS", help="Captions: a folder, a .parquet, .csv or .txt file, or -."
+        ),
     ] = "captions",
     views: Annotated[
         int | None, typer.Option("--views", metavar="INT", help="Images of each caption.")
@@ -119,7 +122,8 @@ def import_(
         typer.Argument(
             metavar="SOURCE",
             parser=storage.place,
-            help="A .csv (path, caption), a .parquet, a webdataset .tar, or a folder of these.",
+            help="A .csv (path, caption), a .parquet, a webdataset .tar, or a folder of them or"
+            " of images.",
         ),
     ],
     roots: Annotated[
@@ -131,6 +135,10 @@ def import_(
             help="With a .csv: folder its paths start in, one for each view.",
         ),
     ] = None,
+    allow_outside: Annotated[
+        bool,
+        typer.Option("--allow-outside", help="Take images whose path leads out of the folders."),
+    ] = False,
     out: Annotated[Path, options.out("Folder to make, here or at a URI.")] = Path("images"),
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -139,7 +147,8 @@ def import_(
     console.set_quiet(quiet)
     from synclr_cli.import_.run import run
 
-    console.result(str(run(source, out, roots=roots or (), overwrite=overwrite)))
+    made = run(source, out, roots=roots or (), allow_outside=allow_outside, overwrite=overwrite)
+    console.result(str(made))
 
 
 @app.command(

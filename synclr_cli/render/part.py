@@ -21,7 +21,7 @@ import pyarrow as pa
 from PIL import Image
 
 from synclr_cli.config import RenderConfig
-from synclr_cli.data import artifacts, storage
+from synclr_cli.data import artifacts, image_facts, storage
 from synclr_cli.data.manifest import PartFacts
 from synclr_cli.data.shards import ShardedDataset, shard_numbers
 from synclr_cli.errors import UsageError
@@ -88,6 +88,18 @@ class Plan:
         if facts.facts.get("set") == self.set_mark:
             return True
         return facts.facts.get("mark") == self.mark(self.captions_of(index))
+
+    def facts(self, parts: Sequence[PartFacts], source: str) -> dict[str, Any] | None:
+        """Return what the manifest tells of all parts, None if one lacks something.
+
+        Args:
+            source: name of the captions.
+        """
+        if any(not self.is_whole(index, part) for index, part in enumerate(parts)):
+            return None
+        masked = any(part.facts["masks"] for part in parts)
+        classes = self.classes if masked else []
+        return image_facts.of_whole(parts, source=source, views=self.config.views, classes=classes)
 
     def mark(self, captions: Sequence[Mapping[str, Any]]) -> str:
         """Return what a part of these captions says if it holds exactly what it should."""

@@ -17,13 +17,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from synclr_cli import config as configs, console
 from synclr_cli.config import RenderConfig
 from synclr_cli.data import artifacts, image_facts
-from synclr_cli.data.manifest import PartFacts
 from synclr_cli.data.shards import ShardedDataset
 from synclr_cli.engines import ImageEngine
 from synclr_cli.render import generate
@@ -86,16 +86,7 @@ def run(config: RenderConfig, captions: Path, out: Path, *, overwrite: bool = Fa
             _generate(dataset, plan, todo, engine, score)
 
         # --- write
-        def facts(parts: Sequence[PartFacts]) -> dict[str, Any] | None:
-            if any(not plan.is_whole(index, part) for index, part in enumerate(parts)):
-                return None
-            masked = any(part.facts["masks"] for part in parts)
-            classes = plan.classes if masked else []
-            return image_facts.of_whole(
-                parts, source=captions.name, views=config.views, classes=classes
-            )
-
-        if not dataset.finish(plan.parts, facts):
+        if not dataset.finish(plan.parts, partial(plan.facts, source=captions.name)):
             console.note(f"{out} is not whole yet: other parts of it are for the other jobs")
     return out
 

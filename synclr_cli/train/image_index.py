@@ -139,7 +139,7 @@ def require_trainable(corpus: Corpus, config: TrainConfig, where: Path, world: i
         UsageError: the batch does not divide by the ranks.
     """
     if not len(corpus):
-        raise DataError(f"{where} holds no pictures", do="render or import some")
+        raise DataError(f"{where} holds no images", do="render or import some")
     fewest = int(corpus.views.min())
     if fewest < 2 <= config.views:
         alone = int((corpus.views < 2).sum())

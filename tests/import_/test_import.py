@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
+import os
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from image_folders import contents, facts, picture, reference_set, rejected, rows_of, tar_of
+from killing import kill_until_done
 
 from synclr_cli.errors import DataError, UsageError
+from synclr_cli.import_ import run as import_run
 from synclr_cli.import_.run import run
 
 
@@ -195,3 +201,144 @@ def test_an_import_onto_its_source_is_refused(tmp_path, monkeypatch):
         with pytest.raises(UsageError, match="holds the source itself"):
             run(out, out, overwrite=overwrite)
     assert contents(out) == before
+
+
+def test_an_import_that_fails_leaves_the_old_result(tmp_path, synclr):
+    csv = reference_set(tmp_path / "set")
+    out = run(csv, tmp_path / "x")
+    before = contents(out)
+    outcome = synclr("import", csv, "--root", tmp_path / "nope", "-o", out, "--overwrite")
+    assert outcome.code == 3 and contents(out) == before
+    members = {
+        f"{i}.{kind}": picture(i) if kind == "png" else b"a fox"
+        for i in range(9)
+        for kind in ("png", "txt")
+    }
+    whole = tar_of(tmp_path / "a.tar", members)
+    (tmp_path / "cut.tar").write_bytes(whole.read_bytes()[:3000])
+    outcome = synclr("import", tmp_path / "cut.tar", "-o", out, "--overwrite")
+    assert outcome.code == 3 and contents(out) == before
+    assert synclr("import", whole, "-o", out, "--overwrite").code == 0
+    assert [r["caption"] for r in rows_of(out)] == ["a fox"] * 9
+    assert not (out / ".new").exists()
+
+
+def test_a_truncated_part_is_noticed_at_the_next_call(tmp_path, synclr):
+    csv = reference_set(tmp_path / "set")
+    out = run(csv, tmp_path / "x")
+    whole, part = contents(out), out / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-100])
+    outcome = synclr("import", csv, "-o", out)
+    assert outcome.code == 3 and "delete it; the same synclr import" in outcome.error_line.lower()
+    part.unlink()
+    assert synclr("import", csv, "-o", out).code == 0 and contents(out) == whole
+
+
+def test_a_folder_of_images_has_its_captions_from_names(tmp_path):
+    root = tmp_path / "photos"
+    names = (
+        "red_fox/1.png",
+        "red_fox/2.png",
+        "a bee (1).png",
+        "a bee (2).png",
+        "c/x.png",
+        "c/y.png",
+    )
+    for i, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(picture(i))
+    for name in ("c/x.txt", "c/y.txt"):
+        (root / name).write_text("a chair in the sun\n")
+    rows = rows_of(run(root, tmp_path / "out"))
+    assert sorted((r["caption"], r["concept"], r["image"]["bytes"]) for r in rows) == sorted(
+        (caption, concept, picture(i))
+        for i, (caption, concept) in enumerate(
+            [("red fox", "red fox")] * 2
+            + [("a bee", "a bee")] * 2
+            + [("a chair in the sun", "")] * 2
+        )
+    )
+
+
+def test_sources_of_other_bytes_and_equal_sizes_are_told_apart(tmp_path, monkeypatch):
+    def tars(first: int) -> Path:
+        for i in range(2):
+            members = {f"{j}.{k}": picture(first + j, "BMP") if k == "png" else b"a fox"
+                       for j in range(2) for k in ("png", "txt")}  # fmt: skip
+            (tmp_path / "tars").mkdir(exist_ok=True)
+            tar_of(tmp_path / "tars" / f"{i}.tar", members)
+        return tmp_path / "tars"
+
+    out = run(tars(0), tmp_path / "out")
+    sizes = [p.stat().st_size for p in sorted((tmp_path / "tars").iterdir())]
+    run(tars(5), tmp_path / "other")
+    assert [p.stat().st_size for p in sorted((tmp_path / "tars").iterdir())] == sizes
+    with pytest.raises(UsageError, match="the input tars differ"):
+        run(tmp_path / "tars", out)
+    monkeypatch.setattr(import_run, "DIGESTED_BYTES", 0)  # as if it were too large to be read
+    out = run(tars(5), tmp_path / "large")
+    assert run(tmp_path / "tars", out) == out
+    for tar in (tmp_path / "tars").iterdir():
+        os.utime(tar, (1, 1))
+    with pytest.raises(UsageError, match="the input tars differ"):
+        run(tmp_path / "tars", out)
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/secret.png", "a/../../secret.png"])
+def test_images_outside_of_the_source_are_refused_unless_allowed(tmp_path, name):
+    root = tmp_path / "set"
+    root.mkdir()
+    (tmp_path / "secret.png").write_bytes(picture(7))
+    (root / "a").mkdir()
+    csv = write_csv(root, f"0.png,a bee\n{name},a bee\n")
+    with pytest.raises(DataError, match=r"list.csv line 2: the image .* lies outside.*--allow-out"):
+        run(csv, tmp_path / "out")
+    table = pa.table(
+        {"caption": ["a bee"] * 2, "image": [{"bytes": None, "path": p} for p in ("0.png", name)]}
+    )
+    pq.write_table(table, root / "x.parquet")
+    with pytest.raises(DataError, match=r"x.parquet row group 0, row 1: .* lies outside"):
+        run(root / "x.parquet", tmp_path / "out")
+    if not name.startswith("/"):
+        for source in (csv, root / "x.parquet"):
+            rows = rows_of(run(source, tmp_path / source.name, allow_outside=True))
+            assert [r["image"]["bytes"] for r in rows] == [picture(0), picture(7)]
+
+
+def test_a_member_of_twenty_gigabytes_is_left_out(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for i in range(2):
+            for name, data in ((f"{i}.png", picture(i)), (f"{i}.txt", b"a fox")):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        info = tarfile.TarInfo("2.png")
+        info.size = 20 << 30
+        tar.addfile(info)
+        start = tar.offset
+    with path.open("r+b") as f:  # a file with a hole; then the last sample's text
+        f.seek(start + (20 << 30))
+        text = tarfile.TarInfo("2.txt")
+        text.size = 5
+        f.write(text.tobuf() + b"a fox".ljust(512, b"\0") + bytes(1024))
+    out = run(path, tmp_path / "out")
+    assert [r["image"]["bytes"] for r in rows_of(out)] == [picture(0), picture(1)]
+    assert [(e["view"], e["reason"]) for e in rejected(out)] == [(2, "too large")]
+
+
+def _job(source: Path, out: Path, overwrite: bool) -> None:
+    run(source, out, captions_per_part=2, overwrite=overwrite and not (out / "done").exists())
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_killed_import_ends_as_if_it_had_not_been_killed(tmp_path, overwrite):
+    source = reference_set(tmp_path / "set", captions=24)
+    (tmp_path / "set" / "seed1" / "shard" / "3.png").write_bytes(b"no image")
+    whole = contents(run(source, tmp_path / "whole", captions_per_part=2))
+    out = tmp_path / "killed"
+    if overwrite:
+        run(source, out, captions_per_part=3)
+    job = functools.partial(_job, source, out, overwrite)
+    assert kill_until_done(job, 0.4, seed=overwrite) > 0
+    assert contents(out) == whole
