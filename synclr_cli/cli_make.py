@@ -102,11 +102,13 @@ def render(
         shard=("--shard", shard),
     )  # fmt: skip
     source = storage.place(options.path_argument(captions))
+    from synclr_cli.data.manifest import MANIFEST
     from synclr_cli.render import diversity
     from synclr_cli.render.run import run
 
     folder = run(settings, source, out, overwrite=overwrite)
-    if trouble := diversity.collapse(folder):
+    finished = (folder / MANIFEST).is_file()  # else other jobs have parts to make
+    if finished and (trouble := diversity.collapse(folder)):
         console.warn(trouble)
     console.result(str(folder))
 

@@ -76,7 +76,7 @@ def test_the_report_is_a_recount_of_the_rows(captions_file, tmp_path):
     rows[6] |= {"image": {"bytes": large.getvalue(), "path": None}, "width": 40, "height": 24}
     rows[7]["mask"] = None
     del rows[11]
-    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), part)
+    replace_part(out, 0, pa.Table.from_pylist(rows, schema=table.schema))
     expected, facts = recount(out), report(out)
     assert {key: facts[key] for key in expected} == expected
     # The edits are seen, each of them.
@@ -108,7 +108,7 @@ def test_scores_are_told_by_their_quantiles(captions_file, tmp_path):
             table = table.append_column("score", column)
         else:
             table = table.set_column(position, "score", column)
-        pq.write_table(table, part)
+        replace_part(out, int(part.stem[5:]), table)
     middle = {"1 %": 0.01, "10 %": 0.1, "median": 0.5, "90 %": 0.9}
     assert report(out)["scores"] == pytest.approx({"least": 0, **middle, "greatest": 1}, abs=1e-4)
 
