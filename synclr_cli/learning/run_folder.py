@@ -48,7 +48,6 @@ _WRITTEN = ("backbone.safetensors", "model.safetensors", "config.json", REPORT_F
             _CHECKPOINTS, "backbones")  # fmt: skip
 # What else synclr makes a folder of, known by a file that a run has not; not even overwritten.
 _OTHERS = {
-    "manifest.json": "images",
     "_manifest.json": "captions or images",
     exports.EXPORT_FILE: "an exported backbone",
 }
