@@ -12,7 +12,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -25,7 +25,7 @@ MOST_PROCESSES = 12  # of a rank, where nobody says
 
 def load(
     make: Callable[[Any], Any],
-    batches: Sequence[Sequence[Any]],
+    batches: Batches,
     *,
     workers: int,
     collate: Callable[[list[Any]], Any] = default_collate,
@@ -109,6 +109,13 @@ class EpochOrder:
                 order, ordered_epoch = torch.randperm(self.n, generator=generator), epoch
             batch = order[position * self.batch_size : (position + 1) * self.batch_size]
             yield [(epoch, int(i)) for i in batch[self.rank :: self.world]]
+
+
+class Batches(Protocol):
+    """The keys of batches in order: a list, or something lazy that knows its length."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Sequence[Any]]: ...
 
 
 class _Items(Dataset[Any]):

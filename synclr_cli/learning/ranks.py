@@ -101,8 +101,9 @@ class Watch:
             return gone if broken else None
         except (RuntimeError, OSError):
             return self._main_lost() if broken else None
-        if first is None and isinstance(lost or e, SynclrError):
-            (lost or e).speaker = True  # type: ignore[union-attr]
+        own = lost or e
+        if first is None and isinstance(own, SynclrError):
+            own.speaker = True
         return first or lost
 
     def leave(self) -> None:

@@ -130,7 +130,7 @@ class RunFolder:
         artifacts.require_same(self.kind, known, self.header, self.path)
         done = (self.path / self.result).is_file()
         if done and self.runtime.is_main and (self.path / _LOCK).exists():
-            with suppress(UsageError), storage.locked(self.path / _LOCK):
+            with suppress(UsageError), locks.locked(self.path / _LOCK):
                 self._tidy(self.path)  # it was killed before it could
         return done
 

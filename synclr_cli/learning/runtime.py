@@ -283,7 +283,7 @@ def joined() -> Iterator[None]:
         backend = dist.get_default_backend_for_device(device)
         # Hosts talk to each other without their devices.
         both = f"cpu:gloo,{device.type}:{backend}"
-        store, rank, world = next(dist.rendezvous("env://"))
+        store, rank, world = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
         dist.init_process_group(
             backend if device.type == "cpu" else both, store=store, rank=rank, world_size=world
         )

@@ -16,6 +16,12 @@ def die_of_five(key):
     return key
 
 
+def die_later_of_five(key):
+    if key == 5:
+        time.sleep(1)  # until the batch before has been handed over
+    return die_of_five(key)
+
+
 def order(start=0, steps=9, rank=0, world=1, seed=0, n=14, batch=4):
     return loader.EpochOrder(n, batch, seed=seed, start=start, steps=steps, rank=rank, world=world)
 
@@ -84,9 +90,9 @@ def test_a_loader_process_that_is_killed_is_one_line():
 
 def test_a_killed_loader_process_interrupts_nothing_before_the_next_batch():
     """So that the update in between is whole, and can be saved."""
-    batches = loader.load(die_of_five, [[1], [5], [6]], workers=1)
+    batches = loader.load(die_later_of_five, [[1], [5], [6]], workers=1)
     assert next(batches).tolist() == [1]
-    end = time.monotonic() + 2
+    end = time.monotonic() + 3
     while time.monotonic() < end:  # by then it has died; torch's own handler would raise here
         time.sleep(0.01)
     with pytest.raises(EngineError, match="a loader process ended"):

@@ -94,6 +94,21 @@ def test_an_overwritten_run_stays_until_the_new_one_is_whole_whatever_kills_it(
     assert content(out) == new
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_finished_run_that_was_killed_before_it_could_tidy_up_is_tidied(
+    tmp_path: Path, kind: str
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, out):
+        work(folder, kind, 0.5)
+    (out / ".lock").touch()
+    (out / ".metrics.jsonl.0123.partial").write_text("half")
+    if kind != "train":
+        (out / "checkpoints" / "step-00000003").mkdir(parents=True)
+    assert work(out, kind, 0.5)
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
+
+
 def test_another_overwrite_that_was_not_finished_is_begun_again(tmp_path: Path) -> None:
     work(tmp_path, "segment", 0.25)
     work(tmp_path, "segment", 0.5, overwrite=True, stop=2)
