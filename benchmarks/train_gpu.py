@@ -27,7 +27,7 @@ from synclr_cli.data.manifest import open_dataset
 from synclr_cli.learning import runtime
 from synclr_cli.train import batches, crops, flops
 from synclr_cli.train.batches import Batch
-from synclr_cli.train.image_index import open_corpus
+from synclr_cli.train.image_index import ImageIndex
 from synclr_cli.train.learner import Learner, step_values
 
 
@@ -110,8 +110,8 @@ def main() -> None:
         rate = cutting(config, rt.device, min(512, 4 * given.captions), given.steps)
         print(json.dumps({"batch": "input", "images_per_s": round(rate, 1)}))
         if given.images:
-            corpus = open_corpus(open_dataset(given.images, "images").paths())
-            source = batches.Batches(corpus, config, patches=learner.patches)
+            index = ImageIndex(open_dataset(given.images, "images"))
+            source = batches.Batches(index, config, patches=learner.patches)
             steps = range(given.steps + 2)
             real = batches.load(source, steps, workers=config.workers, device=rt.device)
             print(json.dumps({"batch": "real", **speed(learner, real, given.steps)}))

@@ -28,11 +28,13 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
 from synclr_cli.config import TrainConfig
-from synclr_cli.data import artifacts, storage
+from synclr_cli.data import artifacts
 from synclr_cli.data.artifacts import Header
+from synclr_cli.data.manifest import Manifest, open_dataset
+from synclr_cli.data.shards import ShardedDataset
 from synclr_cli.learning import runtime
 from synclr_cli.train import batches, image_reader
-from synclr_cli.train.image_index import open_corpus
+from synclr_cli.train.image_index import ImageIndex
 from synclr_cli.train.run import run as train
 
 VIEWS = 4
@@ -49,8 +51,8 @@ def jpeg(seed: int, size: int) -> bytes:
     return sink.getvalue()
 
 
-def write(folder: Path, pictures: list[bytes], size: int) -> Path:
-    """Write the pictures as a part of an images/1 folder, as `synclr render` does."""
+def write(folder: Path, pictures: list[bytes], size: int) -> Manifest:
+    """Write the images as an images/2 folder of one part, as `synclr render` does."""
     rows = [
         {
             "caption_id": i // VIEWS,
@@ -66,10 +68,11 @@ def write(folder: Path, pictures: list[bytes], size: int) -> Path:
         for i, data in enumerate(pictures)
     ]
     table = pa.Table.from_pylist(rows, schema=artifacts.arrow_schema("images"))
-    path = folder / "part-00000.parquet"
-    header = Header(schema="images", config={})
-    artifacts.write_parquet(path, "images", header, [table], rows_per_group=16 * VIEWS)
-    return path
+    dataset = ShardedDataset(folder, "images", Header(schema="images", config={}))
+    with dataset.claim():
+        dataset.write(0, table, rows_per_group=16 * VIEWS)
+        dataset.finish(1)
+    return open_dataset(folder, "images")
 
 
 def on_pillow(config: TrainConfig) -> list:
@@ -136,9 +139,6 @@ def _recipes(config: TrainConfig, recipe) -> list:
 
 def waiting(folder: Path, steps: int) -> dict[str, float]:
     """Train on the part in a folder; return speed and waiting share of all steps but the first."""
-    header = json.loads(Header(schema="images", config={}).json())
-    manifest = {"header": header, "parts": [{"name": "part-00000.parquet"}], "digest": "none"}
-    storage.write_json(folder / "manifest.json", manifest)
     config = TrainConfig(
         arch="vit_small_patch16_224",
         captions_per_batch=4,
@@ -167,8 +167,8 @@ def main() -> None:
     pictures = [jpeg(i, given.size) for i in range(given.pictures)]
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(captions_per_batch=given.pictures // VIEWS, views=VIEWS)
-        corpus = open_corpus([write(Path(folder), pictures, given.size)])
-        source = batches.Batches(corpus, config, patches=196)
+        index = ImageIndex(write(Path(folder), pictures, given.size))
+        source = batches.Batches(index, config, patches=196)
         pillow, uint8 = on_pillow(config), on_uint8(config)
 
         def ours(step: int) -> None:

@@ -32,8 +32,8 @@ from synclr_cli.errors import DataError, SynclrError
 from synclr_cli.learning import loader
 from synclr_cli.learning.runtime import Runtime, send
 from synclr_cli.train import crops, masks
-from synclr_cli.train.image_index import Corpus
-from synclr_cli.train.image_reader import Shelf, decode
+from synclr_cli.train.image_index import ImageIndex
+from synclr_cli.train.image_reader import ImageReader, decode
 
 DAMAGED_SHARE = 0.01  # of the pictures read; more stop the run
 DAMAGED_FROM = 2000  # pictures read before the share is taken literally
@@ -86,23 +86,25 @@ class Batches:
     """Step number -> this rank's part of that step's batch."""
 
     def __init__(
-        self, corpus: Corpus, config: TrainConfig, patches: int, rank: int = 0, world: int = 1
+        self, index: ImageIndex, config: TrainConfig, patches: int, rank: int = 0, world: int = 1
     ):
-        self.corpus, self.config, self.patches = corpus, config, patches
+        self.index, self.config, self.patches = index, config, patches
         self.rank, self.world = rank, world
         self._epoch, self._order = -1, np.empty(0, np.int64)
-        self._shelf = Shelf(corpus.parts, "concept" if config.positives == "concept" else "caption")
+        self._reader = ImageReader(
+            index.path, "concept" if config.positives == "concept" else "caption"
+        )
 
     def captions(self, step: int) -> NDArray[np.int64]:
-        """Return the captions of a step's whole batch, as places in the corpus."""
+        """Return the captions of a step's whole batch, by their numbers in the index."""
         order, start = self._order_at(step)
         return order[start : start + self.config.captions_per_batch]
 
     def _order_at(self, step: int) -> tuple[NDArray[np.int64], int]:
         """Return the order of a step's epoch, and where in it the batch starts."""
-        epoch, batch = divmod(step, len(self.corpus) // self.config.captions_per_batch)
+        epoch, batch = divmod(step, len(self.index) // self.config.captions_per_batch)
         if epoch != self._epoch:
-            order = rng.generator(self.config.seed, epoch).permutation(len(self.corpus))
+            order = rng.generator(self.config.seed, epoch).permutation(len(self.index))
             self._epoch, self._order = epoch, order
         return self._order, batch * self.config.captions_per_batch
 
@@ -119,13 +121,12 @@ class Batches:
     def _views(
         self, step: int, captions: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-        most = int(self.corpus.views[captions].max())
+        located = self.index.locate(captions)
+        most = int(located.views.max())
         every = np.arange(most)
-        ids = rng.key(
-            "train.picture", self.corpus.caption_id[captions][:, None], every
-        )  # [captions, most]
+        ids = rng.key("train.picture", located.caption_id[:, None], every)  # [captions, most]
         lots = rng.uniform("train.views", self.config.seed, step, ids)  # [captions, most]
-        lots[every >= self.corpus.views[captions][:, None]] = 2  # not there: comes last
+        lots[every >= located.views[:, None]] = 2  # not there: comes last
         views = lots.argsort(axis=1, kind="stable")[:, : self.config.views]  # [captions, V]
         ids = np.take_along_axis(ids, views, axis=1)  # [captions, V]
         again = [rng.key("train.again", ids, i) for i in range(1, self.config.global_crops)]
@@ -174,7 +175,7 @@ class Batches:
             ),
             ids=torch.from_numpy(ids[own].view(np.int64).copy()),
             labels=torch.from_numpy(labels.reshape(-1).copy()),
-            caption_ids=self.corpus.caption_id[captions].tolist(),
+            caption_ids=self.index.locate(captions).caption_id.tolist(),
             damaged=damaged,
         )
         return Uncut(pictures, drawn, rest)
@@ -184,10 +185,12 @@ class Batches:
 
         Else any number will do, and a hash of the text needs no look at the other captions.
         """
-        corpus, positives = self.corpus, self.config.positives
+        index, positives = self.index, self.config.positives
         if self.config.objective != "contrast" or positives == "image":
-            return corpus.labels(positives, captions, views)
-        texts = [self._shelf.text(int(corpus.part[c]), int(corpus.row[c])) for c in captions]
+            return index.labels(positives, captions, views)
+        located = index.locate(captions)
+        rows = zip(located.part.tolist(), located.row.tolist(), strict=True)
+        texts = [self._reader.text(part, row) for part, row in rows]
         hashes = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
         labels = np.frombuffer(b"".join(hashes), np.int64)  # [C]
         return np.broadcast_to(labels[:, None], views.shape)
@@ -218,8 +221,9 @@ class Batches:
                 found.append(taken)
             else:
                 return caption, np.array([view for view, _ in found]), [p for _, p in found]
+        caption_id = self.index.locate(order[[start + place]]).caption_id[0]
         raise DataError(
-            f"no picture of caption {self.corpus.caption_id[order[start + place]]} decodes, nor of"
+            f"no image of caption {caption_id} decodes, nor of"
             " any caption that could take its place",
             do="render the pictures again",
         )
@@ -231,16 +235,16 @@ class Batches:
 
         [1, 3, H, W] uint8.
         """
-        corpus = self.corpus
-        views, first = int(corpus.views[caption]), int(corpus.row[caption])
+        at = self.index.locate(np.array([caption]))
+        part, first, views = int(at.part[0]), int(at.row[0]), int(at.views[0])
         for i in range(views):
             other = (view + i) % views
-            data = self._shelf.picture(int(corpus.part[caption]), first + other)
-            where = f"{corpus.parts[corpus.part[caption]].name} row {first + other}"
+            data = self._reader.image(part, first + other)
+            where = f"{self.index.path(part).name} row {first + other}"
             try:
                 return other, decode(data, where)
             except DataError as e:
-                found = (int(corpus.caption_id[caption]), other, str(e))
+                found = (int(at.caption_id[0]), other, str(e))
                 if found not in damaged:  # a crop of the same picture was asked for before
                     damaged.append(found)
         return None
@@ -252,10 +256,12 @@ DamagedImage = tuple[int, int, str]  # caption id, view and what is wrong
 class Damage:
     """Counts the images that did not decode, lists them, and stops the run at too many."""
 
-    def __init__(self, corpus: Corpus, where: Path, log: Callable[[Sequence[DamagedImage]], None]):
+    def __init__(
+        self, index: ImageIndex, where: Path, log: Callable[[Sequence[DamagedImage]], None]
+    ):
         """Take the images' folder, for messages, and what lists those not known yet."""
         self._where, self._log = where, log
-        self._patience = min(corpus.pictures, DAMAGED_FROM)
+        self._patience = min(index.images, DAMAGED_FROM)
         self._read = self._damaged = 0
         self._known: set[tuple[int, int]] = set()
 

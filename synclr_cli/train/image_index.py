@@ -1,44 +1,106 @@
-"""Which pictures there are to train on, and whether they are enough for a config.
+"""Which images there are to train on, and whether they are enough for a config.
 
-images/1 parts --one column of numbers--> Corpus: caption -> part, first row, views
+    manifest of an images/2 folder --> ImageIndex: caption -> part, first row, views, id
+
+No part is opened: the manifest tells of each part its rows, its captions and their ids. Memory is
+some 40 bytes a part, whatever the number of captions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from synclr_cli import console
 from synclr_cli.config import TrainConfig
-from synclr_cli.data import artifacts, storage
+from synclr_cli.data import artifacts, part_layout, storage
+from synclr_cli.data.manifest import Manifest, part_name
 from synclr_cli.errors import DataError, UsageError
+
+LAYOUTS_KEPT = 256  # decoded ones of parts whose captions are not all alike
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """Where the views of each caption lie. Arrays are over captions, in the order of the parts."""
+class Located:
+    """Where captions lie. All arrays are [captions]."""
 
-    parts: Sequence[Path]
-    part: NDArray[np.int32]  # which part holds the caption
-    row: NDArray[np.int64]  # its first row there
-    views: NDArray[np.int32]  # rows it has
+    part: NDArray[np.int64]
+    row: NDArray[np.int64]  # the caption's first row in its part
+    views: NDArray[np.int64]  # rows it has
     caption_id: NDArray[np.int64]
-    smallest: int | None  # shortest side of any picture, pixels; None: the parts do not tell
+    image: NDArray[np.int64]  # number of its first image, counted over the whole set
+
+
+class ImageIndex:
+    """The captions of an images folder, numbered in the order of its parts.
+
+    Attributes:
+        images: how many there are.
+        fewest: images of a caption, at least.
+        smallest: shortest side of any image, pixels; None if there is none.
+    """
+
+    def __init__(self, manifest: Manifest):
+        self.folder = manifest.folder
+        parts = manifest.parts
+        captions = parts["captions"].to_numpy()  # [P]
+        rows = parts["rows"].to_numpy()  # [P]
+        self._captions = np.concatenate([[0], np.cumsum(captions)])  # [P + 1], first of each part
+        self._rows = np.concatenate([[0], np.cumsum(rows)])  # [P + 1], first of each part
+        self._first_id = parts["first"].fill_null(0).to_numpy()  # [P]
+        self._views = rows // np.maximum(captions, 1)  # [P]; of the parts without a layout
+        self._layouts = parts["layout"].combine_chunks()
+        self._has_layout = self._layouts.is_valid().to_numpy(zero_copy_only=False)  # [P]
+        self._decoded = lru_cache(LAYOUTS_KEPT)(self._decode)
+        self.images = int(self._rows[-1])
+        self._fewest = np.where(captions > 0, parts["fewest"].to_numpy(), 2**31 - 1)  # [P]
+        self.fewest = int(self._fewest.min(initial=2**31 - 1)) if len(self) else 0
+        self.smallest: int | None = manifest.facts.get("smallest_side")
 
     def __len__(self) -> int:
-        return len(self.caption_id)
+        return int(self._captions[-1])
 
-    @cached_property
-    def picture(self) -> NDArray[np.int64]:
-        """Return the number of each caption's first picture, counted over the whole corpus."""
-        return np.cumsum(self.views, dtype=np.int64) - self.views
+    def path(self, part: int) -> Path:
+        """Return where a part lies."""
+        return self.folder / part_name(part)
+
+    def locate(self, captions: NDArray[np.int64]) -> Located:
+        """Return where captions [C], by their numbers, lie."""
+        part = np.searchsorted(self._captions, captions, side="right") - 1  # [C]
+        number = captions - self._captions[part]  # [C], in its part
+        views = self._views[part]
+        row, ids = number * views, self._first_id[part] + number
+        for irregular in np.unique(part[self._has_layout[part]]):
+            own = part == irregular
+            of_ids, of_views, of_rows = self._decoded(int(irregular))
+            ids[own], views[own] = of_ids[number[own]], of_views[number[own]]
+            row[own] = of_rows[number[own]]
+        return Located(part, row, views, ids, self._rows[part] + row)
+
+    def caption_ids_with_fewer(self, views: int) -> Iterator[int]:
+        """Yield the ids of the captions that have fewer images than so many."""
+        for part in np.flatnonzero(self._fewest < views):
+            own = self.locate(np.arange(self._captions[part], self._captions[part + 1]))
+            yield from own.caption_id[own.views < views].tolist()
+
+    def _decode(self, part: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return ids, views and first rows of the captions of a part with a layout.
+
+        Raises:
+            DataError: the layout is damaged.
+        """
+        data = self._layouts[part].as_py()
+        try:
+            ids, views = part_layout.decode(int(self._first_id[part]), data)
+        except ValueError as e:
+            raise DataError(f"{self.folder}: list of parts, {part_name(part)} ({e})") from e
+        return ids, views, np.cumsum(views) - views
 
     @cached_property
     def text(self) -> NDArray[np.int64]:
@@ -51,25 +113,27 @@ class Corpus:
         return self._codes("concept")
 
     def _codes(self, column: str) -> NDArray[np.int64]:
-        texts = [
-            # Parts that others wrote may have text of another width, or none in a row.
-            chunk.cast(pa.large_string()).fill_null("")
-            for i, path in enumerate(self.parts)
-            for chunk in storage.table(path, [column])[column]
-            .take(pa.array(self.row[self.part == i]))
-            .chunks
-        ]
+        """Read a column of all parts: for a head with a weight for each class, no other."""
+        texts = []
+        for part, words in self._texts(column):
+            own = np.arange(self._captions[part], self._captions[part + 1])
+            texts += words.take(pa.array(self.locate(own).row)).chunks
         coded = pa.chunked_array(texts, pa.large_string()).dictionary_encode().unify_dictionaries()
         chunks = [c.indices.to_numpy(zero_copy_only=False) for c in coded.chunks]
         return np.concatenate(chunks).astype(np.int64)
 
+    def _texts(self, column: str) -> Iterator[tuple[int, pa.ChunkedArray]]:
+        for part in range(len(self._views)):
+            path = self.path(part)
+            with artifacts.readable(path):
+                words = storage.table(path, [column])[column]
+            yield part, words.cast(pa.large_string()).fill_null("")
+
     def is_of_one(self, column: str) -> bool:
         """Return whether all captions have the same in a column; a part that tells is the last."""
         seen: set[str] = set()
-        for path in self.parts:
-            seen |= {
-                text or "" for text in storage.table(path, [column])[column].unique().to_pylist()
-            }
+        for _, words in self._texts(column):
+            seen |= set(words.unique().to_pylist())
             if len(seen) > 1:
                 return False
         return True
@@ -77,96 +141,53 @@ class Corpus:
     def classes(self, positives: str) -> int:
         """Return how many classes there are, if a class is a caption, a concept or an image."""
         if positives == "image":
-            return self.pictures
+            return self.images
         return int((self.text if positives == "caption" else self.concept).max()) + 1
 
     def labels(
         self, positives: str, captions: NDArray[np.int64], views: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Return the classes, from 0, of views [captions, V] of captions at places [captions]."""
+        """Return the classes, from 0, of views [captions, V] of captions by number [captions]."""
         if positives == "image":
-            return self.picture[captions][:, None] + views  # [captions, V]
+            return self.locate(captions).image[:, None] + views  # [captions, V]
         of_captions = (self.text if positives == "caption" else self.concept)[captions]
         return np.broadcast_to(of_captions[:, None], views.shape)  # [captions, V]
 
-    @property
-    def pictures(self) -> int:
-        """Return how many pictures there are."""
-        return int(self.views.sum())
 
-
-def open_corpus(parts: Sequence[Path]) -> Corpus:
-    """Index the parts of an images/1 folder by one column of numbers; no text or picture is read.
-
-    Raises:
-        DataError: a part is damaged.
-    """
-    part, row, views, caption_id, smallest = [], [], [], [], []
-    for number, path in enumerate(parts):
-        file, _ = artifacts.open_parquet(path, "images")
-        with file:
-            with artifacts.readable(path):
-                table = file.read(["caption_id"], use_threads=False)
-            ids = table["caption_id"].to_numpy()  # [rows]
-            smallest += [_least(file.metadata, side) for side in ("width", "height")]
-        first = np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1))  # [captions]
-        part.append(np.full(len(first), number, np.int32))
-        row.append(first)
-        views.append(np.diff(first, append=len(ids)).astype(np.int32))
-        caption_id.append(ids[first])
-    return Corpus(
-        parts=tuple(parts),
-        part=np.concatenate(part),
-        row=np.concatenate(row),
-        views=np.concatenate(views),
-        caption_id=np.concatenate(caption_id),
-        smallest=min((s for s in smallest if s is not None), default=None),
-    )
-
-
-def _least(meta: pq.FileMetaData, column: str) -> int | None:
-    """Return a column's smallest number as the file's footer tells it, None if it does not."""
-    place = meta.schema.names.index(column)
-    told = [meta.row_group(g).column(place).statistics for g in range(meta.num_row_groups)]
-    return min((t.min for t in told if t is not None and t.has_min_max), default=None)
-
-
-def require_trainable(corpus: Corpus, config: TrainConfig, where: Path, world: int) -> None:
-    """Refuse a corpus or a world that the config cannot be trained with.
+def require_trainable(index: ImageIndex, config: TrainConfig, where: Path, world: int) -> None:
+    """Refuse a set or a world that the config cannot be trained with.
 
     Raises:
         DataError: too few captions, views or classes.
         UsageError: the batch does not divide by the ranks.
     """
-    if not len(corpus):
+    if not len(index):
         raise DataError(f"{where} holds no images", do="render or import some")
-    fewest = int(corpus.views.min())
+    fewest = index.fewest
     if fewest < 2 <= config.views:
-        alone = int((corpus.views < 2).sum())
+        alone = sum(1 for _ in index.caption_ids_with_fewer(2))
         raise DataError(
-            f"{where}: {alone} of {len(corpus)} captions have one picture, which leaves the"
+            f"{where}: {alone} of {len(index)} captions have one image, which leaves the"
             " contrast no positive",
             do="render at least 2 views of each caption (--set render.views=4)",
         )
     if fewest < config.views:
         raise DataError(
-            f"{where}: pictures of caption {corpus.caption_id[corpus.views.argmin()]}",
+            f"{where}: images of caption {next(index.caption_ids_with_fewer(fewest + 1))}",
             got=fewest,
             expected=f"at least train.views = {config.views}",
             do=f"render more views, or add --set train.views={fewest}",
         )
-    if len(corpus) < config.captions_per_batch:
+    if len(index) < config.captions_per_batch:
         raise DataError(
             f"{where}: captions",
-            got=len(corpus),
+            got=len(index),
             expected=f"at least train.captions_per_batch = {config.captions_per_batch}",
-            do=f"render more captions, or add --set train.captions_per_batch={len(corpus)}",
+            do=f"render more captions, or add --set train.captions_per_batch={len(index)}",
         )
     if config.positives == "concept" or config.objective != "contrast":
         alone = (
-            corpus.pictures < 2
-            if config.positives == "image"
-            else corpus.is_of_one(config.positives)
+            index.images < 2 if config.positives == "image" else index.is_of_one(config.positives)
         )
         if alone:
             raise DataError(
@@ -181,8 +202,8 @@ def require_trainable(corpus: Corpus, config: TrainConfig, where: Path, world: i
             got=config.captions_per_batch,
             expected=f"a multiple of the {world} ranks",
         )
-    if corpus.smallest is not None and corpus.smallest < config.image_size:
+    if index.smallest is not None and index.smallest < config.image_size:
         console.warn(
-            f"{where}: pictures of {corpus.smallest} px are enlarged to crops of"
+            f"{where}: images of {index.smallest} px are enlarged to crops of"
             f" {config.image_size} px (train.image_size)"
         )

@@ -1,4 +1,4 @@
-"""Encoded pictures and texts of an images/1 folder, read a row group at a time, and their decoding.
+"""Encoded pictures and texts of an images/2 folder, read a row group at a time, and their decoding.
 
     part, row --row group--> bytes, text        bytes --decode--> [1, 3, H, W] uint8
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,25 +28,27 @@ from synclr_cli.train import libjpeg
 
 CACHED_BYTES = 256 << 20  # of encoded pictures, per loader process
 OPEN_FILES = 64  # per loader process
+FOOTERS_KEPT = 4096  # parts whose row groups are known, per loader process
 JPEG = b"\xff\xd8\xff"  # how its bytes begin
 
 
-class Shelf:
-    """Encoded pictures and texts by part and row, the row groups read last kept.
+class ImageReader:
+    """Encoded images and texts by part and row, the row groups read last kept.
 
     What is asked for raises DataError if its row group cannot be read.
     """
 
-    def __init__(self, parts: Sequence[Path], text: str):
-        self._parts, self._text = parts, text
+    def __init__(self, path: Callable[[int], Path], text: str):
+        """Take where a part lies, by its number, and the column of texts."""
+        self._path, self._text = path, text
         self._groups: OrderedDict[tuple[int, int], tuple[list[bytes], list[str]]] = OrderedDict()
         self._bytes = 0
         self._starts: dict[int, NDArray[np.int64]] = {}
         self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self._process = os.getpid()
 
-    def picture(self, part: int, row: int) -> bytes | None:
-        """Return the encoded picture of a row."""
+    def image(self, part: int, row: int) -> bytes | None:
+        """Return the encoded image of a row."""
         (pictures, _), place = self._group(part, row)
         return pictures[place]
 
@@ -58,6 +60,8 @@ class Shelf:
     def _group(self, part: int, row: int) -> tuple[tuple[list[bytes], list[str]], int]:
         """Return the row group with a row, and the row's place in it."""
         if part not in self._starts:
+            if len(self._starts) == FOOTERS_KEPT:
+                self._starts.clear()
             with self._readable(part):
                 meta = self._file(part).metadata
             rows = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
@@ -75,7 +79,7 @@ class Shelf:
             self._files.clear()
             self._process = os.getpid()
         if part not in self._files:
-            self._files[part] = storage.parquet(self._parts[part])
+            self._files[part] = storage.parquet(self._path(part))
             if len(self._files) > OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
         self._files.move_to_end(part)
@@ -101,7 +105,7 @@ class Shelf:
             yield
         except (pa.ArrowException, OSError) as e:
             raise DataError(
-                f"cannot read the pictures of {self._parts[part]} ({e})",
+                f"cannot read the pictures of {self._path(part)} ({e})",
                 do="if it is whole elsewhere, copy it again; the same command continues",
             ) from e
 

@@ -17,7 +17,7 @@ from synclr_cli import config as configs, console
 from synclr_cli.config import TrainConfig
 from synclr_cli.data import artifacts
 from synclr_cli.data.artifacts import Header
-from synclr_cli.data.manifest import open_dataset
+from synclr_cli.data.manifest import Manifest, open_dataset
 from synclr_cli.errors import SynclrError
 from synclr_cli.learning import runtime
 from synclr_cli.learning.backbone import Backbone
@@ -26,7 +26,7 @@ from synclr_cli.learning.runtime import Runtime
 from synclr_cli.learning.stopping import StopFlag
 from synclr_cli.train import batches, init, knn, masks, outputs, trackers
 from synclr_cli.train.batches import Batch
-from synclr_cli.train.image_index import Corpus, open_corpus, require_trainable
+from synclr_cli.train.image_index import ImageIndex, require_trainable
 from synclr_cli.train.learner import Diverged, Learner, step_values
 from synclr_cli.train.metrics import Monitor, shown
 
@@ -45,7 +45,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
         DivergedError: the loss is not finite, more often than may be skipped.
         KeyboardInterrupt: on SIGINT or SIGTERM, after a checkpoint was saved.
     """
-    parts, header, start = _inputs(config, images)
+    dataset, header, start = _inputs(config, images)
     keep = config.keep_checkpoints
     with (
         runtime.started(config.precision) as rt,
@@ -55,13 +55,13 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
             return out
         trackers.require(config.trackers)
         grader = knn.open_grader(config)
-        corpus = open_corpus(parts)
-        require_trainable(corpus, config, images, rt.world)
-        learner = _learner(config, rt, corpus, start)
+        index = ImageIndex(dataset)
+        require_trainable(index, config, images, rt.world)
+        learner = _learner(config, rt, index, start)
         done = _claim(folder, learner)  # only now: what is refused leaves nothing behind
         monitor = Monitor(config, rt, learner)
-        ahead = _load(config, corpus, learner, done)
-        damage = batches.Damage(corpus, images, partial(outputs.list_damaged, folder.work))
+        ahead = _load(config, index, learner, done)
+        damage = batches.Damage(index, images, partial(outputs.list_damaged, folder.work))
         ahead = damage.watch(monitor.timed(ahead), rt)
 
         def every(n: int, *, last: bool = True) -> bool:
@@ -97,7 +97,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
                     track(line)
                     bar.say(**shown(line))
                 if every(config.backbone_steps, last=False):
-                    outputs.keep_backbone(folder, learner, len(corpus), done)
+                    outputs.keep_backbone(folder, learner, len(index), done)
                 stopping = rt.any(stop.requested)
                 if stopping or every(config.checkpoint_steps):
                     folder.save(done, learner.groups())
@@ -106,25 +106,27 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
         if rt.any(stop.signalled):
             raise KeyboardInterrupt
         if done == config.steps:
-            outputs.finish(folder, learner, len(corpus), done)
+            outputs.finish(folder, learner, len(index), done)
         else:
             console.note(f"stopped after {done} of {config.steps} steps; run it again to continue")
     return out
 
 
-def _inputs(config: TrainConfig, images: Path) -> tuple[list[Path], Header, Backbone | None]:
-    """Open the images' parts and the weights to start from, and describe the run to be."""
+def _inputs(config: TrainConfig, images: Path) -> tuple[Manifest, Header, Backbone | None]:
+    """Open the images and the weights to start from, and describe the run to be."""
     dataset = open_dataset(images, "images")
     start = init.open_start(config)
     parent = artifacts.parent(images, dataset.header, dataset.digest)
     parents = [parent, *([init.parent(start)] if start else [])]
     header = Header("backbone", configs.recipe(config), seed=config.seed, parents=tuple(parents))
-    return dataset.paths(), header, start
+    return dataset, header, start
 
 
-def _learner(config: TrainConfig, rt: Runtime, corpus: Corpus, start: Backbone | None) -> Learner:
+def _learner(
+    config: TrainConfig, rt: Runtime, index: ImageIndex, start: Backbone | None
+) -> Learner:
     """Build the learner, and refuse masks that hide nothing of its patches."""
-    classes = corpus.classes(config.positives) if config.objective != "contrast" else 0
+    classes = index.classes(config.positives) if config.objective != "contrast" else 0
     learner = Learner(config, rt, classes, init.fit(start) if start else None)
     masks.require(config, learner.patches)
     return learner
@@ -145,8 +147,8 @@ def _claim(folder: RunFolder, learner: Learner) -> int:
     return saved.step
 
 
-def _load(config: TrainConfig, corpus: Corpus, learner: Learner, done: int) -> Iterator[Batch]:
+def _load(config: TrainConfig, index: ImageIndex, learner: Learner, done: int) -> Iterator[Batch]:
     """Return this rank's batches from update `done` on."""
     rt = learner.runtime
-    source = batches.Batches(corpus, config, learner.patches, rt.rank, rt.world)
+    source = batches.Batches(index, config, learner.patches, rt.rank, rt.world)
     return batches.load(source, range(done, config.steps), config.workers, rt.device)

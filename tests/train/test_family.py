@@ -17,7 +17,7 @@ from synclr_cli.data.manifest import open_dataset
 from synclr_cli.errors import UsageError
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import batches, losses, masks
-from synclr_cli.train.image_index import open_corpus
+from synclr_cli.train.image_index import ImageIndex
 from synclr_cli.train.learner import Learner, step_values
 from synclr_cli.train.run import run
 
@@ -28,11 +28,11 @@ SUPERVISED = STABLEREP | {"objective": "cross-entropy", "positives": "concept"}
 
 
 def start(config: TrainConfig, images: Path) -> tuple[Learner, batches.Batches]:
-    corpus = open_corpus(open_dataset(images, "images").paths())
-    learner = Learner(config, ALONE, corpus.classes(config.positives))
+    index = ImageIndex(open_dataset(images, "images"))
+    learner = Learner(config, ALONE, index.classes(config.positives))
     learner.student.double()
     learner.teacher.double()
-    return learner, batches.Batches(corpus, config, patches=learner.patches)
+    return learner, batches.Batches(index, config, patches=learner.patches)
 
 
 def projections(learner: Learner, batch: batches.Batch) -> np.ndarray:

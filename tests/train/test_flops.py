@@ -14,7 +14,7 @@ from synclr_cli.data.manifest import open_dataset
 from synclr_cli.learning import backbone
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import batches, flops
-from synclr_cli.train.image_index import open_corpus
+from synclr_cli.train.image_index import ImageIndex
 from synclr_cli.train.learner import Learner
 
 ALONE = Runtime(torch.device("cpu"), None)
@@ -41,8 +41,8 @@ def test_a_step_costs_what_torch_counts(images: Path, small: Callable, changes: 
     for model in (learner.student, learner.teacher):
         for block in model.vit.blocks:
             block.attn.fused_attn = False
-    corpus = open_corpus(open_dataset(images, "images").paths())
-    batch = batches.Batches(corpus, config, patches=learner.patches).make(0)
+    index = ImageIndex(open_dataset(images, "images"))
+    batch = batches.Batches(index, config, patches=learner.patches).make(0)
     with FlopCounterMode(display=False) as counted:
         learner.objective.gradient(batch, 0.04)
     ours = flops.step_flops(config, learner.student)

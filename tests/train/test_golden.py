@@ -29,7 +29,7 @@ from synclr_cli.data.manifest import open_dataset
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import batches, masks
 from synclr_cli.train.batches import Batch
-from synclr_cli.train.image_index import open_corpus
+from synclr_cli.train.image_index import ImageIndex
 from synclr_cli.train.learner import Learner, step_values
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
@@ -149,8 +149,8 @@ def tiny_losses(images: Path) -> Terms:
     config = presets.resolve("train", preset="tiny", sets=["train.precision=float32"]).config
     assert isinstance(config, TrainConfig)
     learner = Learner(config, ALONE)
-    corpus = open_corpus(open_dataset(images, "images").paths())
-    source = batches.Batches(corpus, config, patches=learner.patches)
+    index = ImageIndex(open_dataset(images, "images"))
+    source = batches.Batches(index, config, patches=learner.patches)
     return losses_of(learner, source.make)
 
 

@@ -14,7 +14,7 @@ from synclr_cli.config import TrainConfig
 from synclr_cli.data.manifest import open_dataset
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import batches
-from synclr_cli.train.image_index import open_corpus
+from synclr_cli.train.image_index import ImageIndex
 from synclr_cli.train.learner import Diverged, Learner, step_values
 from synclr_cli.train.student_teacher import Encoder
 
@@ -25,8 +25,8 @@ def start(config: TrainConfig, images: Path) -> tuple[Learner, batches.Batches]:
     learner = Learner(config, ALONE)
     learner.student.double()
     learner.teacher.double()
-    corpus = open_corpus(open_dataset(images, "images").paths())
-    return learner, batches.Batches(corpus, config, patches=learner.patches)
+    index = ImageIndex(open_dataset(images, "images"))
+    return learner, batches.Batches(index, config, patches=learner.patches)
 
 
 @pytest.mark.parametrize("head_norm", ["batch", "layer"])
@@ -251,8 +251,8 @@ def test_a_picture_gives_the_same_bits_in_any_piece(
     try:
         for own in (small(), config):
             learner = Learner(own, ALONE)
-            corpus = open_corpus(open_dataset(images, "images").paths())
-            batch = batches.Batches(corpus, own, patches=learner.patches).make(1)
+            index = ImageIndex(open_dataset(images, "images"))
+            batch = batches.Batches(index, own, patches=learner.patches).make(1)
             losses = learner.objective.gradient(batch, 0.05)
             gradient = torch.cat([p.grad.flatten() for p in learner.student.parameters()])
             found.append((losses.total, gradient))

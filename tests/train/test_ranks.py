@@ -21,7 +21,7 @@ from synclr_cli.data.manifest import open_dataset
 from synclr_cli.errors import DataError, SynclrError
 from synclr_cli.learning import checkpoint, runtime
 from synclr_cli.train import batches
-from synclr_cli.train.image_index import open_corpus
+from synclr_cli.train.image_index import ImageIndex
 from synclr_cli.train.learner import Learner, step_values
 from synclr_cli.train.run import run
 
@@ -32,12 +32,12 @@ def train(images: Path, config: TrainConfig) -> dict[str, Any]:
     """Do some updates in float64; return this rank's gradient, weights and losses."""
     torch.set_num_threads(1)
     with runtime.started("float32") as rt:
-        corpus = open_corpus(open_dataset(images, "images").paths())
-        learner = Learner(config, rt, corpus.classes(config.positives))
+        index = ImageIndex(open_dataset(images, "images"))
+        learner = Learner(config, rt, index.classes(config.positives))
         learner.student.double()
         learner.teacher.double()
         source = batches.Batches(
-            corpus, config, patches=learner.patches, rank=rt.rank, world=rt.world
+            index, config, patches=learner.patches, rank=rt.rank, world=rt.world
         )
         losses = []
         for step in range(UPDATES):

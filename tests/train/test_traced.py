@@ -18,7 +18,7 @@ from synclr_cli.data.manifest import open_dataset
 from synclr_cli.learning import runtime
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train import batches, encoder, losses, objective
-from synclr_cli.train.image_index import open_corpus
+from synclr_cli.train.image_index import ImageIndex
 from synclr_cli.train.learner import Learner, step_values
 from synclr_cli.train.metrics import Monitor
 from synclr_cli.train.reading import Reading
@@ -40,8 +40,8 @@ def step(config: TrainConfig, images: Path) -> Learner:
     Uncompiled: Inductor would ask the GPU what it can do. What it is given is the same code.
     """
     config = replace(config, compile=False)
-    corpus = open_corpus(open_dataset(images, "images").paths())
-    source = batches.Batches(corpus, config, patches=(config.image_size // 8) ** 2)
+    index = ImageIndex(open_dataset(images, "images"))
+    source = batches.Batches(index, config, patches=(config.image_size // 8) ** 2)
     uncut = source.read(1)
     with tracing.fake_gpu() as device:
         rt = Runtime(device, torch.bfloat16)
@@ -151,11 +151,11 @@ def test_a_gpu_does_what_the_cpu_does(
 ) -> None:
     """Some steps in float32, from one batch each; crops are cut where the step is done."""
     config = small(**KINDS[kind], compile=compile_)
-    corpus = open_corpus(open_dataset(images, "images").paths())
+    index = ImageIndex(open_dataset(images, "images"))
     found = []
     for device in (torch.device("cpu"), torch.device("cuda:0")):
         learner = Learner(config, Runtime(device, None), classes=8)
-        source = batches.Batches(corpus, config, patches=learner.patches)
+        source = batches.Batches(index, config, patches=learner.patches)
         terms = []
         for number in range(3):
             batch = source.read(number).cut(config, device)
@@ -169,10 +169,10 @@ def test_a_gpu_does_what_the_cpu_does(
 @pytest.mark.gpu
 def test_a_step_in_bfloat16_is_not_waited_for_on_a_gpu(images: Path, small: Callable) -> None:
     config = small(compile=True, precision="bfloat16")
-    corpus = open_corpus(open_dataset(images, "images").paths())
+    index = ImageIndex(open_dataset(images, "images"))
     with runtime.started(config.precision) as rt:
         learner = Learner(config, rt)
-        source = batches.Batches(corpus, config, patches=learner.patches)
+        source = batches.Batches(index, config, patches=learner.patches)
         learner.update(source.read(0).cut(config, rt.device), step_values(0, config))
         uncut = source.read(1)
         learner._settle()
