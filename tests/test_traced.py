@@ -7,9 +7,8 @@ import torch
 import tracing
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 
-from synclr_cli.learning import backbone
+from synclr_cli.learning import backbone, features
 from synclr_cli.learning.runtime import Runtime
-from synclr_cli.linear_probe import features
 from synclr_cli.render.engines.pocket.pipeline import SHAPE, PocketPipeline, make_unet
 from synclr_cli.render.engines.pocket.text import Whitening
 

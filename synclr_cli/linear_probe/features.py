@@ -11,7 +11,6 @@ Shapes: B pictures of a batch, n of a split, S pixels, D features.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -19,18 +18,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from synclr_cli import console
 from synclr_cli.config import LinearProbeConfig
 from synclr_cli.data import artifacts
 from synclr_cli.data.labelled import Labelled, Split
-from synclr_cli.errors import DataError, UsageError
-from synclr_cli.learning import backbone as backbones, loader
+from synclr_cli.errors import DataError
+from synclr_cli.learning import features as learning
 from synclr_cli.learning.backbone import Backbone
 from synclr_cli.learning.run_folder import RunFolder
 from synclr_cli.learning.runtime import Runtime
-from synclr_cli.learning.transforms import EvalTransform
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,6 @@ class Features:
 
     x: Tensor  # [n, D] float32
     y: Tensor  # [n] int64
-
-
-PART = 4096  # pictures: what a rank takes at a time, and what a kill loses at most
 
 
 def make(
@@ -74,7 +69,10 @@ def make(
         with console.progress(f"features of {name}", len(split), unit="pictures") as meter:
             for part, rows in parts[rt.rank :: rt.world]:
                 if not part.is_file():
-                    x = _extract(config, model, backbone, split, rows, rt, meter)
+                    x = learning.extract(
+                        model, backbone, split, rows, rt, meter,
+                        batch_size=config.batch_size, workers=config.workers,
+                    )  # fmt: skip
                     artifacts.write_tensors(part, {"x": x}, header)
         rt.barrier()
         if rt.is_main:
@@ -115,49 +113,9 @@ def _path(
 def _parts(path: Path, n: int) -> list[tuple[Path, range]]:
     """Return the part files of a split and which pictures each holds."""
     return [
-        (path.with_name(f".{path.stem}.part-{i:05d}"), range(first, min(first + PART, n)))
-        for i, first in enumerate(range(0, n, PART))
+        (path.with_name(f".{path.stem}.part-{i:05d}"), rows)
+        for i, rows in enumerate(learning.parts(n))
     ]
-
-
-def open_any(spec: str, *, image_size: int, seed: int) -> Backbone:
-    """Open a backbone, or `pixels:SIDE`: the picture itself at SIDE x SIDE, the floor of floors."""
-    scheme, _, side = spec.partition(":")
-    if scheme != "pixels":
-        return backbones.open_backbone(spec, image_size=image_size, seed=seed)
-    if not side.isdigit() or not int(side):
-        raise UsageError(f"backbone {spec}", expected="pixels:SIDE, as in pixels:32")
-    return Backbone(
-        model=_Pixels(),  # type: ignore[arg-type]
-        spec=spec,
-        name=f"pixels-{side}",
-        digest=spec,
-        image_size=int(side),
-        mean=backbones.IMAGENET_MEAN,
-        std=backbones.IMAGENET_STD,
-        interpolation="bicubic",
-    )
-
-
-class _Pixels(nn.Module):
-    """A ViT's interface to the identity."""
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        return images.flatten(1)[:, None]  # [B, 1, 3 S S]
-
-
-def transform(backbone: Backbone) -> EvalTransform:
-    """Return the protocol's view of a picture: shorter side to S, centre crop S, no augmentation.
-
-    Normalisation and interpolation are those the backbone was trained with.
-    """
-    return EvalTransform(
-        size=backbone.image_size,
-        resize=backbone.image_size,
-        mean=backbone.mean,
-        std=backbone.std,
-        interpolation=backbone.interpolation,
-    )
 
 
 def standardise(statistics: Tensor, *others: Tensor) -> list[Tensor]:
@@ -176,42 +134,7 @@ def _key(backbone: Backbone, data: Labelled, split: Split, rt: Runtime) -> str:
         "data": data.digest,
         "rows": hashlib.sha256(split.rows.tobytes()).hexdigest(),
         "labels": hashlib.sha256(split.labels.tobytes()).hexdigest(),
-        "view": vars(transform(backbone)),
+        "view": vars(learning.transform(backbone)),
         "precision": str(rt.amp_dtype or torch.float32),
     }
     return hashlib.sha256(json.dumps(depends_on, default=list).encode()).hexdigest()
-
-
-@torch.inference_mode()
-def of_batch(model: nn.Module, images: Tensor, rt: Runtime) -> Tensor:
-    """Return the features of images [B, 3, S, S] of the host, [B, D] float32 on the device."""
-    with rt.autocast():
-        return backbones.cls_features(model, rt.upload(images)).float()
-
-
-def _extract(
-    config: LinearProbeConfig,
-    model: nn.Module,
-    backbone: Backbone,
-    split: Split,
-    rows: range,
-    rt: Runtime,
-    meter: console.Meter,
-) -> Tensor:
-    """Return the features of some pictures of a split, [n, D] float32."""
-    found = []
-    batches = loader.in_batches(rows, config.batch_size)
-    view = functools.partial(transform(backbone).of, split)
-    loaded = loader.load(view, batches, workers=config.workers)
-    for keys, images in zip(batches, loaded, strict=True):
-        x = of_batch(model, images, rt).cpu()  # [B, D]
-        finite = torch.isfinite(x).all(1)
-        if not finite.all():
-            first = keys[int((~finite).nonzero()[0])]
-            raise DataError(
-                f"the features of {split.where(first)} are not finite",
-                do=f"look at the weights of {backbone.spec}",
-            )
-        found.append(x)
-        meter.advance(len(keys))
-    return torch.cat(found)  # [n, D]

@@ -14,7 +14,7 @@ from typing import Any
 from synclr_cli.config import LinearProbeConfig
 from synclr_cli.data import labelled
 from synclr_cli.errors import UsageError
-from synclr_cli.learning import reports, runtime
+from synclr_cli.learning import features as backbone_features, reports, runtime
 from synclr_cli.learning.run_folder import RunFolder
 from synclr_cli.linear_probe import features, protocols, sgd
 from synclr_cli.linear_probe.protocols import Case, Outcome
@@ -44,7 +44,7 @@ def run(
         raise UsageError(
             "linear-probe.metric mean_ap", got="one class an image", expected="lists of labels"
         )
-    opened = features.open_any(backbone, image_size=config.image_size, seed=config.seed)
+    opened = backbone_features.open_any(backbone, image_size=config.image_size, seed=config.seed)
     header = reports.header(config, opened, images)
     with (
         runtime.started(config.precision) as rt,

@@ -7,7 +7,12 @@ from PIL import Image
 
 from synclr_cli.data import labelled
 from synclr_cli.errors import DataError
-from synclr_cli.learning import backbone as backbones, reports, runtime
+from synclr_cli.learning import (
+    backbone as backbones,
+    features as backbone_features,
+    reports,
+    runtime,
+)
 from synclr_cli.learning.run_folder import RunFolder
 from synclr_cli.linear_probe import features
 
@@ -92,20 +97,23 @@ def test_a_kill_loses_one_part_and_leaves_none_behind(extract, tmp_path, monkeyp
     whole, _ = extract(precision="float32")
     for file in tmp_path.glob("features-*"):
         file.unlink()
-    monkeypatch.setattr(features, "PART", 10)
-    taken, make = [], features._extract
+    monkeypatch.setattr(backbone_features, "PART", 10)
+    taken, make = [], backbone_features.extract
 
-    def die_at_the_third(config, model, backbone, split, rows, *rest):
+    def note(model, backbone, split, rows, *rest, **settings):
+        taken.append(rows)
+        return make(model, backbone, split, rows, *rest, **settings)
+
+    def die_at_the_third(*arguments, **settings):
         if len(taken) == 2:
             raise KeyboardInterrupt
-        taken.append(rows)
-        return make(config, model, backbone, split, rows, *rest)
+        return note(*arguments, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(features, "_extract", die_at_the_third)
+        patch.setattr(backbone_features, "extract", die_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             extract(precision="float32")
-    monkeypatch.setattr(features, "_extract", lambda *a: taken.append(a[4]) or make(*a))
+    monkeypatch.setattr(backbone_features, "extract", note)
     again, files = extract(precision="float32")
     assert [rows.start for rows in taken[:4]] == [0, 10, 20, 30]  # of the 36 of train
     assert all(torch.allclose(again[name].x, whole[name].x, atol=1e-4) for name in whole)

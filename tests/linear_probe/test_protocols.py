@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from synclr_cli.data import labelled
 from synclr_cli.errors import DataError, UsageError
-from synclr_cli.learning import backbone as backbones
+from synclr_cli.learning import backbone as backbones, features as backbone_features
 from synclr_cli.learning.run_folder import RunFolder
-from synclr_cli.linear_probe import features, sgd
+from synclr_cli.linear_probe import sgd
 from synclr_cli.linear_probe.run import run
 
 BACKBONE = "random:vit_tiny_patch16_224"
@@ -161,14 +161,14 @@ def test_a_batch_larger_than_the_train_split_is_refused(small, stripes, tmp_path
 def test_raw_pixels_are_the_floor(small, stripes, tmp_path):
     report = run(small(protocol="knn"), "pixels:8", str(stripes), tmp_path)
     assert report["backbone"]["name"] == "pixels-8"
-    opened = features.open_any("pixels:32", image_size=0, seed=0)
+    opened = backbone_features.open_any("pixels:32", image_size=0, seed=0)
     view = torch.rand(2, 3, 32, 32)
     assert torch.equal(backbones.cls_features(opened.model, view), view.reshape(2, -1))
 
 
 def test_pixels_without_a_size_are_refused():
     with pytest.raises(UsageError, match="pixels:SIDE"):
-        features.open_any("pixels:", image_size=0, seed=0)
+        backbone_features.open_any("pixels:", image_size=0, seed=0)
 
 
 @pytest.mark.parametrize("protocol", ["lbfgs", "sgd"])
