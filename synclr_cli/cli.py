@@ -3,7 +3,7 @@
     cli_options   the app, flags that commands share, how settings are resolved
     cli_make      captions render import train quickstart
     cli_evaluate  linear-probe finetune segment compare
-    cli_look      inspect show export
+    cli_look      inspect show embed export
     cli_list      presets concepts engines
 
 stdout carries the result: the path that was made, or an evaluation's report as one JSON object.
@@ -30,7 +30,7 @@ from synclr_cli import cli_make, cli_evaluate, cli_look, cli_list  # noqa: F401
 # isort: on
 
 # What torchrun runs as one job of several processes.
-_BY_RANKS = {"train", "linear-probe", "finetune", "segment"}
+_BY_RANKS = {"train", "linear-probe", "finetune", "segment", "embed"}
 
 # typer carries click inside or beside it, by version; its errors' common ancestor either way.
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]

@@ -131,6 +131,55 @@ def show(
         console.result(str(drawing))
 
 
+@app.command(
+    rich_help_panel=LOOK,
+    epilog="Example: synclr embed runs/tiny --data photos/ --out features.parquet",
+)
+def embed(
+    backbone: Annotated[
+        str,
+        typer.Argument(
+            metavar="BACKBONE", help="Run folder, .safetensors, .pth, timm:NAME, random:ARCH, or -."
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            "-d",
+            metavar="DATA",
+            help="A folder of images, labelled or not, Parquet, torchvision:NAME, or digits:.",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        options.local_out("Parquet file; or .npy, with what each row is in .json beside it."),
+    ] = Path("features.parquet"),
+    image_size: Annotated[
+        int, typer.Option(metavar="PIXELS", min=0, help="What the backbone sees; 0: its own.")
+    ] = 0,
+    batch_size: Annotated[
+        int, typer.Option(metavar="INT", min=1, help="Images through the backbone together.")
+    ] = 128,
+    workers: Annotated[
+        int, typer.Option(metavar="INT", min=-1, help="Loader processes; -1: by the cores.")
+    ] = -1,
+    seed: Annotated[int, typer.Option(metavar="INT", help="Seed of random weights.")] = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the features of images, a row for each, for search and clustering."""
+    console.set_quiet(quiet)
+    name = options.path_argument(backbone)
+    from synclr_cli.embed.run import run
+
+    file = run(
+        name, data, out, image_size=image_size, batch_size=batch_size, workers=workers,
+        seed=seed, overwrite=overwrite,
+    )  # fmt: skip
+    console.result(str(file))
+
+
 @app.command(rich_help_panel=LOOK, epilog="Example: synclr export runs/tiny --to timm")
 def export(
     backbone: Annotated[

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from synclr_cli.data import image_facts
+from synclr_cli.data.artifacts import Header, arrow_schema
 from synclr_cli.data.manifest import open_dataset
 from synclr_cli.data.shards import ShardedDataset
 
@@ -38,6 +39,29 @@ def replace_part(folder: Path, index: int, table: pa.Table) -> None:
         part = dataset.facts(index)
         dataset.write(index, table, rows_per_group=16, facts=part.facts)
         dataset.finish(opened.parts.num_rows, opened.facts)
+
+
+def write_images(folder: Path, captions: int = 3, views: int = 2, size: int = 12) -> Path:
+    """Make a finished images folder, two captions a part."""
+    header = Header("images", {"views": views}, engine="procedural:")
+    dataset = ShardedDataset(folder, "images", header)
+    total = -(-captions // 2)
+    with dataset.claim():
+        for index in range(total):
+            ids = [c for c in range(2 * index, min(2 * index + 2, captions)) for _ in range(views)]
+            rows = [
+                {
+                    "caption_id": c, "view": i % views, "caption": f"a photo of fox {c}",
+                    "concept": f"fox {c % 2}", "width": size + 4, "height": size, "seed": i,
+                    "image": {"bytes": picture(100 * c + i % views, size=size), "path": None},
+                    "mask": None, "score": None,
+                }
+                for i, c in enumerate(ids)
+            ]  # fmt: skip
+            table = pa.Table.from_pylist(rows, schema=arrow_schema("images").remove_metadata())
+            dataset.write(index, table, rows_per_group=4)
+        dataset.finish(total, {"views": views})
+    return folder
 
 
 def rejected(folder: Path) -> list[dict]:

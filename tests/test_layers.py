@@ -15,20 +15,20 @@ import synclr_cli
 
 PACKAGE = Path(synclr_cli.__file__).parent
 COMMANDS = {
-    "captions", "render", "import_", "train", "linear_probe", "finetune", "segment", "export",
-    "show",
+    "captions", "render", "import_", "train", "linear_probe", "finetune", "segment", "embed",
+    "export", "show",
 }  # fmt: skip
 # Modules beside the folders that belong to the command line; the others are the trunk.
 CLI = {
-    "__main__", "cli", "cli_evaluate", "cli_list", "cli_look", "cli_make", "cli_options", "compare",
-    "evaluate", "quickstart",
+    "__init__", "__main__", "api", "cli", "cli_evaluate", "cli_list", "cli_look", "cli_make",
+    "cli_options", "compare", "evaluate", "quickstart",
 }  # fmt: skip
 LAYER = {"trunk": 0, "data": 1, "learning": 2, **dict.fromkeys(COMMANDS, 3), "cli": 4}
 
 # Which folder imports which: a new pair is a decision, written down here.
 PAIRS = {
-    "cli": {"captions", "data", "export", "import_", "learning", "linear_probe", "render", "show",
-            "train", "trunk"},
+    "cli": {"captions", "data", "embed", "export", "import_", "learning", "linear_probe", "render",
+            "show", "train", "trunk"},
     "captions": {"data", "learning", "trunk"},
     "render": {"data", "learning", "trunk"},
     "import_": {"data", "trunk"},
@@ -36,6 +36,7 @@ PAIRS = {
     "linear_probe": {"data", "learning", "trunk"},
     "finetune": {"data", "learning", "trunk"},
     "segment": {"data", "learning", "trunk"},
+    "embed": {"data", "learning", "trunk"},
     "export": {"data", "learning", "trunk"},
     "show": {"data", "learning", "trunk"},
     "learning": {"data", "trunk"},

@@ -7,6 +7,7 @@
     backbone/1    safetensors + config.json      a ViT under timm's key names
     checkpoint/1  folder of safetensors + JSON   everything a training run needs to go on
     features/1    safetensors                    frozen features and labels
+    embeddings/1  Parquet, or .npy and JSON      features of images, for search and clustering
     model/1       safetensors                    a fine-tuned classifier or segmenter
     report/1      JSON                           a grade and what it was measured on
     export/1      folder of another library's    a backbone or painter, and export.json
@@ -42,6 +43,7 @@ VERSIONS = {
     "backbone": 1,
     "checkpoint": 1,
     "features": 1,
+    "embeddings": 1,
     "model": 1,
     "report": 1,
     "export": 1,

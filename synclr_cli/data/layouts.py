@@ -96,7 +96,7 @@ def find(spec: str, *, masks: bool) -> Found:
         return _parquet(path, {"train": [path]}, masks)
     if not path.is_dir():
         raise DataError(f"no data {spec}", expected=EXPECTED, got="nothing there")
-    if by_split := _parquet_files(path):
+    if by_split := parquet_files(path):
         return _parquet(path, by_split, masks)
     if (path / "ImageSets").is_dir() and (path / "JPEGImages").is_dir():
         return _voc(path, path.resolve().name, masks)
@@ -118,7 +118,7 @@ def find(spec: str, *, masks: bool) -> Found:
 # ------------------------------------------------------------------------------------ Parquet
 
 
-def _parquet_files(folder: Path) -> dict[str, list[Path]]:
+def parquet_files(folder: Path) -> dict[str, list[Path]]:
     """Return the Parquet files of each split of a folder; {} if it has none."""
     parts = sorted(folder.glob("part-*.parquet"))
     if parts:
@@ -135,7 +135,7 @@ def _parquet_files(folder: Path) -> dict[str, list[Path]]:
                 if _split_of(re.split(r"[-_.]", f.name)[0]) == split
             ]
             if within := split_folders.get(split):
-                files += _parquet_files(within).get("train", []) or sorted(within.glob("*.parquet"))
+                files += parquet_files(within).get("train", []) or sorted(within.glob("*.parquet"))
             if files:
                 found[split] = files
                 break
@@ -155,7 +155,7 @@ def _parquet(path: Path, by_split: Mapping[str, Sequence[Path]], masks: bool) ->
         rendered = open_dataset(path, "images")
         return Found(path.resolve().name, splits, lambda: rendered.digest, rendered.header)
     every = [(f, f.name) for files in by_split.values() for f in files]
-    return Found(path.resolve().stem, splits, functools.partial(_digest_files, every))
+    return Found(path.resolve().stem, splits, functools.partial(digest_files, every))
 
 
 def _parquet_split(files: Sequence[Path], masks: bool) -> RawSplit:
@@ -179,16 +179,16 @@ def _parquet_split(files: Sequence[Path], masks: bool) -> RawSplit:
             expected=" | ".join(LABEL_COLUMNS),
         )
     for column in (picture, *(["mask"] if masks else [])):
-        _require_pictures(files[0], schema.field(column))
+        require_images(files[0], schema.field(column))
     source = sources.ParquetRows(files, picture, "mask" if masks else None)
-    groups = _column(files, "caption_id") if "caption_id" in schema.names else None
+    groups = column_values(files, "caption_id") if "caption_id" in schema.names else None
     if masks:
         return RawSplit(source, np.zeros(len(source), np.int64), groups=groups)
     assert label is not None
-    return RawSplit(source, _column(files, label), _class_names(schema, label), groups)
+    return RawSplit(source, column_values(files, label), class_names(schema, label), groups)
 
 
-def _require_pictures(file: Path, column: pa.Field) -> None:
+def require_images(file: Path, column: pa.Field) -> None:
     """Refuse a column of anything but encoded pictures: bytes, or a struct that holds them."""
     kind = column.type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
@@ -202,7 +202,7 @@ def _require_pictures(file: Path, column: pa.Field) -> None:
         )  # fmt: skip
 
 
-def _column(files: Sequence[Path], name: str) -> np.ndarray:
+def column_values(files: Sequence[Path], name: str) -> np.ndarray:
     """Return a column as [n] of int64 or str."""
     columns = []
     for file in files:
@@ -227,7 +227,7 @@ def _column(files: Sequence[Path], name: str) -> np.ndarray:
     )
 
 
-def _class_names(schema: pa.Schema, column: str) -> list[str]:
+def class_names(schema: pa.Schema, column: str) -> list[str]:
     """Return the names of a Hugging Face ClassLabel column, [] if there are none."""
     text = (schema.metadata or {}).get(b"huggingface")
     try:
@@ -268,7 +268,7 @@ def _class_folders(root: Path) -> Found:
         every += [(p, str(p.relative_to(root))) for p in pictures]
     if empty := sorted(names.difference(*(split.labels for split in splits.values()))):
         console.warn(f"{root}: folders without pictures are no classes: {_few(empty)}")
-    return Found(root.resolve().name, splits, functools.partial(_digest_files, every))
+    return Found(root.resolve().name, splits, functools.partial(digest_files, every))
 
 
 def _mask_folders(root: Path) -> Found:
@@ -291,7 +291,7 @@ def _mask_folders(root: Path) -> Found:
     twice = sorted({n for n in listed if listed.count(n) > 1})
     if twice:
         raise DataError(f"{names} names {', '.join(twice)} more than once")
-    digest = functools.partial(_digest_files, every)
+    digest = functools.partial(digest_files, every)
     return Found(root.resolve().name, splits, digest, mask_names=listed)
 
 
@@ -313,7 +313,7 @@ def _voc(root: Path, name: str, masks: bool) -> Found:
         splits[split] = RawSplit(source, labels, () if masks else VOC_CLASSES)
         every += [(file, str(file.relative_to(root))) for file in (*pictures, *beside, listed)]
     mask_names = ("background", *VOC_CLASSES) if masks else ()
-    digest = functools.partial(_digest_files, every)
+    digest = functools.partial(digest_files, every)
     return Found(name, splits, digest, mask_names=mask_names)
 
 
@@ -384,7 +384,7 @@ def picture_files(folder: Path) -> Iterator[Path]:
     yield from (path for path in sorted(found) if path.suffix.lower() in PICTURES)
 
 
-def _digest_files(files: Sequence[tuple[Path, str]]) -> str:
+def digest_files(files: Sequence[tuple[Path, str]]) -> str:
     """Return the digest of files' names and bytes; their order does not count."""
     total = hashlib.sha256()
     for path, name in sorted(files, key=lambda f: f[1]):

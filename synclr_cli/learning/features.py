@@ -81,7 +81,7 @@ def transform(backbone: Backbone) -> EvalTransform:
 def of_batch(model: nn.Module, images: Tensor, rt: Runtime) -> Tensor:
     """Return the features of images [B, 3, S, S] of the host, [B, D] float32 on the device."""
     with rt.autocast():
-        return backbones.cls_features(model, rt.upload(images)).float()
+        return backbones.cls_features(model, rt.upload(images)).float()  # type: ignore[arg-type]
 
 
 def extract(

@@ -1,0 +1,1 @@
+"""`synclr embed`: the features of images, for search and clustering."""
