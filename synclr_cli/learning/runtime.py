@@ -11,7 +11,7 @@ import ctypes
 import os
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -93,16 +93,10 @@ class Runtime:
         """
         return x if self.world == 1 else _SumOverRanks.apply(x)
 
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace the gradients by their mean over ranks, all in one message."""
-        if self.world == 1:
-            return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients])
-        dist.all_reduce(flat)
-        parts = (flat / self.world).split([g.numel() for g in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+    def sum_later(self, x: Tensor) -> Callable[[], None]:
+        """Start summing over ranks, in place; return what waits for it."""
+        work = dist.all_reduce(x, async_op=True)
+        return lambda: work.wait() and None
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank; the hosts tell each other."""

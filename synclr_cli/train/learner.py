@@ -18,6 +18,7 @@ from synclr_cli.config import TrainConfig
 from synclr_cli.errors import DivergedError
 from synclr_cli.learning import checkpoint, optim, runtime, schedules
 from synclr_cli.learning.checkpoint import Checkpoint
+from synclr_cli.learning.gradients import GradientAverage
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.train.batches import Batch
 from synclr_cli.train.objective import Losses, Objective
@@ -117,7 +118,8 @@ class Learner:
             betas=(config.beta1, config.beta2),
             fused=True,
         )
-        self.objective = Objective(config, rt, self.student, self.teacher)
+        self.average = GradientAverage(self.student.parameters(), rt)
+        self.objective = Objective(config, rt, self.student, self.teacher, self.average.start)
         self._unread: tuple[Tensor, Skip] | None = None
         self._skipped: list[int] = []  # steps, over all resumes
         self._untold: list[Skip] = []
@@ -149,7 +151,7 @@ class Learner:
         self._settle()
         losses = self.objective.gradient(batch, values.teacher_temperature)
         parameters = [p for p in self.student.parameters() if p.grad is not None]
-        self.runtime.average_gradients(parameters)
+        self.average.finish()
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         finite = self.runtime.all(torch.isfinite(norm + losses.total))
         self._unread = finite, Skip(batch.step, values.lr, batch.caption_ids)

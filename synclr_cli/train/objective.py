@@ -17,6 +17,7 @@ Shapes: B images of this rank, L local crops of each, M masked patches, D width,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,8 +78,16 @@ class Features:
 class Objective:
     """The loss of a batch, as a config asks for it."""
 
-    def __init__(self, config: TrainConfig, runtime: Runtime, student: Student, teacher: Teacher):
-        self.config, self.runtime = config, runtime
+    def __init__(
+        self,
+        config: TrainConfig,
+        runtime: Runtime,
+        student: Student,
+        teacher: Teacher,
+        before_last: Callable[[], None] = lambda: None,
+    ):
+        """Take the models; `before_last` is called before the last backward pass of a step."""
+        self.config, self.runtime, self.before_last = config, runtime, before_last
         self.student, self.teacher = student, teacher
         contrasts = config.objective == "contrast"
         self.taught = config.teacher and (contrasts or config.patch_weight > 0)
@@ -101,6 +110,7 @@ class Objective:
             if len(pieces) == 1:
                 learnt = self._learnt(batch, pieces[0])
                 losses = self.losses(batch, learnt, taught, teacher_temperature)
+                self.before_last()
                 losses.total.backward()
             else:
                 losses = self._by_pieces(batch, pieces, taught, teacher_temperature)
@@ -132,6 +142,8 @@ class Objective:
                 ends[i] = start
                 if whole.grad is not None and again.requires_grad:
                     given.append((again, whole.grad[start:end]))
+            if piece is pieces[0]:
+                self.before_last()
             torch.autograd.backward([t for t, _ in given], [g for _, g in given])
         return losses
 

@@ -19,7 +19,7 @@ from torch import multiprocessing
 from synclr_cli.config import TrainConfig
 from synclr_cli.data.manifest import open_dataset
 from synclr_cli.errors import DataError, SynclrError
-from synclr_cli.learning import checkpoint, runtime
+from synclr_cli.learning import checkpoint, gradients, runtime
 from synclr_cli.train import batches
 from synclr_cli.train.image_index import ImageIndex
 from synclr_cli.train.learner import Learner, step_values
@@ -31,6 +31,7 @@ UPDATES = 3
 def train(images: Path, config: TrainConfig) -> dict[str, Any]:
     """Do some updates in float64; return this rank's gradient, weights and losses."""
     torch.set_num_threads(1)
+    gradients.BUCKET = 1 << 16  # several of them
     with runtime.started("float32") as rt:
         index = ImageIndex(open_dataset(images, "images"))
         learner = Learner(config, rt, index.classes(config.positives))
@@ -88,6 +89,7 @@ def configs(small: Callable) -> dict[str, TrainConfig]:
     common = {"workers": 0, "patch_weight": 0.7}
     alone = {"workers": 0, "patch_weight": 0.0, "teacher": False}  # both sides are trained
     return {n: small(head_norm=n, **common) for n in ("batch", "layer")} | {
+        "micro-batches": small(micro_batch=2, **common),
         "sharded": small(shard_optimizer=True, **common),
         "stablerep": small(**alone),
         "simclr": small(**alone, positives="image", views=2, global_crops=2),
@@ -109,7 +111,9 @@ def two(
     return out
 
 
-@pytest.mark.parametrize("name", ["batch", "layer", "sharded", "stablerep", "simclr", "supervised"])
+@pytest.mark.parametrize(
+    "name", ["batch", "layer", "micro-batches", "sharded", "stablerep", "simclr", "supervised"]
+)
 def test_two_ranks_do_what_one_does(
     images: Path, configs: dict[str, TrainConfig], two: Path, name: str
 ) -> None:
