@@ -160,15 +160,30 @@ def compare(
     markdown: Annotated[
         Path | None, typer.Option("--markdown", help="Also write the table as Markdown.")
     ] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Also write a line a grade.")] = None,
+    latex: Annotated[
+        Path | None, typer.Option("--latex", help="Also write the table for LaTeX (booktabs).")
+    ] = None,
     png: Annotated[Path | None, typer.Option("--png", help="Also draw the table.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", metavar="NAME,...", help="Names for the rows, in their order."),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", metavar="ROW", help="Tell every row's margin over this one."),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Put several reports side by side: a row for each backbone, a column for each evaluation."""
     console.set_quiet(quiet)
-    table = comparison.compare(comparison.read(reports))
-    if markdown:
-        with storage.atomic_file(markdown) as partial:
-            partial.write_text(table.markdown(), encoding="utf-8")
+    names = [name.strip() for name in labels.split(",")] if labels else []
+    table = comparison.compare(comparison.read(reports)).named(names, reference or "")
+    texts = ((markdown, table.markdown), (csv, table.csv), (latex, table.latex))
+    for path, text in texts:
+        if path:
+            with storage.atomic_file(path) as partial:
+                partial.write_text(text(), encoding="utf-8")
     if png:
         table.draw(png)
     console.result_table(table.json(), table.grid())

@@ -9,17 +9,20 @@ mean and standard deviation.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from synclr_cli import config as configs
 from synclr_cli.data import storage
 from synclr_cli.data.artifacts import Header
-from synclr_cli.errors import DataError
+from synclr_cli.errors import DataError, UsageError
 from synclr_cli.safe_text import safe
 
 FILE = "report.json"
@@ -38,19 +41,32 @@ class Cell:
         """Return the mean over the seeds."""
         return statistics.fmean(self.values)
 
-    def text(self) -> str:
-        """Return the grade with its 95 % interval, or its deviation over the seeds."""
-        if len(self.values) > 1:
-            return f"{self.value:.1f} ± {statistics.stdev(self.values):.1f}"
-        return f"{self.value:.1f} [{self.interval[0]:.1f}, {self.interval[1]:.1f}]"
+    def bounds(self) -> tuple[float, float]:
+        """Return the interval, or the mean less and plus the deviation over the seeds."""
+        if len(self.values) < 2:
+            return self.interval
+        spread = statistics.stdev(self.values)
+        return self.value - spread, self.value + spread
 
-    def json(self) -> dict[str, Any]:
-        """Return the cell as JSON."""
-        found: dict[str, Any] = {"value": round(self.value, 4), "n": self.n}
+    def text(self, reference: Cell | None = None) -> str:
+        """Return the grade with its 95 % interval, or its deviation over the seeds.
+
+        With a reference, the margin over it comes before that.
+        """
+        margin = "" if reference is None else f" ({self.value - reference.value:+.1f})"
+        if len(self.values) > 1:
+            return f"{self.value:.1f}{margin} ± {statistics.stdev(self.values):.1f}"
+        return f"{self.value:.1f}{margin} [{self.interval[0]:.1f}, {self.interval[1]:.1f}]"
+
+    def json(self, reference: Cell | None = None) -> dict[str, Any]:
+        """Return the cell as JSON, with its margin over a reference."""
+        record: dict[str, Any] = {"value": round(self.value, 4), "n": self.n}
+        if reference is not None:
+            record["margin"] = round(self.value - reference.value, 4)
         if len(self.values) > 1:
             deviation = round(statistics.stdev(self.values), 4)
-            return {**found, "seeds": len(self.values), "deviation": deviation}
-        return {**found, "interval": list(self.interval)}
+            return {**record, "seeds": len(self.values), "deviation": deviation}
+        return {**record, "interval": list(self.interval)}
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,39 @@ class Comparison:
     average_of: int = 0  # columns that make an average; 0: none is shown
     notes: Sequence[str] = ()  # sentences below the table
     facts: Mapping[str, Any] = field(default_factory=dict)  # more for the JSON
+    reference: str = ""  # the row that margins are told over; "": none are
+    floors: frozenset[str] = frozenset()  # rows of no backbone: the pixels themselves
+
+    def named(self, labels: Sequence[str], reference: str = "") -> Comparison:
+        """Return the table with other names for its rows, and with margins over one of them.
+
+        Args:
+            labels: one for each row, in order; none to keep the names.
+            reference: a row, by its old name or its new one.
+
+        Raises:
+            UsageError: another number of labels, two alike, or no such row.
+        """
+        rows = list(self.rows)
+        if labels and (len(labels) != len(rows) or len(set(labels)) != len(labels)):
+            raise UsageError(
+                "--labels", got=f"{len(labels)}: {', '.join(labels)}",
+                expected=f"{len(rows)} different ones, for {', '.join(rows)}",
+            )  # fmt: skip
+        names = dict(zip(rows, labels or rows, strict=True))
+        if reference and reference not in {*names, *names.values()}:
+            raise UsageError("--reference", got=reference, expected=" | ".join(names.values()))
+        return replace(
+            self,
+            rows={names[row]: cells for row, cells in self.rows.items()},
+            reference=names.get(reference, reference),
+            floors=frozenset(names[row] for row in self.floors),
+        )
+
+    def _reference(self, backbone: str, column: str) -> Cell | None:
+        if not self.reference or backbone == self.reference:
+            return None
+        return self.rows[self.reference].get(column)
 
     def average(self, backbone: str) -> float | None:
         """Return the mean over the columns; None if one is missing."""
@@ -75,19 +124,26 @@ class Comparison:
         rows = []
         for backbone, cells in self.rows.items():
             row: dict[str, Any] = {"backbone": backbone}
-            row["grades"] = {column: cells[column].json() for column in cells}
+            row["grades"] = {
+                column: known.json(self._reference(backbone, column))
+                for column, known in cells.items()
+            }
             if self.average_of:
                 average = self.average(backbone)
                 row["average"] = None if average is None else round(average, 4)
             rows.append(row)
-        return {"unit": "%", "columns": list(self.columns), "rows": rows, **self.facts}
+        margins = {"reference": self.reference} if self.reference else {}
+        return {"unit": "%", "columns": list(self.columns), "rows": rows, **margins, **self.facts}
 
     def grid(self) -> list[list[str]]:
         """Return the table as text, the header first; a missing grade is a dash."""
         header = ["backbone", *self.columns, *(["average"] if self.average_of else [])]
         lines = [header]
         for backbone, cells in self.rows.items():
-            line = [cells[column].text() if column in cells else "-" for column in self.columns]
+            line = [
+                cells[column].text(self._reference(backbone, column)) if column in cells else "-"
+                for column in self.columns
+            ]
             if self.average_of:
                 average = self.average(backbone)
                 line.append("-" if average is None else f"{average:.1f}")
@@ -95,13 +151,20 @@ class Comparison:
         return lines
 
     def best(self) -> set[tuple[str, str]]:
-        """Return (backbone, column) of the highest grade of every column with two or more."""
-        found = set()
+        """Return (backbone, column) of the highest grade of every column with two or more.
+
+        The floor of raw pixels is no backbone, however high it lies.
+        """
+        highest = set()
         for column in self.columns:
-            grades = {b: cells[column].value for b, cells in self.rows.items() if column in cells}
+            grades = {
+                b: cells[column].value
+                for b, cells in self.rows.items()
+                if column in cells and b not in self.floors
+            }
             if len(grades) > 1:
-                found.add((max(grades, key=lambda b: grades[b]), column))
-        return found
+                highest.add((max(grades, key=lambda b: grades[b]), column))
+        return highest
 
     def markdown(self) -> str:
         """Return the table as Markdown, the highest of a column in bold."""
@@ -116,6 +179,38 @@ class Comparison:
             lines.append(_line([backbone, *shown]))
         notes = "".join(f"\n{note}" for note in self.notes)
         return "\n".join(lines) + "\n" + (notes + "\n" if notes else "")
+
+    def csv(self) -> str:
+        """Return a line for each grade: backbone, column, value, low, high, n, seeds, margin."""
+        sink = io.StringIO()
+        writer = csv.writer(sink, lineterminator="\n")
+        writer.writerow(["backbone", "column", "value", "low", "high", "n", "seeds", "margin"])
+        for backbone, cells in self.rows.items():
+            for column in self.columns:
+                if (known := cells.get(column)) is None:
+                    continue
+                low, high = known.bounds()
+                over = self._reference(backbone, column)
+                margin = "" if over is None else f"{known.value - over.value:.4f}"
+                numbers = [f"{x:.4f}" for x in (known.value, low, high)]
+                writer.writerow([backbone, column, *numbers, known.n, len(known.values), margin])
+        return sink.getvalue()
+
+    def latex(self) -> str:
+        """Return the table as a LaTeX tabular for booktabs, the highest of a column in bold."""
+        header, *body = self.grid()
+        best = self.best()
+        lines = [
+            rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule",
+            " & ".join(map(_latex, header)) + r" \\", r"\midrule",
+        ]  # fmt: skip
+        for backbone, *cells in body:
+            shown = [
+                rf"\textbf{{{_latex(text)}}}" if (backbone, column) in best else _latex(text)
+                for text, column in zip(cells, header[1:], strict=True)
+            ]
+            lines.append(" & ".join([_latex(backbone), *shown]) + r" \\")
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
     def draw(self, png: Path) -> Path:
         """Draw a panel of bars with intervals for each column; return `png`."""
@@ -144,10 +239,7 @@ class Comparison:
             if cell is None:
                 panel.text(0, y, " not judged", va="center", fontsize=8, color="0.5")
                 continue
-            low, high = cell.interval
-            if len(cell.values) > 1:
-                spread = statistics.stdev(cell.values)
-                low, high = cell.value - spread, cell.value + spread
+            low, high = cell.bounds()
             panel.barh(
                 y, cell.value, height=0.62, color="C0" if (name, column) in best else "0.75",
                 xerr=[[max(cell.value - low, 0)], [max(high - cell.value, 0)]],
@@ -205,6 +297,9 @@ def compare(reports: Sequence[Mapping[str, Any]]) -> Comparison:
             backbone: {column: cell(list(by_seed.values())) for column, by_seed in cells.items()}
             for backbone, cells in groups.items()
         },
+        floors=frozenset(
+            rows[_row(r)] for r in reports if str(r["backbone"]["spec"]).startswith("pixels:")
+        ),
     )
 
 
@@ -280,3 +375,12 @@ def _short(digest: str) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(safe(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+          "±": r"$\pm$"}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    """Return a text with what LaTeX reads as a command escaped."""
+    return re.sub(r"[\\~^±]|[&%$#_{}]", lambda m: _LATEX.get(m[0], "\\" + m[0]), safe(text))

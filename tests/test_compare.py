@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
@@ -106,3 +107,59 @@ def test_what_is_no_report_is_named(tmp_path, synclr, made):
         write_json(tmp_path / "x.json", {"schema": "captions"})
     done = synclr("compare", tmp_path / "x.json")
     assert done.code == DataError.exit_code and "x.json" in done.error_line
+
+
+def test_rows_keep_the_order_they_were_given_in(tmp_path, synclr):
+    for name in "abc":
+        write_json(tmp_path / name / "report.json", report(f"runs/{name}"))
+    done = synclr("compare", *(tmp_path / name for name in "cab"))
+    rows = [row["backbone"] for row in json.loads(done.out)["rows"]]
+    assert rows == ["runs/c", "runs/a", "runs/b"]
+
+
+def test_the_floor_of_pixels_is_never_the_best():
+    reports = [report("pixels:32", 70.0), report("runs/a", 60.0), report("runs/b", 50.0)]
+    assert {row for row, _ in compare.compare(reports).best()} == {"runs/a"}
+
+
+def test_labels_and_margins_over_a_reference():
+    reports = [report("runs/a", 50.0), report("random:vits", 42.5), report("pixels:32", 55.0)]
+    table = compare.compare(reports).named(["ours", "random", "pixels"], "random:vits")
+    assert [line[0] for line in table.grid()] == ["backbone", "ours", "random", "pixels"]
+    assert [line[1] for line in table.grid()[1:]] == [
+        "50.0 (+7.5) [48.0, 52.0]", "42.5 [40.5, 44.5]", "55.0 (+12.5) [53.0, 57.0]",
+    ]  # fmt: skip
+    grades = [row["grades"]["pets linear-probe top1"] for row in table.json()["rows"]]
+    assert [g.get("margin") for g in grades] == [7.5, None, 12.5]
+    assert {row for row, _ in table.best()} == {"ours"}
+
+
+@pytest.mark.parametrize(
+    "asked", [("--labels", "one"), ("--labels", "x,x"), ("--reference", "nobody")]
+)
+def test_wrong_labels_and_references_are_usage_errors(tmp_path, synclr, asked):
+    for name in "ab":
+        write_json(tmp_path / name / "report.json", report(f"runs/{name}"))
+    done = synclr("compare", tmp_path / "a", tmp_path / "b", *asked)
+    assert done.code == 2 and asked[0] in done.error_line
+
+
+def test_csv_has_a_line_for_each_grade(tmp_path, synclr):
+    write_json(tmp_path / "a" / "report.json", report("runs/a,b", 50.0))
+    write_json(tmp_path / "b" / "report.json", report("runs/c", 60.0))
+    asked = "--csv", tmp_path / "t.csv", "--reference", "runs/a,b"
+    assert synclr("compare", tmp_path / "a", tmp_path / "b", *asked).code == 0
+    with open(tmp_path / "t.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["backbone"], line["value"], line["margin"]) for line in lines] == [
+        ("runs/a,b", "50.0000", ""), ("runs/c", "60.0000", "10.0000"),
+    ]  # fmt: skip
+    assert (lines[1]["low"], lines[1]["high"], lines[1]["n"]) == ("58.0000", "62.0000", "200")
+
+
+def test_latex_escapes_names_and_marks_the_best():
+    reports = [report("runs/a_1", 50.0), report("runs/b&c", 60.0)]
+    lines = compare.compare(reports).latex().splitlines()
+    assert lines[0] == r"\begin{tabular}{lr}"
+    assert r"runs/a\_1 & 50.0 [48.0, 52.0] \\" in lines
+    assert r"runs/b\&c & \textbf{60.0 [58.0, 62.0]} \\" in lines

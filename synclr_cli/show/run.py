@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,12 +28,12 @@ from synclr_cli.learning import backbone as backbones, loader, runtime, transfor
 from synclr_cli.learning.backbone import Backbone
 
 PATCHES_FILE, NEIGHBOURS_FILE = "patches.png", "neighbours.png"
-# Pictures are shown to the ViT at 336 x 448 where it was trained at 224, as in the paper.
+# Images of 4:3 are shown to the ViT at 336 x 448 where it was trained at 224, as in the paper.
 TALL, WIDE = 336 / 224, 448 / 224
 SHOWN, NEAREST = 8, 5  # pictures on a sheet; neighbours of each
 MOST = 2000  # pictures among which neighbours are looked for
 BATCH = 16
-_TILE, _GAP, _TITLE = (192, 144), 4, 16  # pixels: a picture's width and height, between, a heading
+_TILE, _GAP, _TITLE = 192, 4, 16  # pixels: an image's longer side, between two, a heading
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,23 @@ def run(specs: Sequence[str], pictures: Path, out: Path, *, seed: int = 0) -> li
     source = _source(pictures)
     among = np.linspace(0, len(source) - 1, min(len(source), MOST)).astype(int)  # [n]
     shown = np.linspace(0, len(among) - 1, min(len(among), SHOWN)).astype(int)  # of them
+    aspect = _aspect([source.image(int(among[i])).size for i in shown])
     with runtime.started("auto") as rt:
         seen = [
-            _see(backbones.open_backbone(spec, seed=seed), spec, source, among, shown, rt)
+            _see(backbones.open_backbone(spec, seed=seed), spec, source, among, shown, rt, aspect)
             for spec in specs
         ]
-    tiles = [_tile(source.image(int(among[i]))) for i in shown]
+    tile = partial(_tile, aspect=aspect)
+    tiles = [tile(source.image(int(among[i]))) for i in shown]
     patches, near = out / PATCHES_FILE, out / NEIGHBOURS_FILE
     rows = [("pictures", tiles)]
-    rows += [(each.name, [_tile(_picture(c)) for c in each.colours]) for each in seen]
+    rows += [(each.name, [tile(_picture(c)) for c in each.colours]) for each in seen]
     _sheet(rows, patches)
     rows = []
     for each in seen:
-        for k, (tile, found) in enumerate(zip(tiles, each.nearest, strict=True)):
-            title = f"{each.name}: picture, then its nearest" if k == 0 else ""
-            rows.append((title, [tile, *(_tile(source.image(int(among[i]))) for i in found)]))
+        for k, (first, near_ones) in enumerate(zip(tiles, each.nearest, strict=True)):
+            title = f"{each.name}: image, then its nearest" if k == 0 else ""
+            rows.append((title, [first, *(tile(source.image(int(among[i]))) for i in near_ones)]))
     _sheet(rows, near)
     return [patches, near]
 
@@ -110,10 +113,14 @@ def _see(
     among: np.ndarray,
     shown: np.ndarray,
     rt: runtime.Runtime,
+    aspect: float,
 ) -> Seen:
     model = opened.model.to(rt.device).eval()
     patch = opened.patch_size
-    size = [max(1, round(opened.image_size * side / patch)) * patch for side in (TALL, WIDE)]
+    tall = (TALL * WIDE / aspect) ** 0.5  # as many patches for every shape
+    size = [
+        max(1, round(opened.image_size * side / patch)) * patch for side in (tall, tall * aspect)
+    ]
     cls, patches = [], {}
     wanted = set(shown.tolist())
     with console.progress(f"looking with {spec}", len(among), unit="pictures") as meter:
@@ -150,9 +157,15 @@ def _source(path: Path) -> Source:
     return source
 
 
+def _aspect(sizes: Sequence[tuple[int, int]]) -> float:
+    """Return the width / height that all images are cropped to: their median, 3/4 to 4/3."""
+    median = float(np.median([width / height for width, height in sizes]))
+    return float(np.clip(median, TALL / WIDE, WIDE / TALL))
+
+
 def _view(picture: Image.Image, size: Sequence[int], opened: Backbone) -> Tensor:
     mode = getattr(Image.Resampling, opened.interpolation.upper())
-    resized = picture.resize((size[1], size[0]), mode)
+    resized = ImageOps.fit(picture, (size[1], size[0]), mode)
     return transforms.normalise(resized, opened.mean, opened.std)
 
 
@@ -160,16 +173,19 @@ def _picture(colours: np.ndarray) -> Image.Image:
     return Image.fromarray((255 * colours).round().astype(np.uint8))
 
 
-def _tile(picture: Image.Image) -> Image.Image:
-    coarse = picture.width < _TILE[0] // 2  # a patch is a square, not a blur
+def _tile(picture: Image.Image, aspect: float) -> Image.Image:
+    """Return an image as a tile of this width / height, cropped where it has another."""
+    coarse = picture.width < _TILE // 2  # a patch is a square, not a blur
     mode = Image.Resampling.NEAREST if coarse else Image.Resampling.BICUBIC
-    return picture.resize(_TILE, mode)
+    size = (_TILE, round(_TILE / aspect)) if aspect >= 1 else (round(_TILE * aspect), _TILE)
+    return ImageOps.fit(picture, size, mode)
 
 
 def _sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], path: Path) -> None:
     """Write rows of tiles, each below its heading, if it has one."""
-    width = max(len(tiles) for _, tiles in rows) * (_TILE[0] + _GAP) + _GAP
-    tall = [(_TITLE if title else 0) + _TILE[1] + _GAP for title, _ in rows]
+    wide, high = rows[0][1][0].size  # of all tiles
+    width = max(len(tiles) for _, tiles in rows) * (wide + _GAP) + _GAP
+    tall = [(_TITLE if title else 0) + high + _GAP for title, _ in rows]
     sheet = Image.new("RGB", (width, sum(tall) + _GAP), "white")
     pen = ImageDraw.Draw(sheet)
     top = _GAP
@@ -179,7 +195,7 @@ def _sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], path: Path) -> Non
             pen.text((_GAP, top), title, fill="black")
             below += _TITLE
         for k, tile in enumerate(tiles):
-            sheet.paste(tile, (_GAP + k * (_TILE[0] + _GAP), below))
+            sheet.paste(tile, (_GAP + k * (wide + _GAP), below))
         top += height
-    with storage.atomic_file(path) as partial:
-        sheet.save(partial, "PNG")
+    with storage.atomic_file(path) as unfinished:
+        sheet.save(unfinished, "PNG")

@@ -64,7 +64,7 @@ def test_the_sheets_show_the_components_of_the_patches_and_the_nearest_images(tm
     folder, images = tmp_path / "photos", []
     folder.mkdir()
     for i, colour in enumerate([(200, 30, 30), (30, 200, 30), (30, 30, 200), (190, 60, 20)]):
-        noise = np.random.default_rng(i).normal(0, 30, (40, 50, 3)) + colour
+        noise = np.random.default_rng(i).normal(0, 30, (36, 48, 3)) + colour
         images.append(Image.fromarray(noise.clip(0, 255).astype(np.uint8)))
         images[-1].save(folder / f"{i}.png")
     spec = "random:vit_tiny_patch16_224"
@@ -102,7 +102,7 @@ def test_show_draws_a_row_for_each_backbone(tmp_path, synclr):
     folder = tmp_path / "photos"
     folder.mkdir()
     for i in range(3):
-        Image.new("RGB", (50, 40), (80 * i, 30, 200 - 60 * i)).save(folder / f"{i}.png")
+        Image.new("RGB", (48, 36), (80 * i, 30, 200 - 60 * i)).save(folder / f"{i}.png")
     backbones = "random:vit_tiny_patch16_224", "random:vit_small_patch32_224"
     done = synclr("show", *backbones, "--images", folder, "-o", tmp_path / "out", "-q")
     assert done.code == 0, done.err
@@ -110,6 +110,24 @@ def test_show_draws_a_row_for_each_backbone(tmp_path, synclr):
     assert patches.width == near.width == 3 * 196 + 4  # three pictures; one and its two nearest
     assert patches.height == 3 * (16 + 144 + 4) + 4  # the pictures, then a row a backbone
     assert near.height == 2 * (16 + 3 * 148) + 4
+
+
+@pytest.mark.parametrize(("size", "tile"), [((40, 40), (192, 192)), ((30, 90), (144, 192))])
+def test_images_keep_their_shape_and_long_ones_are_cropped(tmp_path, synclr, size, tile):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    x = np.zeros((size[1], size[0], 3), np.uint8)
+    middle, radius = (size[1] / 2, size[0] / 2), 10
+    y, z = np.mgrid[: size[1], : size[0]] + 0.5
+    x[(y - middle[0]) ** 2 + (z - middle[1]) ** 2 < radius**2] = 255  # a disc
+    for i in range(2):
+        Image.fromarray(x).save(folder / f"{i}.png")
+    done = synclr("show", "random:vit_tiny_patch16_224", "--images", folder, "-o", tmp_path / "x")
+    sheet = Image.open(done.out.split()[0])
+    assert sheet.width == 2 * (tile[0] + 4) + 4
+    first = np.asarray(sheet.crop((4, 20, 4 + tile[0], 20 + tile[1])).convert("L")) > 128
+    rows, columns = first.any(1).sum(), first.any(0).sum()
+    assert abs(int(rows) - int(columns)) <= 2  # it is as high as it is wide
 
 
 @pytest.mark.parametrize("count", [0, 1])
