@@ -15,12 +15,14 @@ from synclr_cli import cli_options as options, console
 from synclr_cli.cli_options import (
     MAKE,
     Engine,
+    On,
     Overwrite,
     Preset,
     PrintConfig,
     Quiet,
     Seed,
     Sets,
+    Workers,
     app,
 )
 from synclr_cli.data import storage
@@ -50,6 +52,8 @@ def captions(
         str | None,
         typer.Option("--shard", metavar="I/N", help="Make the I-th of N shares of the parts."),
     ] = None,
+    on: On = None,
+    workers: Workers = None,
     out: Annotated[Path, options.out("Folder to make, here or at a URI.")] = Path("captions"),
     preset: Preset = "tiny",
     sets: Sets = None,
@@ -62,6 +66,7 @@ def captions(
         "captions", preset, sets, print_config, quiet,
         concepts=("--concepts", concepts), count=("--count", count),
         engine__name=("--engine", engine), seed=("--seed", seed), shard=("--shard", shard),
+        executor__on=("--on", on), executor__workers=("--workers", workers),
     )  # fmt: skip
     from synclr_cli.captions.run import run
 
@@ -88,6 +93,8 @@ def render(
     ] = None,
     engine: Engine = None,
     seed: Seed = None,
+    on: On = None,
+    workers: Workers = None,
     out: Annotated[Path, options.out("Folder to make, here or at a URI.")] = Path("images"),
     preset: Preset = "tiny",
     sets: Sets = None,
@@ -100,6 +107,7 @@ def render(
         "render", preset, sets, print_config, quiet,
         views=("--views", views), engine__name=("--engine", engine), seed=("--seed", seed),
         shard=("--shard", shard),
+        executor__on=("--on", on), executor__workers=("--workers", workers),
     )  # fmt: skip
     source = storage.place(options.path_argument(captions))
     from synclr_cli.data.manifest import MANIFEST

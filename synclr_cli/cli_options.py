@@ -60,6 +60,16 @@ Engine = Annotated[
         help="Model that does the work; `synclr engines` lists them.",
     ),
 ]
+On = Annotated[
+    str | None,
+    typer.Option("--on", metavar="local|ray", help="Make the parts here, or on a Ray cluster."),
+]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        "--workers", metavar="N|MIN:MAX", help="With --on ray: processes, with an engine each."
+    ),
+]
 Backbones = Annotated[
     list[str],
     typer.Argument(

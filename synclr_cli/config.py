@@ -2,6 +2,7 @@
 
     fields           what a field says about itself: type, bound, unit, meaning; the one check
     config_make      captions, render, train
+    config_executor  where captions and images are made
     config_evaluate  linear-probe, finetune, segment
     presets          TOML files of them: `defaults < preset table < flags < --set`
 

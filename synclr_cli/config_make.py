@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from synclr_cli.config_executor import CaptionsExecutorConfig, RenderExecutorConfig
 from synclr_cli.errors import UsageError
-from synclr_cli.fields import SCHEME, SHARD, Checked, file_names, setting
+from synclr_cli.fields import SCHEME, SHARD, Checked, file_names, from_one, setting
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -73,9 +74,11 @@ class CaptionsConfig(Checked):
         "1/1", SHARD, "I/N: of N jobs that share the work, this is the I-th", running=True
     )
     engine: CaptionEngineConfig = field(default_factory=CaptionEngineConfig)
+    executor: CaptionsExecutorConfig = field(default_factory=CaptionsExecutorConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "shard", from_one(self.shard))
         total = self.share_c + self.share_c_bg + self.share_c_rel
         if abs(total - 1) > 1e-6:
             raise UsageError(
@@ -189,9 +192,11 @@ class RenderConfig(Checked):
         "1/1", SHARD, "I/N: of N jobs that share the work, this is the I-th", running=True
     )
     engine: RenderEngineConfig = field(default_factory=RenderEngineConfig)
+    executor: RenderExecutorConfig = field(default_factory=RenderExecutorConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "shard", from_one(self.shard))
         if self.least_views > self.views:
             raise UsageError(
                 "render.least_views", got=self.least_views, expected=f"at most {self.views} views"

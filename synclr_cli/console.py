@@ -170,7 +170,8 @@ class Meter:
                 self._plain_line(now)
 
     def say(self, **numbers: float) -> None:
-        self._words = "  ".join(f"{name} {plain(value, 4)}" for name, value in numbers.items())
+        shown = {n: v if isinstance(v, int) else plain(v, 4) for n, v in numbers.items()}
+        self._words = "  ".join(f"{name} {value}" for name, value in shown.items())
         if self._bar and self._task is not None:
             self._bar.update(self._task, words=self._words)
 

@@ -239,10 +239,19 @@ def _digits(number: float) -> str:
 
 
 def is_shard(value: str) -> bool:
-    """Return whether a text is I/N with I from 1 to N, and N no more than a million."""
+    """Return whether a text is I/N with I from 0 to N, and N from 1 to a million."""
     number, _, of = value.partition("/")
     short = len(value) <= 15 and number.isdecimal() and of.isdecimal()
-    return short and 1 <= int(number) <= int(of) <= 1_000_000
+    return short and int(number) <= int(of) and 1 <= int(of) <= 1_000_000
+
+
+def from_one(shard: str) -> str:
+    """Return I/N with I from 1 on: who counts from 0, as arrays of jobs do, means N by it.
+
+    So both 1..N and 0..N-1 name every share once.
+    """
+    number, _, of = shard.partition("/")
+    return f"{int(number) or int(of)}/{int(of)}"
 
 
 def file_names(value: str) -> str:
@@ -253,5 +262,5 @@ def file_names(value: str) -> str:
     return re.sub(r"[^,+]*/", "", value)
 
 
-SHARD = Form("I/N with I from 1 to N", is_shard)
+SHARD = Form("I/N with I from 1 to N, or from 0 to N-1", is_shard)
 SCHEME = Form("scheme:target", lambda value: ":" in value, "try {}:")

@@ -17,20 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
-from synclr_cli import config as configs, console, engines
+from synclr_cli import config as configs, console, executors
 from synclr_cli.captions import backgrounds, concepts, prompts
-from synclr_cli.captions.generate import complete
+from synclr_cli.captions.parts import CaptionParts, count_parts, part_ids
 from synclr_cli.captions.sampler import Drawer
 from synclr_cli.config import CaptionsConfig
 from synclr_cli.data import manifest, storage
 from synclr_cli.data.artifacts import Header, parent
 from synclr_cli.data.shards import ShardedDataset, shard_numbers
-from synclr_cli.engines import CaptionEngine
 from synclr_cli.errors import UsageError
 
 REJECTED = "_rejected"  # folder of what the gate refused, in that of the captions
 COVERAGE = "_coverage.png"  # what `synclr inspect` draws there
-ROWS_PER_GROUP = 65536
 _IDS_AT_ONCE = 1 << 20  # whose concepts are looked up together
 
 
@@ -64,7 +62,7 @@ def run(config: CaptionsConfig, out: Path, *, overwrite: bool = False) -> Path:
     with captions.claim(overwrite=overwrite, shard=config.shard):
         whole = _write_parts(captions, config, pool, bank)
         # --- write
-        if not whole or not captions.finish(_parts(config)):
+        if not whole or not captions.finish(count_parts(config)):
             console.note(f"{out} is not whole yet: other parts of it are for the other jobs")
     return out
 
@@ -73,38 +71,30 @@ def _write_parts(
     captions: ShardedDataset, config: CaptionsConfig, pool: concepts.Pool, bank: prompts.Bank
 ) -> bool:
     """Write this shard's parts and what goes with them; return whether all parts are there."""
-    total = _parts(config)
+    total = count_parts(config)
     rejects = _rejects(captions)
     with rejects.claim(shard=config.shard):
         todo = _lacking(captions, rejects, config)
         for line in pool.notes:
             console.note(line)
 
-        # --- build
-        drawer = _drawer(config, pool, bank)
+        # --- build, loop
+        parts = CaptionParts(captions, rejects, config, pool, bank)
         if todo:
-            engine = engines.load("caption", config.engine)
-            captions.header = replace(captions.header, revision=engine.revision)
-            rejects.header = replace(rejects.header, revision=engine.revision)
             if config.backgrounds == "model":
-                listed = _list_backgrounds(captions, drawer, engine, config)
-                drawer = _drawer(config, pool, bank, listed)
-
-            # --- loop. A part's rejects come first: the captions say that it is done.
-            waiting = sum(len(_ids(i, config)) for i in todo)
+                parts.backgrounds = _list_backgrounds(parts)
+            waiting = sum(len(part_ids(i, config)) for i in todo)
             with console.progress("captions", waiting, unit="captions") as meter:
-                for index in todo:
-                    rows = drawer.rows(_ids(index, config))
-                    accepted, refused = complete(rows, drawer, engine, config, meter.advance)
-                    rejects.write(index, refused, rows_per_group=ROWS_PER_GROUP)
-                    captions.write(index, accepted, rows_per_group=ROWS_PER_GROUP)
-        parts = captions.complete(total)
-        if parts is None or any(_is_short(part, i, config) for i, part in enumerate(parts)):
+                executors.run(
+                    todo, parts, config.executor, meter, written=parts.take, places=[captions.work]
+                )
+        facts = captions.complete(total)
+        if facts is None or any(_is_short(part, i, config) for i, part in enumerate(facts)):
             return False
         if not rejects.finish(total):
             return False
         if config.backgrounds == "model":
-            _keep_backgrounds(captions, drawer, config)
+            _keep_backgrounds(captions, parts.drawer(), config)
     return True
 
 
@@ -112,9 +102,9 @@ def _lacking(
     captions: ShardedDataset, rejects: ShardedDataset, config: CaptionsConfig
 ) -> list[int]:
     """Return the numbers of this shard's parts to make."""
-    missing = {*captions.missing(_parts(config), config.shard)}
-    missing |= {*rejects.missing(_parts(config), config.shard)}
-    for index in shard_numbers(_parts(config), config.shard):
+    missing = {*captions.missing(count_parts(config), config.shard)}
+    missing |= {*rejects.missing(count_parts(config), config.shard)}
+    for index in shard_numbers(count_parts(config), config.shard):
         part = captions.facts(index)
         if part is not None and _is_short(part, index, config):
             missing.add(index)
@@ -123,32 +113,26 @@ def _lacking(
 
 def _is_short(part: manifest.PartFacts, index: int, config: CaptionsConfig) -> bool:
     """Return whether a part was the last of a smaller count."""
-    return part.rows != len(_ids(index, config))
-
-
-def _parts(config: CaptionsConfig) -> int:
-    return -(-config.count // config.captions_per_part)
-
-
-def _ids(index: int, config: CaptionsConfig) -> np.ndarray:
-    """Return the caption ids of a part."""
-    start = index * config.captions_per_part
-    return np.arange(start, min(start + config.captions_per_part, config.count))
+    return part.rows != len(part_ids(index, config))
 
 
 # --------------------------------------------------------------------- backgrounds of the model
 
 
-def _list_backgrounds(
-    captions: ShardedDataset, drawer: Drawer, engine: CaptionEngine, config: CaptionsConfig
-) -> Mapping[str, tuple[str, ...]]:
-    """Have the model list what this shard's captions need and nobody listed yet; return lists."""
+def _list_backgrounds(parts: CaptionParts) -> Mapping[str, tuple[str, ...]]:
+    """Have the model list what this shard's captions need and nobody listed yet; return lists.
+
+    It is done by this process, wherever the parts are made: lists are few beside captions.
+    """
+    captions, config = parts.captions, parts.config
+    parts.open()
+    assert parts.engine is not None
     captions.begin()
-    parts = (_ids(i, config) for i in shard_numbers(_parts(config), config.shard))
+    blocks = (part_ids(i, config) for i in shard_numbers(count_parts(config), config.shard))
     lists = backgrounds.known_lists(captions.work, captions.scratch)
-    new = [name for name in _needed(drawer, parts) if name not in lists]
+    new = [name for name in _needed(parts.drawer(), blocks) if name not in lists]
     header = _of_schema(captions.header, "backgrounds")
-    backgrounds.write_lists(captions.scratch, header, engine, new, config.seed)
+    backgrounds.write_lists(captions.scratch, header, parts.engine, new, config.seed)
     return backgrounds.long_enough(backgrounds.known_lists(captions.work, captions.scratch))
 
 
@@ -169,23 +153,6 @@ def _needed(drawer: Drawer, blocks: Iterator[np.ndarray]) -> Sequence[str]:
 
 
 # ------------------------------------------------------------------------- settings and refusals
-
-
-def _drawer(
-    config: CaptionsConfig,
-    pool: concepts.Pool,
-    bank: prompts.Bank,
-    listed: Mapping[str, tuple[str, ...]] | None = None,
-) -> Drawer:
-    return Drawer(
-        pool,
-        bank,
-        seed=config.seed,
-        shares=(config.share_c, config.share_c_bg, config.share_c_rel),
-        demonstrations=config.examples,
-        block=config.examples_block,
-        listed=listed or {},
-    )
 
 
 def _header(config: CaptionsConfig, pool: concepts.Pool) -> Header:

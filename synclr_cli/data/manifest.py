@@ -129,6 +129,18 @@ def number_of(name: str) -> int:
     return int(digits) if digits.isdecimal() else -1
 
 
+def is_of(name: str, shard: str) -> bool:
+    """Return whether the part of a name is one of those that shard I/N makes: every N-th."""
+    number, _, jobs = shard.partition("/")
+    return (number_of(name) - int(number) + 1) % int(jobs) == 0
+
+
+def remove_partials(folders: Sequence[Path], shard: str) -> None:
+    """Remove what killed processes left half written of a shard's parts and notes."""
+    for folder in filter(storage.is_local, folders):
+        storage.remove(*(p for p in folder.glob(".part-*.partial") if is_of(p.name[1:], shard)))
+
+
 def open_dataset(folder: Path, schema: str) -> Manifest:
     """Open a finished folder of parts; their sizes are compared, none of them is opened.
 

@@ -95,8 +95,6 @@ class ShardedDataset:
         self._own = (MANIFEST, PARTS, UNFINISHED, NEW, *sidecars)
         self._begun = False
 
-    # -------------------------------------------------------------------------- what is there
-
     def path(self, index: int) -> Path:
         """Return where part `index` is made; after `finish` it lies in `folder`."""
         return self.work / part_name(index)
@@ -169,8 +167,6 @@ class ShardedDataset:
             )
         return [i for i in shard_numbers(total, shard) if part_name(i) not in self._names]
 
-    # -------------------------------------------------------------------------- the claim
-
     @contextmanager
     def claim(self, *, overwrite: bool = False, shard: str = "1/1") -> Iterator[ShardedDataset]:
         """Keep every other process from making the same parts; other shards of the same N may.
@@ -218,7 +214,7 @@ class ShardedDataset:
                 storage.remove(self.folder / NEW)
         if header is not None and not self.header.revision:
             self.header = replace(self.header, revision=header.revision)
-        self._remove_partials(shard)
+        manifest.remove_partials((self.work, self.scratch), shard)
         self._names = names
         self._read_facts(shard)
 
@@ -229,17 +225,15 @@ class ShardedDataset:
         """Read the list of parts and this shard's notes; refuse damaged and foreign parts."""
         self._listed, self._rows, self._notes = None, {}, {}
         if PARTS in self._names:
-            self._listed = manifest.read_parts(self.work)
-            listed = manifest.names_of(self._listed)
-            self._rows = {name: row for row, name in enumerate(listed)}
-        number, _, jobs = shard.partition("/")
-        own = [
-            name for name in self._names
-            if is_part(name) and (manifest.number_of(name) - int(number) + 1) % int(jobs) == 0
-        ]  # fmt: skip
+            self._read_list()
+        own = [name for name in self._names if is_part(name) and manifest.is_of(name, shard)]
         self._read_notes(own)
         for name in own:
             self._require_noted(name)
+
+    def _read_list(self) -> None:
+        self._listed = manifest.read_parts(self.work)
+        self._rows = {name: row for row, name in enumerate(manifest.names_of(self._listed))}
 
     def _require_noted(self, name: str) -> PartFacts:
         """Return the facts of a part that is there; refuse a foreign or damaged one."""
@@ -262,18 +256,6 @@ class ShardedDataset:
         if name not in self._notes and self._listed is not None and name in self._rows:
             return next(manifest.facts_of(self._listed.slice(self._rows[name], 1)))
         return self._notes.get(name)
-
-    def _remove_partials(self, shard: str) -> None:
-        """Remove what killed processes left half written of this shard's parts and notes."""
-        if not storage.is_local(self.folder):
-            return
-        number, _, jobs = shard.partition("/")
-        for folder in (self.work, self.work / UNFINISHED):
-            for path in folder.glob(".part-*.partial"):
-                if (manifest.number_of(path.name[1:]) - int(number) + 1) % int(jobs) == 0:
-                    storage.remove(path)
-
-    # -------------------------------------------------------------------------- the work
 
     def write(
         self,
@@ -304,6 +286,27 @@ class ShardedDataset:
             storage.write_json(self.work / UNFINISHED / manifest.note_name(name), asdict(known))
         self._names[name], self._notes[name] = known.bytes, known
         return known
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a process elsewhere needs to make parts while this one holds the claim."""
+        unread: dict[str, Any] = {"_names": {}, "_notes": {}, "_rows": {}}
+        unread |= {"_listed": None, "_begun": False}
+        return self.__dict__ | unread
+
+    def look_up(self, index: int) -> None:
+        """Learn of one part from the folder: a process without the claim knows of none."""
+        name, path = part_name(index), self.path(index)
+        self._names.pop(name, None)
+        if path.is_file():
+            self._names[name] = path.stat().st_size
+            if (note := self.scratch / manifest.note_name(name)).is_file():
+                self._notes[name] = PartFacts(**storage.read_json(note))
+            elif self._listed is None and (self.work / PARTS).is_file():
+                self._read_list()
+
+    def add(self, part: PartFacts) -> None:
+        """Take in what another process says of a part that it wrote."""
+        self._names[part.name], self._notes[part.name] = part.bytes, part
 
     def begin(self) -> None:
         """Say whose the folder is, and that it is not finished, as the first `write` does."""

@@ -198,10 +198,15 @@ def test_bad_input_leaves_nothing_behind(tmp_path):
     assert contents(tmp_path) == {"empty.txt": b"\n"}
 
 
-@pytest.mark.parametrize("shard", ["0/4", "5/4", "1", "a/b", "1/0", "-1/2"])
+@pytest.mark.parametrize("shard", ["0/0", "5/4", "1", "a/b", "1/0", "-1/2"])
 def test_a_shard_that_is_none_is_refused(shard):
     with pytest.raises(UsageError, match=r"captions\.shard"):
         config(shard=shard)
+
+
+def test_shards_counted_from_0_are_those_counted_from_1():
+    from_zero = {config(shard=f"{i}/4").shard for i in range(4)}
+    assert from_zero == {config(shard=f"{i}/4").shard for i in range(1, 5)}
 
 
 def test_what_the_gate_refused_is_kept_with_its_reason(tmp_path):
