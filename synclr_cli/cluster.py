@@ -21,7 +21,7 @@ from typing import Any
 
 from synclr_cli import __version__, console
 from synclr_cli.config_executor import ExecutorConfig
-from synclr_cli.errors import EngineError, SynclrError, UsageError
+from synclr_cli.errors import EngineError, UsageError
 
 OBJECT_STORE_BYTES = 200_000_000  # of a runtime of our own: part numbers and settings
 CONNECT_SECONDS, PROBE_SECONDS = 10.0, 120.0
@@ -116,9 +116,7 @@ def errors(ray: Any) -> Iterator[None]:
     """Turn what Ray gave up with into one line."""
     try:
         yield
-    except SynclrError:
-        raise
-    except (ray.exceptions.RayError, ray.data.exceptions.RayDataUserError) as e:
+    except ray.exceptions.RayError as e:
         lines = [line for line in str(e).splitlines() if line.strip()]
         raise EngineError(
             f"Ray gave up ({type(e).__name__}: {lines[-1].strip() if lines else ''})",

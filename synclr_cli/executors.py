@@ -19,7 +19,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,7 +43,7 @@ class PartWorker(Protocol):
         """
         ...
 
-    def make(self, parts: Iterable[int], advance: Callable[[int], None]) -> Iterator[Facts]:
+    def make(self, parts: Sequence[int], advance: Callable[[int], None]) -> Iterator[Facts]:
         """Make and write parts; yield JSON about each that is written.
 
         Args:
@@ -222,9 +222,8 @@ class _Pool:
         self._warnings[name] = report["warnings"]
         self._units[name] = self._units.get(name, 0) + report["units"]
         self._seconds[name] = self._seconds.get(name, 0) + report["seconds"]
-        self._meter.say(
-            workers=len(self._units), mean_of_each=sum(self._rates()) / len(self._units)
-        )
+        mean = sum(self._rates()) / len(self._units)
+        self._meter.say(workers=len(self._units), of_each=mean)
         self._meter.advance(report["units"])
         facts: Facts = report["facts"]
         return facts

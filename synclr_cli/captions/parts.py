@@ -5,7 +5,7 @@ part number --its ids--> rows --prompts, engine, gate--> _rejected/part, then pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -48,7 +48,7 @@ class CaptionParts:
             dataset.header = replace(dataset.header, revision=self.engine.revision)
 
     def make(
-        self, parts: Iterable[int], advance: Callable[[int], None]
+        self, parts: Sequence[int], advance: Callable[[int], None]
     ) -> Iterator[dict[str, Any]]:
         """Make parts; yield the engine's revision and what `take` takes in."""
         assert self.engine is not None

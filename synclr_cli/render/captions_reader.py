@@ -46,6 +46,10 @@ class CaptionsReader:
         in_order = self._files.in_order or self._check()
         self._sorted = None if in_order else self._sort()
 
+    def __reduce__(self) -> tuple[type[CaptionsReader], tuple[Path, int]]:
+        """Open the same captions again, in another process."""
+        return CaptionsReader, (storage.resolved(self._path), self._most_concepts)
+
     @cached_property
     def concepts(self) -> list[str] | None:
         """Return the distinct concepts in alphabetical order, None if they are too many."""

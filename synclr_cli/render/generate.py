@@ -103,11 +103,22 @@ def load(config: RenderConfig) -> tuple[ImageEngine, Score | None]:
 
 @contextmanager
 def image_generator(
-    engine: ImageEngine, config: RenderConfig, images: int, score: Score | None = None
+    engine: ImageEngine,
+    config: RenderConfig,
+    images: int,
+    score: Score | None = None,
+    *,
+    cores: int | None = None,
 ) -> Iterator[ImageGenerator]:
-    """Give a generator for about so many images; its helpers end with the block."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    several = (cores or 1) > 1 and images >= WORTH_PROCESSES
+    """Give a generator for about so many images; its helpers end with the block.
+
+    Args:
+        cores: that it may use; None: all that this process may.
+    """
+    if cores is None:
+        own = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if own else os.cpu_count() or 1
+    several = cores > 1 and images >= WORTH_PROCESSES
     pool: Executor
     # A model that scores stays in this process, so the engine does.
     if engine.parallel and several and score is None:
@@ -115,7 +126,7 @@ def image_generator(
             cores, multiprocessing.get_context("spawn"), _begin_worker, (config,)
         )
     else:
-        pool = ThreadPoolExecutor(min(cores or 1, 8), "encoder")
+        pool = ThreadPoolExecutor(min(cores, 8), "encoder")
     try:
         yield ImageGenerator(engine, config, pool, score)
     except BrokenProcessPool as e:
