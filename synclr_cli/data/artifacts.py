@@ -125,11 +125,11 @@ class Header:
         if text is None:
             raise DataError(f"{path} has no synclr header", do="make it with synclr")
         try:
-            full = json.loads(text)
-            full["parents"] = tuple(full["parents"])
-            header = Header(**full)
+            full = storage.parse_json(text)
+            _require_header(full)
+            header = Header(**{**full, "parents": tuple(full["parents"])})
         except (ValueError, TypeError, KeyError) as e:
-            raise DataError(f"{path} has an unreadable synclr header ({e})") from e
+            raise DataError(f"{path} has an unreadable synclr header ({str(e)[:100]})") from e
         if header.schema not in VERSIONS:
             raise DataError(
                 f"{path}: schema", got=repr(header.schema), expected=" | ".join(VERSIONS)
@@ -142,6 +142,43 @@ class Header:
                 do="read it with the synclr that wrote it: " + header.made_by,
             )
         return header
+
+
+_HEADER_KINDS: dict[str, tuple[type, ...]] = {
+    "schema": (str,),
+    "config": (dict,),
+    "engine": (str,),
+    "revision": (str,),
+    "seed": (int,),
+    "parents": (list,),
+    "facts": (dict, type(None)),
+    "version": (int,),
+    "made_by": (str,),
+}
+
+
+def _require_header(value: Any) -> None:
+    """Refuse JSON that is no header, or whose parents, theirs included, are none.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"got {type(value).__name__}, expected a JSON object")
+    for name in ("schema", "config", "parents"):
+        if name not in value:
+            raise ValueError(f"it lacks {name}")
+    for name, known in value.items():
+        kinds = _HEADER_KINDS.get(name, (object,))
+        if not isinstance(known, kinds) or isinstance(known, bool):
+            raise ValueError(f"{name} is a {type(known).__name__}")
+    for ancestor in value["parents"]:
+        if not isinstance(ancestor, dict) or not all(
+            isinstance(ancestor.get(name), str) for name in ("name", "digest")
+        ):
+            raise ValueError("a parent has no name or digest")
+        if ancestor.get("header") is not None:
+            _require_header(ancestor["header"])
 
 
 def parent(path: Path, header: Header | None, digest: str) -> dict[str, Any]:
@@ -379,13 +416,26 @@ def read_tensors(path: Path, schema: str) -> tuple[dict[str, Any], Header]:
     Raises:
         DataError: missing, truncated, not safetensors, another schema.
     """
-    from safetensors import safe_open
-
     header = tensors_header(path)
     if header.schema != schema:
         raise DataError(f"{path}", got=header.schema, expected=schema)
-    with safe_open(path, framework="pt") as f:
-        return {name: f.get_tensor(name) for name in f.keys()}, header  # noqa: SIM118
+    return tensors_of(path), header
+
+
+def tensors_of(path: Path) -> dict[str, Any]:
+    """Read the torch tensors of anybody's safetensors file.
+
+    Raises:
+        DataError: missing, truncated, not safetensors, or of numbers that torch has not.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    _metadata(path)  # refuses what is not safetensors
+    try:
+        with safe_open(path, framework="pt") as f:
+            return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError, ValueError, AttributeError) as e:
+        raise DataError(f"cannot read the tensors of {path} ({str(e)[:120]})") from e
 
 
 def tensors_header(path: Path) -> Header:
@@ -407,4 +457,6 @@ def _metadata(path: Path) -> dict[str, str]:
         with safe_open(path, framework="np") as f:
             return f.metadata() or {}
     except (SafetensorError, OSError) as e:
-        raise DataError(f"{path} is no safetensors file, or a truncated one ({e})") from e
+        raise DataError(
+            f"{path} is not a safetensors file, or truncated ({str(e)[:120]})"
+        ) from e

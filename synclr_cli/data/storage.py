@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -20,7 +21,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from synclr_cli.errors import DataError, EngineError, UsageError
 
@@ -108,6 +109,12 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise EngineError(
                 f"no space left to write {path}",
                 do="free some space, then run the same command again: it continues",
+            ) from e
+        if refused.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise UsageError(f"{refused.filename or path} cannot be a name ({refused.strerror})") from e
+        if refused.errno in (errno.EMFILE, errno.ENFILE):
+            raise EngineError(
+                f"too many open files ({refused.strerror})", do="raise the limit, as by ulimit -n 1024"
             ) from e
         if refused.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UsageError(f"cannot write {path} ({refused.strerror})") from e
@@ -291,12 +298,29 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: it is not there or not JSON.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise DataError(f"cannot read {path} ({e})") from e
     if not isinstance(value, dict):
         raise DataError(f"{path}", got=type(value).__name__, expected="a JSON object")
     return value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return a JSON value of anybody's; no JSON for it, such as NaN or one too deep, a ValueError."""
+    try:
+        return json.loads(text, parse_constant=_refuse_number, parse_float=_finite)
+    except RecursionError as e:
+        raise ValueError("nested too deep") from e
+
+
+def _refuse_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_number(text[:20])
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
@@ -315,17 +339,20 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: it is there and cannot be read.
     """
-    found: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     except (OSError, ValueError) as e:
         raise DataError(f"cannot read {path} ({e})") from e
     for line in lines:
         try:
-            found.append(json.loads(line))
+            record = parse_json(line)
         except ValueError:
             break
-    return found
+        if not isinstance(record, dict):
+            break
+        records.append(record)
+    return records
 
 
 def _sync_folder(path: Path) -> None:

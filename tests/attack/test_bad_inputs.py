@@ -1,0 +1,63 @@
+"""Every command, given what is bad, ends in one line; nothing of the user's is changed.
+
+The seed is in the failure and in the table; `cases(1000, SEED)[n]` is the case that failed.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import bad_inputs
+import good_files
+import pytest
+
+SEED = 18
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    from conftest import Outcome
+
+    from synclr_cli import console
+    from synclr_cli.cli import main
+
+    def synclr(*arguments: object) -> Outcome:
+        with console.captured(), pytest.raises(SystemExit) as e:
+            main([str(a) for a in arguments])
+        console.set_quiet(False)
+        return Outcome(int(e.value.code or 0), "", "")
+
+    return good_files.make_all(tmp_path_factory.mktemp("good"), synclr)
+
+
+@pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.slow)])
+def test_bad_inputs_end_in_one_line_and_harm_nothing(
+    count: int, good: Mapping[str, Path], synclr: Callable[..., Any], tmp_path: Path
+) -> None:
+    before = bad_inputs.snapshot(good.values())
+    faults, results = [], []
+    for case in bad_inputs.cases(count, SEED):
+        folder = tmp_path / "c"
+        folder.mkdir()
+        arguments = case.arguments(folder, good)
+        try:
+            outcome = synclr(*arguments)
+            problem = bad_inputs.fault(case, outcome)
+            results.append((case, outcome.code))
+        except Exception:
+            problem = traceback.format_exc(limit=-3)
+            results.append((case, 1))
+            outcome = None
+        if (folder / "HARM").exists():
+            problem = "ran code from the file"
+        if problem:
+            shown = " ".join(arguments)[-300:]
+            said = outcome.err[-600:] if outcome else ""
+            faults.append(f"case {case.number}: {case.command}, {case.kind}: {problem}\n  {shown}\n  {said}")
+        bad_inputs.clear(folder)
+    print(f"seed {SEED}, {count} cases\n{bad_inputs.table(results)}")
+    assert bad_inputs.snapshot(good.values()) == before
+    assert not faults, f"{len(faults)} of {count}:\n" + "\n".join(faults)
