@@ -21,7 +21,7 @@ import typer
 from synclr_cli import __version__, console
 from synclr_cli.cli_options import app
 from synclr_cli.data import storage
-from synclr_cli.errors import SynclrError, UsageError
+from synclr_cli.errors import EngineError, SynclrError, UsageError, one_line
 
 # Importing a module adds its commands to the app; `--help` lists them in this order.
 # isort: off
@@ -68,12 +68,24 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             console.error(str(e), alike=alike)
         sys.exit(e.exit_code)
     except _CommandLineError as e:
-        console.error(" ".join(cast(Any, e).format_message().split()), alike=together)
+        console.error(one_line(cast(Any, e).format_message()), alike=together)
         sys.exit(UsageError.exit_code)
+    except (MemoryError, RuntimeError) as e:  # torch and C++ libraries have RuntimeErrors for it
+        if not _is_out_of_memory(e):
+            raise
+        console.error("there is not enough memory for this. Make the batches or models smaller")
+        sys.exit(EngineError.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         console.error("interrupted; the same command continues where it stopped", alike=together)
         sys.exit(130)
     sys.exit(0)
+
+
+_OUT_OF_MEMORY = ("bad_alloc", "t allocate memory", "out of memory", "not enough memory")
+
+
+def _is_out_of_memory(e: Exception) -> bool:
+    return isinstance(e, MemoryError) or any(words in str(e) for words in _OUT_OF_MEMORY)
 
 
 def _terminate(_number: int, _frame: object) -> NoReturn:

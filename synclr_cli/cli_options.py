@@ -134,4 +134,6 @@ def path_argument(name: str) -> str:
             "stdin", got=f"{len(lines)} lines", expected="one path",
             do="look for the error of the command before this one in the pipe",
         )  # fmt: skip
+    if "\0" in lines[0]:
+        raise UsageError("stdin", got="a path with a NUL in it", expected="one path")
     return lines[0]

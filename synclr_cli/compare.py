@@ -274,8 +274,44 @@ def read(paths: Iterable[Path]) -> list[dict[str, Any]]:
                     f"{file}", got=f"schema {report.get('schema')}", expected="a report"
                 )
             Header.parse(json.dumps(report["header"]), file)
+            _require_report(report, file)
             found.append(report)
     return found
+
+
+_EVALUATIONS = ("linear-probe", "finetune", "segment")
+
+
+def _require_report(report: Mapping[str, Any], file: Path) -> None:
+    """Refuse a report without what a table shows of it.
+
+    Raises:
+        DataError: names what is missing or of another type.
+    """
+    task, interval = report.get("task"), report.get("interval")
+    if task not in _EVALUATIONS:
+        raise DataError(f"{file}: task", got=repr(task)[:60], expected=" | ".join(_EVALUATIONS))
+    pair = isinstance(interval, list) and len(interval) == 2
+    values = {"value": report.get("value"), **dict(enumerate(interval if pair else (None,)))}
+    if not all(_is_number(value) for value in values.values()):
+        raise DataError(f"{file}: value and interval", expected="numbers in percent")
+    texts = {"metric": report.get("metric"), "protocol": report.get("protocol", "")}
+    for table, keys in (("backbone", ("spec", "digest")), ("data", ("name", "digest"))):
+        inner = report.get(table)
+        for key in keys:
+            texts[f"{table}.{key}"] = inner.get(key) if isinstance(inner, dict) else None
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise DataError(f"{file}: {name}", got=repr(text)[:60], expected="text")
+    if not isinstance(report.get("config"), dict):
+        raise DataError(f"{file}: config", expected="the settings it was made with")
+    for name in ("n", "seed"):
+        if not isinstance(number := report.get(name), int) or abs(number) >= 2**64:
+            raise DataError(f"{file}: {name}", got=repr(number)[:60], expected="a whole number")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and -1e9 < value < 1e9  # false for nan
 
 
 def _is_hidden(file: Path, root: Path) -> bool:

@@ -9,6 +9,20 @@ from __future__ import annotations
 from synclr_cli.safe_text import safe
 
 
+LONGEST = 290  # characters of a message
+
+
+def one_line(text: str) -> str:
+    """Return text on one line of at most `LONGEST` characters, safe to print.
+
+    What is long loses its middle: first the longest words, such as a path, then the whole.
+    """
+    line = " ".join(safe(text).split())
+    while len(line) > LONGEST and len(word := max(line.split(" "), key=len)) > 99:
+        line = line.replace(word, f"{word[:30]}...{word[-40:]}")
+    return line if len(line) <= LONGEST else f"{line[:190]} ... {line[-95:]}"
+
+
 class SynclrError(Exception):
     """A failure whose cause is outside this package; shown as one line, never as a traceback."""
 
@@ -23,8 +37,7 @@ class SynclrError(Exception):
             text += f", expected {expected}"
         if do:
             text += f". {do[0].upper()}{do[1:]}"
-        # A cause that spans lines (an OSError of a library, say) still makes one line.
-        super().__init__(" ".join(safe(text).split()))
+        super().__init__(one_line(text))
 
 
 class UsageError(SynclrError):

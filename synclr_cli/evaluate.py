@@ -49,7 +49,9 @@ class Suite:
 def stem(spec: str) -> str:
     """Return a short name for a backbone or a data set, to name a judge's folder by."""
     scheme, _, rest = spec.rpartition(":")
-    last = Path(rest).resolve().name if rest else ""
+    path = Path(rest)
+    # `.` and `runs/..` have a name only when resolved; a link that leads to itself never has.
+    last = path.name if path.name not in ("", "..") else path.resolve().name if rest else ""
     return "-".join(part for part in (scheme, last.removesuffix(".safetensors")) if part)
 
 

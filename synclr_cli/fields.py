@@ -85,6 +85,8 @@ class Setting:
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, str) and len(one) > LONGEST_TEXT:
                 raise UsageError(key, got=got, expected=f"at most {LONGEST_TEXT} characters")
+            if isinstance(one, str) and "\0" in one:
+                raise UsageError(key, got=got, expected="text without NUL characters")
             if isinstance(self.bound, Interval) and one not in self.bound:
                 whole = "a whole number " if self.bound.high == 2**64 else ""
                 raise UsageError(key, got=got, expected=f"{whole}{self.bound}")

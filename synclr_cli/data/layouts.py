@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -206,7 +205,8 @@ def column_values(files: Sequence[Path], name: str) -> np.ndarray:
     """Return a column as [n] of int64 or str."""
     columns = []
     for file in files:
-        column = pq.read_table(file, columns=[name])[name]
+        with artifacts.readable(file):
+            column = storage.table(file, [name])[name]
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         if column.null_count:
@@ -219,7 +219,10 @@ def column_values(files: Sequence[Path], name: str) -> np.ndarray:
         lists[:] = column.to_pylist()
         return lists
     if pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
-        return column.cast(pa.int64()).to_numpy()
+        try:
+            return column.cast(pa.int64()).to_numpy()
+        except pa.ArrowInvalid as e:
+            raise DataError(f"{files[0]}: column {name} ({str(e)[:80]})") from e
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return np.array(column.to_pylist(), dtype=str)
     raise DataError(
@@ -231,13 +234,13 @@ def class_names(schema: pa.Schema, column: str) -> list[str]:
     """Return the names of a Hugging Face ClassLabel column, [] if there are none."""
     text = (schema.metadata or {}).get(b"huggingface")
     try:
-        feature = json.loads(text)["info"]["features"][column] if text else {}
-    except (ValueError, KeyError, TypeError):
-        return []
-    if isinstance(feature, list):  # how older versions of datasets write a list column
-        feature = feature[0]
-    feature = feature.get("feature", feature)
-    return [str(n) for n in feature.get("names", [])]
+        feature = storage.parse_json(text)["info"]["features"][column] if text else {}
+        if isinstance(feature, list):  # how older versions of datasets write a list column
+            feature = feature[0]
+        names = feature.get("feature", feature).get("names", [])
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return []  # some other program's, or damaged: the labels are numbers then
+    return [str(n) for n in names] if isinstance(names, list) else []
 
 
 # ------------------------------------------------------------------------------------ folders

@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -50,6 +51,8 @@ def place(name: str | Path) -> Path:
         raise UsageError(
             f"{name}: no such kind of place ({e})", do="use a path, s3://, gs:// or hf://"
         ) from e
+    except (OSError, EOFError) as e:  # some connect at once
+        raise EngineError(f"{name} cannot be reached ({e})", do="check the address") from e
     except ImportError as e:
         raise EngineError(f"{name} needs a package that is not installed ({e})") from e
     return path  # type: ignore[return-value]
@@ -87,7 +90,7 @@ def _elsewhere(path: Any) -> tuple[Any, str]:
 
 
 # Whose errors are a store's that refuses or is not there; few of them are an OSError.
-_STORE_LIBRARIES = ("aiobotocore.", "aiohttp.", "botocore.", "gcsfs.", "google.api_core.",
+_STORE_LIBRARIES = ("aiobotocore.", "aiohttp.", "botocore.", "ftplib", "gcsfs.", "google.api_core.",
                     "google.auth.", "google.cloud.", "huggingface_hub.")  # fmt: skip
 
 
@@ -102,6 +105,8 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"the store cannot be used ({type(e).__name__}: {e})",
                 do="check its address and your credentials, then run the same command again",
             ) from e
+        if isinstance(e, ConnectionError | TimeoutError | socket.gaierror):
+            raise EngineError(f"{path} cannot be reached ({e})", do="check the address") from e
         refused = _refusal(e)
         if refused is None:
             raise

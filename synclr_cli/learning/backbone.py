@@ -22,7 +22,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer
 from torch import Tensor
@@ -223,7 +222,7 @@ def open_backbone(
     if path.suffix in (".pth", ".pt", ".bin"):
         return _open_bare(spec, path, _unpickled(path), image_size, drop_path)
     if not artifacts.is_ours(path):
-        return _open_bare(spec, path, load_file(path), image_size, drop_path)
+        return _open_bare(spec, path, artifacts.tensors_of(path), image_size, drop_path)
     return _open_saved(spec, path, image_size, drop_path)
 
 
@@ -236,9 +235,48 @@ def _instead_of(folder: Path) -> str:
     return "name a run folder, or a file of weights"
 
 
+_FACTS: dict[str, type | tuple[type, ...]] = {
+    "arch": str, "arch_arguments": dict, "image_size": int, "mean": list, "std": list,
+    "interpolation": str,
+}  # fmt: skip
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+LARGEST_IMAGE, DEEPEST = 4096, 256  # pixels, blocks; of any ViT there is
+
+
+def _facts(header: Header, path: Path) -> dict[str, Any]:
+    """Return what a header says of a backbone.
+
+    Raises:
+        DataError: a fact is missing, of another type or out of range.
+    """
+    facts = dict(header.facts or {})
+    for name, kind in _FACTS.items():
+        if not isinstance(facts.get(name), kind) or isinstance(facts[name], bool):
+            raise DataError(f"{path}: {name} in its header", got=repr(facts.get(name))[:80])
+    sizes = {"image_size": facts["image_size"], **facts["arch_arguments"]}
+    for name, size in sizes.items():
+        most = DEEPEST if name == "depth" else LARGEST_IMAGE
+        if type(size) is not int or not 0 < size <= most:
+            raise DataError(
+                f"{path}: {name} in its header", got=repr(size)[:80], expected=f"1 to {most}"
+            )
+    for name in ("mean", "std"):
+        values = facts[name]
+        numbers = all(isinstance(v, float | int) and abs(v) < 1e6 for v in values)
+        if len(values) != 3 or not numbers or (name == "std" and min(values) <= 0):
+            raise DataError(f"{path}: {name} in its header", got=repr(values)[:80])
+    if facts["interpolation"] not in _INTERPOLATIONS:
+        raise DataError(
+            f"{path}: interpolation in its header",
+            got=repr(facts["interpolation"])[:80],
+            expected=" | ".join(_INTERPOLATIONS),
+        )
+    return facts
+
+
 def _open_saved(spec: str, path: Path, image_size: int, drop_path: float) -> Backbone:
     tensors, header = artifacts.read_tensors(path, "backbone")
-    facts = dict(header.facts or {})
+    facts = _facts(header, path)
     model = _from_facts(facts, image_size, drop_path)
     load_weights(model, tensors, path)
     return Backbone(
@@ -272,7 +310,7 @@ def _open_random(spec: str, target: str, image_size: int, drop_path: float, seed
     path = Path(target) / WEIGHTS_FILE if Path(target).is_dir() else Path(target)
     if path.suffix == ".safetensors":
         header = artifacts.tensors_header(path)
-        facts = dict(header.facts or {})
+        facts = _facts(header, path)
         model = _from_facts(facts, image_size, drop_path)
         size, name = image_size or facts["image_size"], facts["arch"]
         arguments = facts["arch_arguments"] | {"img_size": size}
@@ -335,7 +373,7 @@ def _unpickled(path: Path) -> Mapping[str, Tensor]:
             state = state[key]
     if not isinstance(state, Mapping):
         raise DataError(f"{path}", got=type(state).__name__, expected="a state dict")
-    return {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    return {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
 
 def _open_bare(
@@ -370,6 +408,12 @@ def _arch_of(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, 
         some = ", ".join(list(tensors)[:3]) or "no tensor"
         missing = "patch_embed.proj.weight" if patches is None else "pos_embed"
         raise DataError(f"{path} is no ViT checkpoint", got=f"keys like {some}", expected=missing)
+    if patches.ndim != 4 or table.ndim != 3 or not patches.numel() or table.shape[1] < 2:
+        raise DataError(
+            f"{path} is no ViT checkpoint",
+            got=f"patch_embed.proj.weight {list(patches.shape)}, pos_embed {list(table.shape)}",
+            expected="[D, 3, P, P] and [1, 1 + patches, D]",
+        )
     width, patch = patches.shape[0], patches.shape[-1]  # [D, 3, P, P]
     size = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}.get(width)
     if size is None:

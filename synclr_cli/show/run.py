@@ -145,9 +145,9 @@ def _see(
 
 def _source(path: Path) -> Source:
     if path.is_dir() and (files := sorted(path.glob("*.parquet"))):
-        source: Source = sources.ParquetRows(files, "image")
+        source: Source = sources.ParquetRows(files, layouts.image_column(files))
     elif path.suffix == ".parquet" and path.is_file():
-        source = sources.ParquetRows([path], "image")
+        source = sources.ParquetRows([path], layouts.image_column([path]))
     elif path.is_dir():
         source = sources.Files(list(layouts.picture_files(path)))
     else:
