@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from synclr_cli.safe_text import safe
 
-
 LONGEST = 290  # characters of a message
 
 

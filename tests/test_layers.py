@@ -46,9 +46,6 @@ PAIRS = {
 MODULE_LINES, FUNCTION_LINES = 400, 60
 # Too long today. These lists may only shrink: nothing is added, no number is raised.
 LONG_MODULES = {
-    "data/artifacts.py": 466,
-    "data/layouts.py": 461,
-    "learning/backbone.py": 422,
     "render/engines/procedural/scene.py": 423,
 }
 LONG_FUNCTIONS = {

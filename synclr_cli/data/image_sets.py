@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from synclr_cli.data import layouts, sources
+from synclr_cli.data import columns, layouts, sources
 from synclr_cli.data.artifacts import Header
 from synclr_cli.data.layouts import RawSplit
 from synclr_cli.data.manifest import MANIFEST, open_dataset
@@ -115,17 +115,17 @@ def _of_parquet(path: Path, by_split: Mapping[str, Sequence[Path]]) -> ImageSet:
     for split, files in by_split.items():
         for file in files:
             schema = sources.open_parquet(file).schema_arrow
-            column = next((c for c in layouts.PICTURE_COLUMNS if c in schema.names), None)
+            column = next((c for c in columns.PICTURE_COLUMNS if c in schema.names), None)
             if column is None:
                 got = f"columns {', '.join(schema.names)}"
                 raise DataError(f"{file} has no images", got=got, expected="a column image")
-            layouts.require_images(file, schema.field(column))
+            columns.require_images(file, schema.field(column))
             part = sources.ParquetRows([file], column)
             label = next((c for c in layouts.LABEL_COLUMNS if c in schema.names), None)
             names = None
             if label is not None:
-                values = layouts.column_values([file], label)
-                names = _names(RawSplit(part, values, layouts.class_names(schema, label)))
+                values = columns.labels([file], label)
+                names = _names(RawSplit(part, values, columns.class_names(schema, label)))
             table = _rows(path, part, split, names, file)
             ids = [name for name in _IDS if name in schema.names]
             for name, cells in zip(ids, pq.read_table(file, columns=ids).columns, strict=True):

@@ -28,6 +28,7 @@ from synclr_cli.data.sources import Source
 from synclr_cli.errors import DataError
 
 TRAIN, VAL, TEST = "train", "val", "test"
+MOST_MASK_CLASSES = 4096  # a 16-bit mask with one id of 60,000 would make a head of as many classes
 
 
 @dataclass(frozen=True)
@@ -304,14 +305,14 @@ def _mask_classes(
             ids = np.unique(checked.mask(i))
             ids = ids[ids != ignore_index]
             top, low = int(ids.max(initial=-1)), int(ids.min(initial=0))
-            limit = len(found.mask_names) if found.mask_names else None
-            if name != TRAIN and limit is None:
+            limit = len(found.mask_names) if found.mask_names else MOST_MASK_CLASSES
+            if name != TRAIN and not found.mask_names:
                 limit = max(seen, default=-1) + 1
-            if low < 0 or (limit is not None and top >= limit):
+            if low < 0 or top >= limit:
                 raise DataError(
                     f"the mask of {checked.where(i)}",
                     got=f"class id {low if low < 0 else top}",
-                    expected=f"0 to {(limit or 1) - 1}, or {ignore_index} for unlabelled",
+                    expected=f"0 to {limit - 1}, or {ignore_index} for unlabelled",
                 )
             of_split |= set(ids.tolist())
         if not of_split:

@@ -19,11 +19,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from synclr_cli import console
-from synclr_cli.data import sources, storage
+from synclr_cli.data import columns, sources, storage
 from synclr_cli.data.artifacts import Header
 from synclr_cli.data.manifest import MANIFEST, open_dataset
 from synclr_cli.data.sources import Source
@@ -35,7 +34,6 @@ SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-PICTURE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "concept")
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -158,14 +156,8 @@ def _parquet(path: Path, by_split: Mapping[str, Sequence[Path]], masks: bool) ->
 
 
 def _parquet_split(files: Sequence[Path], masks: bool) -> RawSplit:
-    opened = [sources.open_parquet(f) for f in files]
-    schema = opened[0].schema_arrow
-    for file, each in zip(files, opened, strict=True):
-        if each.schema_arrow.names != schema.names:
-            raise DataError(f"{file} has other columns than {files[0].name}")
-    picture = next((c for c in PICTURE_COLUMNS if c in schema.names), None)
-    if picture is None:
-        raise DataError(f"{files[0]}", got=f"columns {', '.join(schema.names)}", expected="image")
+    picture = columns.image_column(files)
+    schema = sources.open_parquet(files[0]).schema_arrow
     label = next((c for c in LABEL_COLUMNS if c in schema.names), None)
     if masks and "mask" not in schema.names:
         raise DataError(
@@ -177,70 +169,15 @@ def _parquet_split(files: Sequence[Path], masks: bool) -> RawSplit:
             got=f"columns {', '.join(schema.names)}",
             expected=" | ".join(LABEL_COLUMNS),
         )
-    for column in (picture, *(["mask"] if masks else [])):
-        require_images(files[0], schema.field(column))
+    if masks:
+        columns.require_images(files[0], schema.field("mask"))
     source = sources.ParquetRows(files, picture, "mask" if masks else None)
-    groups = column_values(files, "caption_id") if "caption_id" in schema.names else None
+    groups = columns.labels(files, "caption_id") if "caption_id" in schema.names else None
     if masks:
         return RawSplit(source, np.zeros(len(source), np.int64), groups=groups)
     assert label is not None
-    return RawSplit(source, column_values(files, label), class_names(schema, label), groups)
-
-
-def require_images(file: Path, column: pa.Field) -> None:
-    """Refuse a column of anything but encoded pictures: bytes, or a struct that holds them."""
-    kind = column.type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    whole = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null)
-    if not any(is_whole(kind) for is_whole in whole):
-        raise DataError(
-            f"{file}: column {column.name}", got=f"type {column.type}",
-            expected="encoded pictures (bytes, or struct<bytes, path>)",
-            do="name a folder instead, or put the files' bytes into the column",
-        )  # fmt: skip
-
-
-def column_values(files: Sequence[Path], name: str) -> np.ndarray:
-    """Return a column as [n] of int64 or str."""
-    columns = []
-    for file in files:
-        with artifacts.readable(file):
-            column = storage.table(file, [name])[name]
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        if column.null_count:
-            row = column.is_null().index(True).as_py()
-            raise DataError(f"{file}: column {name} has no value in row {row}")
-        columns.append(column)
-    column = pa.chunked_array([c for each in columns for c in each.chunks], columns[0].type)
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        lists = np.empty(len(column), object)
-        lists[:] = column.to_pylist()
-        return lists
-    if pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
-        try:
-            return column.cast(pa.int64()).to_numpy()
-        except pa.ArrowInvalid as e:
-            raise DataError(f"{files[0]}: column {name} ({str(e)[:80]})") from e
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return np.array(column.to_pylist(), dtype=str)
-    raise DataError(
-        f"{files[0]}: column {name}", got=f"type {column.type}", expected="whole numbers or text"
-    )
-
-
-def class_names(schema: pa.Schema, column: str) -> list[str]:
-    """Return the names of a Hugging Face ClassLabel column, [] if there are none."""
-    text = (schema.metadata or {}).get(b"huggingface")
-    try:
-        feature = storage.parse_json(text)["info"]["features"][column] if text else {}
-        if isinstance(feature, list):  # how older versions of datasets write a list column
-            feature = feature[0]
-        names = feature.get("feature", feature).get("names", [])
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return []  # some other program's, or damaged: the labels are numbers then
-    return [str(n) for n in names] if isinstance(names, list) else []
+    names = columns.class_names(schema, label)
+    return RawSplit(source, columns.labels(files, label), names, groups)
 
 
 # ------------------------------------------------------------------------------------ folders
@@ -417,7 +354,7 @@ def _torchvision(name: str) -> Found:
     import torchvision.datasets
 
     data_set = getattr(torchvision.datasets, name, None)
-    if name.startswith("_") or not inspect.isclass(data_set):
+    if name.startswith("_") or not inspect.isclass(data_set) or name == "VisionDataset":
         raise UsageError(f"torchvision has no data set {name}", do="names are case-sensitive")
     parameters = inspect.signature(data_set).parameters
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -431,7 +368,7 @@ def _torchvision(name: str) -> Found:
             opened = data_set(**arguments, **choice)
         except ValueError:  # torchvision's word for a split this data set does not have
             continue
-        except (OSError, RuntimeError) as e:
+        except (OSError, RuntimeError, TypeError) as e:
             raise EngineError(
                 f"cannot get torchvision:{name} ({e})", do="see torchvision's page"
             ) from e

@@ -6,7 +6,6 @@ Every source is a numbered row of pictures: `len(s)`, `s.where(i)` (for errors),
 
 from __future__ import annotations
 
-import io
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -55,7 +54,7 @@ class Encoded(ABC):
 
     def size(self, i: int) -> tuple[int, int]:
         try:
-            return Image.open(io.BytesIO(self._picture(i) or b"")).size
+            return images.open_image(self._picture(i), self.where(i)).size
         except DECODE_ERRORS as e:
             raise DataError(f"{self.where(i)} does not decode as a picture ({e})") from e
 
@@ -64,7 +63,7 @@ class Encoded(ABC):
         if data is None:
             raise DataError(f"{self.where(i)} has no mask")
         try:
-            picture = Image.open(io.BytesIO(data))
+            picture = images.open_image(data, f"the mask of {self.where(i)}")
             picture.load()
         except DECODE_ERRORS as e:
             raise DataError(f"the mask of {self.where(i)} does not decode ({e})") from e

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import secrets
@@ -22,8 +21,9 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from synclr_cli.data import json_text
 from synclr_cli.errors import DataError, EngineError, UsageError
 
 if TYPE_CHECKING:
@@ -116,10 +116,12 @@ def disk_errors(path: Path) -> Iterator[None]:
                 do="free some space, then run the same command again: it continues",
             ) from e
         if refused.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            raise UsageError(f"{refused.filename or path} cannot be a name ({refused.strerror})") from e
+            name = refused.filename or path
+            raise UsageError(f"{name} cannot be a name ({refused.strerror})") from e
         if refused.errno in (errno.EMFILE, errno.ENFILE):
             raise EngineError(
-                f"too many open files ({refused.strerror})", do="raise the limit, as by ulimit -n 1024"
+                f"too many open files ({refused.strerror})",
+                do="raise the limit, as by ulimit -n 1024",
             ) from e
         if refused.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UsageError(f"cannot write {path} ({refused.strerror})") from e
@@ -303,29 +305,12 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: it is not there or not JSON.
     """
     try:
-        value = parse_json(path.read_text(encoding="utf-8"))
+        value = json_text.parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise DataError(f"cannot read {path} ({e})") from e
     if not isinstance(value, dict):
         raise DataError(f"{path}", got=type(value).__name__, expected="a JSON object")
     return value
-
-
-def parse_json(text: str | bytes) -> Any:
-    """Return a JSON value of anybody's; no JSON for it, such as NaN or one too deep, a ValueError."""
-    try:
-        return json.loads(text, parse_constant=_refuse_number, parse_float=_finite)
-    except RecursionError as e:
-        raise ValueError("nested too deep") from e
-
-
-def _refuse_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    return number if math.isfinite(number) else _refuse_number(text[:20])
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
@@ -351,7 +336,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"cannot read {path} ({e})") from e
     for line in lines:
         try:
-            record = parse_json(line)
+            record = json_text.parse(line)
         except ValueError:
             break
         if not isinstance(record, dict):

@@ -11,10 +11,8 @@ pretrained=True)` opens a run folder with no code of ours.
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import hashlib
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +27,7 @@ from torch import Tensor
 from synclr_cli.data import artifacts, exports, storage
 from synclr_cli.data.artifacts import Header
 from synclr_cli.errors import DataError, EngineError, UsageError
-from synclr_cli.learning import runtime
+from synclr_cli.learning import runtime, weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WEIGHTS_FILE = "backbone.safetensors"
@@ -165,7 +163,7 @@ def save(
     interpolation: str = "bicubic",
 ) -> Path:
     """Write `backbone.safetensors` and the `config.json` that timm's `local-dir:` reads."""
-    weights = folder / WEIGHTS_FILE
+    file = folder / WEIGHTS_FILE
     facts: dict[str, Any] = {
         "arch": arch,
         "arch_arguments": _arguments(image_size, patch_size, depth),
@@ -183,8 +181,8 @@ def save(
         arguments=facts["arch_arguments"],
     )  # fmt: skip
     storage.write_json(folder / CONFIG_FILE, timm_config(made))
-    artifacts.write_tensors(weights, model.state_dict(), described)
-    return weights
+    artifacts.write_tensors(file, model.state_dict(), described)
+    return file
 
 
 def open_backbone(
@@ -220,7 +218,7 @@ def open_backbone(
             got="none of these",
         )
     if path.suffix in (".pth", ".pt", ".bin"):
-        return _open_bare(spec, path, _unpickled(path), image_size, drop_path)
+        return _open_bare(spec, path, weights.unpickled(path), image_size, drop_path)
     if not artifacts.is_ours(path):
         return _open_bare(spec, path, artifacts.tensors_of(path), image_size, drop_path)
     return _open_saved(spec, path, image_size, drop_path)
@@ -235,48 +233,9 @@ def _instead_of(folder: Path) -> str:
     return "name a run folder, or a file of weights"
 
 
-_FACTS: dict[str, type | tuple[type, ...]] = {
-    "arch": str, "arch_arguments": dict, "image_size": int, "mean": list, "std": list,
-    "interpolation": str,
-}  # fmt: skip
-_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
-LARGEST_IMAGE, DEEPEST = 4096, 256  # pixels, blocks; of any ViT there is
-
-
-def _facts(header: Header, path: Path) -> dict[str, Any]:
-    """Return what a header says of a backbone.
-
-    Raises:
-        DataError: a fact is missing, of another type or out of range.
-    """
-    facts = dict(header.facts or {})
-    for name, kind in _FACTS.items():
-        if not isinstance(facts.get(name), kind) or isinstance(facts[name], bool):
-            raise DataError(f"{path}: {name} in its header", got=repr(facts.get(name))[:80])
-    sizes = {"image_size": facts["image_size"], **facts["arch_arguments"]}
-    for name, size in sizes.items():
-        most = DEEPEST if name == "depth" else LARGEST_IMAGE
-        if type(size) is not int or not 0 < size <= most:
-            raise DataError(
-                f"{path}: {name} in its header", got=repr(size)[:80], expected=f"1 to {most}"
-            )
-    for name in ("mean", "std"):
-        values = facts[name]
-        numbers = all(isinstance(v, float | int) and abs(v) < 1e6 for v in values)
-        if len(values) != 3 or not numbers or (name == "std" and min(values) <= 0):
-            raise DataError(f"{path}: {name} in its header", got=repr(values)[:80])
-    if facts["interpolation"] not in _INTERPOLATIONS:
-        raise DataError(
-            f"{path}: interpolation in its header",
-            got=repr(facts["interpolation"])[:80],
-            expected=" | ".join(_INTERPOLATIONS),
-        )
-    return facts
-
-
 def _open_saved(spec: str, path: Path, image_size: int, drop_path: float) -> Backbone:
     tensors, header = artifacts.read_tensors(path, "backbone")
-    facts = _facts(header, path)
+    facts = weights.facts(header, path)
     model = _from_facts(facts, image_size, drop_path)
     load_weights(model, tensors, path)
     return Backbone(
@@ -310,7 +269,7 @@ def _open_random(spec: str, target: str, image_size: int, drop_path: float, seed
     path = Path(target) / WEIGHTS_FILE if Path(target).is_dir() else Path(target)
     if path.suffix == ".safetensors":
         header = artifacts.tensors_header(path)
-        facts = _facts(header, path)
+        facts = weights.facts(header, path)
         model = _from_facts(facts, image_size, drop_path)
         size, name = image_size or facts["image_size"], facts["arch"]
         arguments = facts["arch_arguments"] | {"img_size": size}
@@ -352,30 +311,6 @@ def _open_timm(spec: str, name: str, image_size: int, drop_path: float) -> Backb
     )
 
 
-def _unpickled(path: Path) -> Mapping[str, Tensor]:
-    """Read the state dict of a .pth, wherever in it, without running code from it."""
-    try:
-        # The released training scripts save their parsed arguments beside the weights: plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        # What torch's own reader raises over bytes that are no pickle depends on the bytes.
-        OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
-        pickle.UnpicklingError,
-    ) as e:  # fmt: skip
-        raise DataError(
-            f"{path} is no checkpoint that can be read without running code from it"
-            f" ({(str(e) or type(e).__name__).splitlines()[0]})"
-        ) from e
-    state = loaded
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping):
-        raise DataError(f"{path}", got=type(state).__name__, expected="a state dict")
-    return {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
-
-
 def _open_bare(
     spec: str, path: Path, state: Mapping[str, Tensor], image_size: int, drop_path: float
 ) -> Backbone:
@@ -383,7 +318,7 @@ def _open_bare(
     tensors = {k.removeprefix("module."): v for k, v in state.items()}
     visual = {k.removeprefix("visual."): v for k, v in tensors.items() if k.startswith("visual.")}
     tensors = visual or tensors  # beside `visual.` lie heads, which nobody asks for here
-    arch, arguments = _arch_of(tensors, path)
+    arch, arguments = weights.arch_of(tensors, path)
     model = build(arch, **arguments | {"image_size": image_size or arguments["image_size"]},
                   drop_path=drop_path)  # fmt: skip
     load_weights(model, tensors, path)
@@ -399,35 +334,6 @@ def _open_bare(
         arch=arch,
         arguments=_arguments(**arguments | {"image_size": image_size or arguments["image_size"]}),
     )
-
-
-def _arch_of(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, int]]:
-    """Return the timm ViT that a state dict is of, and how it was built."""
-    patches, table = tensors.get("patch_embed.proj.weight"), tensors.get("pos_embed")
-    if patches is None or table is None:
-        some = ", ".join(list(tensors)[:3]) or "no tensor"
-        missing = "patch_embed.proj.weight" if patches is None else "pos_embed"
-        raise DataError(f"{path} is no ViT checkpoint", got=f"keys like {some}", expected=missing)
-    if patches.ndim != 4 or table.ndim != 3 or not patches.numel() or table.shape[1] < 2:
-        raise DataError(
-            f"{path} is no ViT checkpoint",
-            got=f"patch_embed.proj.weight {list(patches.shape)}, pos_embed {list(table.shape)}",
-            expected="[D, 3, P, P] and [1, 1 + patches, D]",
-        )
-    width, patch = patches.shape[0], patches.shape[-1]  # [D, 3, P, P]
-    size = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}.get(width)
-    if size is None:
-        raise DataError(f"{path} is a ViT of width {width}, unknown to timm")
-    own = {"large": 24, "huge": 32}.get(size, 12)
-    depth = len({k.split(".")[1] for k in tensors if k.startswith("blocks.")})
-    side = round((table.shape[1] - 1) ** 0.5)  # patches
-    name = f"vit_{size}_patch{patch}_224"
-    arch = name if timm.is_model(name) else f"vit_{size}_patch{14 if size == 'huge' else 16}_224"
-    return arch, {
-        "image_size": side * patch,
-        "patch_size": 0 if arch == name else patch,
-        "depth": 0 if depth == own else depth,
-    }
 
 
 def load_weights(model: VisionTransformer, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from synclr_cli import console
-from synclr_cli.data import layouts, sources, storage
+from synclr_cli.data import columns, layouts, sources, storage
 from synclr_cli.data.sources import Source
 from synclr_cli.errors import DataError
 from synclr_cli.learning import backbone as backbones, loader, runtime, transforms
@@ -145,9 +145,9 @@ def _see(
 
 def _source(path: Path) -> Source:
     if path.is_dir() and (files := sorted(path.glob("*.parquet"))):
-        source: Source = sources.ParquetRows(files, layouts.image_column(files))
+        source: Source = sources.ParquetRows(files, columns.image_column(files))
     elif path.suffix == ".parquet" and path.is_file():
-        source = sources.ParquetRows([path], layouts.image_column([path]))
+        source = sources.ParquetRows([path], columns.image_column([path]))
     elif path.is_dir():
         source = sources.Files(list(layouts.picture_files(path)))
     else:

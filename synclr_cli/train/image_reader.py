@@ -117,6 +117,8 @@ def decode(data: bytes | None, where: str) -> Tensor:
         DataError: the bytes are no picture, or libjpeg had to guess at a part of it.
     """
     if data and data.startswith(JPEG):
+        if (size := images.jpeg_size(data)) is not None:
+            images.require_size(size, where)
         try:
             with libjpeg.listening() as heard:
                 encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)

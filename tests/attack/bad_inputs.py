@@ -111,9 +111,7 @@ class Case:
     line: Line
     key: str = ""
 
-    def arguments(
-        self, folder: Path, good: Mapping[str, Path]
-    ) -> list[str]:
+    def arguments(self, folder: Path, good: Mapping[str, Path]) -> list[str]:
         """Make the bad input in a folder and return the command line."""
         rng = random.Random(f"{self.seed} {self.number}")
         if self.bad is None:
@@ -182,8 +180,8 @@ def snapshot(paths: Iterable[Path]) -> dict[str, bytes]:
 
 def table(results: Sequence[tuple[Case, int]]) -> str:
     """Return how often each command met each kind, by exit code, as Markdown."""
-    counts: Counter[tuple[str, str, int]] = Counter((c.command, c.kind, code) for c, code in results)
-    lines = ["| command | kind | exit 0 | 2 | 3 | 4 | 5 |", "| --- | --- | ---: | ---: | ---: | ---: | ---: |"]
+    counts = Counter((case.command, case.kind, code) for case, code in results)
+    lines = ["| command | kind | exit 0 | 2 | 3 | 4 | 5 |", "| --- | --- |" + " ---: |" * 5]
     for command, kind in sorted({(c.command, c.kind) for c, _ in results}):
         row = [str(counts[command, kind, code] or "") for code in (0, 2, 3, 4, 5)]
         lines.append(f"| {command} | {kind} | " + " | ".join(row) + " |")

@@ -58,7 +58,8 @@ def test_bad_inputs_end_in_one_line_and_harm_nothing(
         if problem:
             shown = " ".join(arguments)[-300:]
             said = outcome.err[-600:] if outcome else ""
-            faults.append(f"case {case.number}: {case.command}, {case.kind}: {problem}\n  {shown}\n  {said}")
+            name = f"case {case.number}: {case.command}, {case.kind}"
+            faults.append(f"{name}: {problem}\n  {shown}\n  {said}")
         bad_inputs.clear(folder)
     print(f"seed {SEED}, {count} cases\n{bad_inputs.table(results)}")
     assert bad_inputs.snapshot(good.values()) == before
