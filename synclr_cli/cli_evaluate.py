@@ -22,7 +22,7 @@ from synclr_cli.cli_options import (
     app,
 )
 from synclr_cli.compare import Comparison
-from synclr_cli.data import describe, storage
+from synclr_cli.data import describe, reports as reports_of, storage
 from synclr_cli.errors import UsageError
 
 Out = Annotated[
@@ -178,7 +178,7 @@ def compare(
     """Put several reports side by side: a row for each backbone, a column for each evaluation."""
     console.set_quiet(quiet)
     names = [name.strip() for name in labels.split(",")] if labels else []
-    table = comparison.compare(comparison.read(reports)).named(names, reference or "")
+    table = comparison.compare(reports_of.read(reports)).named(names, reference or "")
     texts = ((markdown, table.markdown), (csv, table.csv), (latex, table.latex))
     for path, text in texts:
         if path:
