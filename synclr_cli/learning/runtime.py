@@ -96,7 +96,11 @@ class Runtime:
     def sum_later(self, x: Tensor) -> Callable[[], None]:
         """Start summing over ranks, in place; return what waits for it."""
         work = dist.all_reduce(x, async_op=True)
-        return lambda: work.wait() and None
+
+        def wait() -> None:
+            work.wait()
+
+        return wait
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank; the hosts tell each other."""
@@ -108,7 +112,7 @@ class Runtime:
 
     def step(self, optimizer: torch.optim.Optimizer, finite: Tensor | None = None) -> None:
         """Let an optimiser of fused updates take a step, if `finite` says so, on the device."""
-        own = getattr(optimizer, "optim", optimizer)  # of the rank's share, where it is sharded
+        own: Any = getattr(optimizer, "optim", optimizer)  # of the rank's share, if sharded
         if finite is not None:
             own.grad_scale, own.found_inf = None, (~finite).float()  # as torch's GradScaler does
         optimizer.step()

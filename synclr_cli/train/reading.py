@@ -66,7 +66,7 @@ class Reading:
                 if not len(members):
                     continue
                 places = np.zeros((len(members), 1), np.int64)
-                if chosen is not None and has[members[0]]:
+                if chosen is not None and bool(has[members].any()):
                     columns = 1 + chosen[members].nonzero()[1].reshape(len(members), -1)  # [m, k]
                     places = np.concatenate([places, columns], axis=1)  # [m, 1 + k]
                 numbers = np.arange(read, read + places.size).reshape(places.shape)
