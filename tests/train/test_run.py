@@ -99,7 +99,7 @@ def test_a_folder_of_something_else_is_left_alone(
     images: Path, small: Callable, overwrite: bool
 ) -> None:
     before = sorted(images.iterdir())
-    with pytest.raises(UsageError, match=r"holds images. Choose another --out"):
+    with pytest.raises(UsageError, match=r"holds captions or images. Choose another --out"):
         run(small(), images, images, overwrite=overwrite)
     assert sorted(images.iterdir()) == before
 
