@@ -24,8 +24,8 @@ from train_step import random_batch
 from synclr_cli import rng
 from synclr_cli.config import TrainConfig
 from synclr_cli.data.manifest import open_dataset
-from synclr_cli.learning import runtime
-from synclr_cli.train import batches, crops, flops
+from synclr_cli.learning import flops, runtime
+from synclr_cli.train import batches, crops
 from synclr_cli.train.batches import Batch
 from synclr_cli.train.image_index import ImageIndex
 from synclr_cli.train.learner import Learner, step_values
@@ -49,7 +49,7 @@ def speed(learner: Learner, every: Iterator[Batch], steps: int) -> dict[str, flo
         learner.update(next(every), now)
     finish(device)
     seconds = (time.perf_counter() - start) / steps
-    teraflops = flops.step_flops(config, learner.student) / seconds / 1e12
+    teraflops = flops.step_flops(config, learner.student.vit) / seconds / 1e12
     peak = flops.peak_tflops(device)
     found = {
         "images_per_s": round(config.captions_per_batch * config.views / seconds, 1),

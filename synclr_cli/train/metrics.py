@@ -21,8 +21,9 @@ from torch.nn import functional as F
 
 from synclr_cli import console
 from synclr_cli.config import TrainConfig
+from synclr_cli.learning import flops
 from synclr_cli.learning.runtime import Runtime, exact
-from synclr_cli.train import flops, report
+from synclr_cli.train import report
 from synclr_cli.train.batches import Batch
 from synclr_cli.train.learner import Learner, StepValues, Update
 
@@ -35,7 +36,9 @@ class Monitor:
     def __init__(self, config: TrainConfig, rt: Runtime, learner: Learner):
         self._runtime, self._learner, self._steps = rt, learner, config.steps
         self._images = config.captions_per_batch * config.views * config.global_crops  # a step
-        self._flops = flops.step_flops(config, learner.student) / rt.world
+        student = learner.student
+        classes = student.classifier.out_features if student.classifier is not None else 0
+        self._flops = flops.step_flops(config, student.vit, classes) / rt.world
         self._peak = flops.peak_tflops(rt.device)
         self._last: Update | None = None
         self._warned_of_damage = self._collapsed = False

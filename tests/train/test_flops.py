@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from synclr_cli import gpus
 from synclr_cli.config import TrainConfig
 from synclr_cli.data.manifest import open_dataset
-from synclr_cli.learning import backbone
+from synclr_cli.learning import backbone, flops
 from synclr_cli.learning.runtime import Runtime
-from synclr_cli.train import batches, flops
+from synclr_cli.train import batches
 from synclr_cli.train.image_index import ImageIndex
 from synclr_cli.train.learner import Learner
 
@@ -45,7 +46,7 @@ def test_a_step_costs_what_torch_counts(images: Path, small: Callable, changes: 
     batch = batches.Batches(index, config, patches=learner.patches).make(0)
     with FlopCounterMode(display=False) as counted:
         learner.objective.gradient(batch, 0.04)
-    ours = flops.step_flops(config, learner.student)
+    ours = flops.step_flops(config, learner.student.vit)
     assert ours == pytest.approx(counted.get_total_flops(), rel=0.04)
 
 
@@ -62,7 +63,8 @@ def test_a_step_costs_what_torch_counts(images: Path, small: Callable, changes: 
     ],
 )
 def test_a_gpu_is_known_by_the_name_that_torch_gives(name: str, peak: float | None) -> None:
-    assert flops._peak_of(name) == peak
+    gpu = gpus.of_device(name)
+    assert (gpu.tflops if gpu else None) == peak
 
 
 def test_a_cpu_has_no_peak() -> None:

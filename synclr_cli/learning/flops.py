@@ -9,42 +9,32 @@ Shapes: T tokens of a crop, k of them read after the last block, D width, F hidd
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from timm.models import VisionTransformer
 from torch import nn
 
+from synclr_cli import gpus
 from synclr_cli.config import TrainConfig
-from synclr_cli.train.heads import PrototypeHead
-from synclr_cli.train.student_teacher import Student
-
-# Dense bfloat16 TFLOP/s from the makers' data sheets (tensor cores, no sparsity), by a part of the
-# name that torch gives. The longest that fits counts: an "H100 PCIe" is no "H100".
-PEAK_TFLOPS = {
-    "B200": 2250.0, "H200": 989.0, "GH200": 989.0, "H20": 148.0,
-    "H100": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0,
-    "A100": 312.0, "A800": 312.0, "A40": 149.7, "A30": 165.0, "A10": 125.0, "A10G": 70.0,
-    "L40S": 362.0, "L40": 181.0, "L4": 121.0,
-    "RTX 6000 Ada": 364.0, "RTX A6000": 154.8, "RTX 4090": 165.2, "RTX 3090": 71.0,
-    "MI300X": 1307.0, "MI250X": 191.5,  # of one of its two dies, which is what torch calls a device
-}  # fmt: skip
 
 
 def peak_tflops(device: torch.device) -> float | None:
     """Return the device's peak in bfloat16, None if it is no GPU or one that is not listed."""
     if device.type != "cuda":
         return None
-    return _peak_of(torch.cuda.get_device_name(device))
+    gpu = gpus.of_device(torch.cuda.get_device_name(device))
+    return gpu.tflops if gpu else None
 
 
-def _peak_of(name: str) -> float | None:
-    words = f" {name.replace('-', ' ').replace('_', ' ')} "
-    fitting = [known for known in PEAK_TFLOPS if f" {known} " in words]
-    return PEAK_TFLOPS[max(fitting, key=len)] if fitting else None
+def step_flops(config: TrainConfig, vit: VisionTransformer, classes: int = 0) -> float:
+    """Return the model FLOP of one update of the whole batch, over all ranks.
 
-
-def step_flops(config: TrainConfig, student: Student) -> float:
-    """Return the model FLOP of one update of the whole batch, over all ranks."""
-    vit = student.vit
+    Args:
+        config: of the run.
+        vit: its ViT; the weights may lie on the meta device.
+        classes: of a cross entropy.
+    """
     patch = int(vit.patch_embed.patch_size[0])
     images = config.captions_per_batch * config.views * config.global_crops
     crops = images * config.local_crops
@@ -57,18 +47,44 @@ def step_flops(config: TrainConfig, student: Student) -> float:
     of_locals = crops * _forward(vit, 1 + (config.local_size // patch) ** 2, 1)
     taught = config.teacher and (config.objective == "contrast" or masked > 0)
     total = 3 * (of_globals + of_locals) + of_globals * taught
-    if student.classifier is not None:
-        total += 3 * (images + crops) * _weights(student.classifier)
-    if student.projector is not None:
-        total += 3 * (images + crops) * _weights(student.projector)
-        total += taught * images * _weights(student.projector)
+    heads = head_weights(config, vit.embed_dim, classes)
+    contrasted = heads.projector + heads.predictor + heads.classifier
+    total += 3 * (images + crops) * 2 * contrasted
+    if heads.projector:
+        total += taught * images * 2 * heads.projector
         # Similarities and the gradient at the anchors; without a teacher at both sides.
         total += (2 if taught else 3) * 2 * (images + crops) * images * config.head_out
-    if student.predictor is not None:
-        total += 3 * (images + crops) * _weights(student.predictor)
-    if student.prototypes is not None:
-        total += 4 * masked * of_image * _of_prototypes(student.prototypes)
+    total += 4 * masked * of_image * 2 * heads.prototypes
     return float(total)
+
+
+def forward_flops(config: TrainConfig, vit: VisionTransformer) -> float:
+    """Return the FLOP of the student's ViT forward on the batch: what `micro_batch` repeats."""
+    patch = int(vit.patch_embed.patch_size[0])
+    images = config.captions_per_batch * config.views * config.global_crops
+    sides = [config.image_size // patch] + [config.local_size // patch] * config.local_crops
+    return images * sum(_forward(vit, 1 + side**2, 1) for side in sides)
+
+
+class HeadWeights(NamedTuple):
+    """How many weights the products of each head have; norms and biases are not counted."""
+
+    projector: int
+    predictor: int  # of the student alone
+    classifier: int
+    prototypes: int
+
+
+def head_weights(config: TrainConfig, width: int, classes: int = 0) -> HeadWeights:
+    """Return the heads of a config on a ViT of this width; see `train/heads.py`."""
+    hidden, out = config.head_hidden, config.head_out
+    contrasts = config.objective == "contrast"
+    projector = width * hidden + hidden * hidden + hidden * out if contrasts else 0
+    predictor = out * hidden + hidden * out if contrasts and config.teacher else 0
+    classifier = 0 if contrasts else width * classes
+    inner, k = config.patch_head_hidden, config.patch_head_bottleneck
+    prototypes = width * inner + inner * inner + inner * k + k * config.prototypes
+    return HeadWeights(projector, predictor, classifier, prototypes if config.patch_weight else 0)
 
 
 def _forward(vit: VisionTransformer, tokens: int, read: int) -> float:
@@ -86,7 +102,3 @@ def _forward(vit: VisionTransformer, tokens: int, read: int) -> float:
 def _weights(module: nn.Module) -> float:
     """Return the FLOP of the module's linear layers on one row."""
     return 2.0 * sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
-
-
-def _of_prototypes(head: PrototypeHead) -> float:
-    return _weights(head.layers) + 2.0 * head.direction.numel()
