@@ -4,6 +4,7 @@
     config_make      captions, render, train
     config_executor  where captions and images are made
     config_evaluate  linear-probe, finetune, segment
+    config_plan      plan, which makes no artifact and has no table in a preset
     presets          TOML files of them: `defaults < preset table < flags < --set`
 
 Defaults are the paper's values for ViT-B/16 with the embedded engines. Keys are paths within a
@@ -27,6 +28,7 @@ from synclr_cli.config_make import (
     RenderEngineConfig,
     TrainConfig,
 )
+from synclr_cli.config_plan import PlanConfig
 from synclr_cli.errors import UsageError
 from synclr_cli.fields import Checked, Setting, info, shown, types_of
 
@@ -34,11 +36,13 @@ __all__ = [
     "DTYPES",
     "PRECISIONS",
     "STAGES",
+    "TABLES",
     "TRACKERS",
     "CaptionEngineConfig",
     "CaptionsConfig",
     "FinetuneConfig",
     "LinearProbeConfig",
+    "PlanConfig",
     "RenderConfig",
     "RenderEngineConfig",
     "SegmentConfig",
@@ -53,7 +57,13 @@ __all__ = [
 ]
 
 StageConfig = (
-    CaptionsConfig | RenderConfig | TrainConfig | LinearProbeConfig | FinetuneConfig | SegmentConfig
+    CaptionsConfig
+    | RenderConfig
+    | TrainConfig
+    | LinearProbeConfig
+    | FinetuneConfig
+    | SegmentConfig
+    | PlanConfig
 )
 
 STAGES: dict[str, type[StageConfig]] = {
@@ -64,13 +74,15 @@ STAGES: dict[str, type[StageConfig]] = {
     "finetune": FinetuneConfig,
     "segment": SegmentConfig,
 }
+# What `--set` knows: the stages, which presets hold, and the settings of estimates.
+TABLES: dict[str, type[StageConfig]] = {**STAGES, "plan": PlanConfig}
 
 _ABSENT = object()
 
 
 def keys(stage: str) -> dict[str, Setting]:
     """Return every key path of a stage with what its field says about itself."""
-    return {prefix + name: info(owner, name) for prefix, name, owner in _walk(STAGES[stage])}
+    return {prefix + name: info(owner, name) for prefix, name, owner in _walk(TABLES[stage])}
 
 
 def flatten(config: Checked) -> dict[str, Any]:
@@ -99,7 +111,7 @@ def build(stage: str, values: Mapping[str, Any]) -> StageConfig:
     for key in values:
         if key not in known:
             raise unknown_key(stage, key)
-    return cast(StageConfig, _construct(STAGES[stage], values))
+    return cast(StageConfig, _construct(TABLES[stage], values))
 
 
 def differing_keys(stage: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

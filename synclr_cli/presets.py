@@ -185,7 +185,7 @@ def read(preset: str) -> Preset:
 
 def setting_rows(stage: str) -> Iterator[SettingRow]:
     """Yield every setting of a stage: type, bound, unit, meaning, default, value in each preset."""
-    defaults = configs.flatten(configs.STAGES[stage]())
+    defaults = configs.flatten(configs.TABLES[stage]())
     shipped = {name: read(name) for name in names()}
     for key, setting in configs.keys(stage).items():
         bound = setting.bound
@@ -239,7 +239,7 @@ def _parse_set(item: str, stage: str) -> tuple[str, str, Any]:
     table, dot, key = path.strip().partition(".")
     if not equals:
         raise UsageError("--set", got=shown(item), expected="table.key=value")
-    if table not in configs.STAGES and path.strip() in configs.keys(stage):
+    if table not in configs.TABLES and path.strip() in configs.keys(stage):
         raise UsageError(
             f"--set {path.strip()} without its table", do=f"write {stage}.{path.strip()}={text}"
         )
@@ -252,9 +252,9 @@ def _parse_set(item: str, stage: str) -> tuple[str, str, Any]:
 
 
 def _require_stage(table: str, where: str) -> None:
-    if table not in configs.STAGES:
-        near = difflib.get_close_matches(table[:99], configs.STAGES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"tables are {', '.join(configs.STAGES)}"
+    if table not in configs.TABLES:
+        near = difflib.get_close_matches(table[:99], configs.TABLES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"tables are {', '.join(configs.TABLES)}"
         raise UsageError(f"{where}: unknown table {table if len(table) < 60 else '...'}", do=hint)
 
 

@@ -20,7 +20,7 @@ ODD = {
     "true": True, "false": False, "none": None, "bytes": b"x", "long": "x" * 2_000_000,
     "lines": "a\nb", "complex": 1j,
 }  # fmt: skip
-KEYS = [(stage, key) for stage in configs.STAGES for key in configs.keys(stage)]
+KEYS = [(stage, key) for stage in configs.TABLES for key in configs.keys(stage)]
 
 
 def refused(stage: str, key: str, value: Any) -> str | None:
@@ -34,7 +34,7 @@ def refused(stage: str, key: str, value: Any) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("stage", configs.STAGES)
+@pytest.mark.parametrize("stage", configs.TABLES)
 def test_whatever_a_setting_is_set_to_is_taken_or_refused_in_one_line(stage):
     for key in configs.keys(stage):
         for value in ODD.values():
@@ -43,7 +43,7 @@ def test_whatever_a_setting_is_set_to_is_taken_or_refused_in_one_line(stage):
 
 @pytest.mark.parametrize(("stage", "key"), KEYS)
 def test_a_number_out_of_its_bounds_and_a_value_of_another_type_are_refused(stage, key):
-    setting, default = configs.keys(stage)[key], configs.flatten(configs.STAGES[stage]())[key]
+    setting, default = configs.keys(stage)[key], configs.flatten(configs.TABLES[stage]())[key]
     for name in ("none", "complex", "bytes", "5,000 digits", "minus these", "deep", "long"):
         assert refused(stage, key, ODD[name]), name
     if isinstance(setting.bound, Interval):
@@ -59,7 +59,7 @@ def test_a_number_out_of_its_bounds_and_a_value_of_another_type_are_refused(stag
 
 @pytest.mark.parametrize(("stage", "key"), KEYS)
 def test_every_number_has_an_upper_bound_and_every_setting_a_meaning(stage, key):
-    setting, default = configs.keys(stage)[key], configs.flatten(configs.STAGES[stage]())[key]
+    setting, default = configs.keys(stage)[key], configs.flatten(configs.TABLES[stage]())[key]
     assert setting.meaning
     numbers = default if isinstance(default, list) else [default]
     if any(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
@@ -119,7 +119,7 @@ def test_a_number_becomes_what_its_field_says():
 
 
 def test_values_survive_being_flattened_and_built_again():
-    for stage, config_type in configs.STAGES.items():
+    for stage, config_type in configs.TABLES.items():
         assert configs.build(stage, configs.flatten(config_type())) == config_type()
 
 
