@@ -1,0 +1,1 @@
+"""`synclr plan`: what a recipe takes, told before anything starts."""
