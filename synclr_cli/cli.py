@@ -5,6 +5,7 @@
     cli_evaluate  linear-probe finetune segment compare
     cli_look      inspect show embed export
     cli_list      presets concepts engines
+    cli_plan      plan
 
 stdout carries the result: the path that was made, or an evaluation's report as one JSON object.
 """
@@ -25,7 +26,7 @@ from synclr_cli.errors import EngineError, SynclrError, UsageError, one_line
 
 # Importing a module adds its commands to the app; `--help` lists them in this order.
 # isort: off
-from synclr_cli import cli_make, cli_evaluate, cli_look, cli_list  # noqa: F401
+from synclr_cli import cli_make, cli_evaluate, cli_look, cli_list, cli_plan  # noqa: F401
 
 # isort: on
 

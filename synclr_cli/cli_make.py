@@ -5,7 +5,6 @@ Each resolves its settings, answers `--print-config`, and only then imports its 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -212,15 +211,6 @@ def quickstart(
     console.set_quiet(quiet)
     from synclr_cli import quickstart as steps
 
-    console.result(str(steps.run(out, seeds=seeds, overwrite=overwrite, synclr=_command(quiet))))
-
-
-def _command(quiet: bool) -> Callable[[list[str]], str]:
-    """Return a function that runs one synclr command in this process and returns its result."""
-
-    def synclr(arguments: list[str]) -> str:
-        with console.captured() as lines:
-            app([*arguments, *(["--quiet"] if quiet else [])], standalone_mode=False)
-        return "\n".join(lines)
-
-    return synclr
+    console.result(
+        str(steps.run(out, seeds=seeds, overwrite=overwrite, synclr=options.command_runner(quiet)))
+    )

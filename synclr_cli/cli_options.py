@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -116,6 +117,17 @@ def resolve(
         console.result(resolved.toml())
         raise typer.Exit
     return resolved.config
+
+
+def command_runner(quiet: bool) -> Callable[[list[str]], str]:
+    """Return a function that runs one synclr command in this process and returns its result."""
+
+    def synclr(arguments: list[str]) -> str:
+        with console.captured() as lines:
+            app([*arguments, *(["--quiet"] if quiet else [])], standalone_mode=False)
+        return "\n".join(lines)
+
+    return synclr
 
 
 def path_argument(name: str) -> str:

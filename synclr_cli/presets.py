@@ -108,13 +108,25 @@ def resolve(
     for key, (flag, value) in (flags or {}).items():
         if value is not None:
             values[key], origins[key] = value, flag
+    others: dict[str, dict[str, Any]] = {}  # by table, what the user set of it
     for item in sets:
         table, key, value = _parse_set(item, stage)
         if table == stage:
             values[key], origins[key] = value, f"--set {' '.join(item.split())}"
         else:
-            configs.build(table, {key: value})
-    _scale_warmup(stage, values, origins, file.values.get(stage, {}))
+            others.setdefault(table, {})[key] = value
+    for table, own in others.items():  # a mistake there is one, too
+        preset_values = file.values.get(table, {})
+        joined = {**preset_values, **own}
+        joined |= _scaled_warmup(table, joined, preset_values, set(own))
+        configs.build(table, joined)
+    preset_values = file.values.get(stage, {})
+    changed = {key for key, origin in origins.items() if not origin.startswith("preset ")}
+    for key, value in _scaled_warmup(stage, values, preset_values, changed).items():
+        length = _WARMUPS[stage][1]
+        what = f"{preset_values[key]:g} of {preset_values[length]:g} {length}"
+        values[key], origins[key] = value, f"scaled with {stage}.{length}; the preset: {what}"
+        console.note(f"{stage}.{key} = {value:g}: scaled with {length}, from {what}")
     return Resolved(stage, file.name, configs.build(stage, values), origins)
 
 
@@ -126,10 +138,10 @@ _WARMUPS = {
 }
 
 
-def _scale_warmup(
-    stage: str, values: dict[str, Any], origins: dict[str, str], preset: Mapping[str, Any]
-) -> None:
-    """Shorten a preset's warm-up where the user set a length that it no longer fits into.
+def _scaled_warmup(
+    stage: str, values: Mapping[str, Any], preset: Mapping[str, Any], changed: set[str]
+) -> dict[str, Any]:
+    """Return a preset's warm-up, shortened, where the user set a length it does not fit into.
 
     It keeps its share of the preset's length. A warm-up that the user set is left as it is.
     """
@@ -138,17 +150,14 @@ def _scale_warmup(
     if (
         warmup not in preset
         or length not in preset
-        or not origins[warmup].startswith("preset ")
+        or warmup in changed
         or isinstance(own, bool)
         or not isinstance(own, int | float)
         or not 0 < own <= preset[warmup] < preset[length]
     ):
-        return
+        return {}
     scaled = preset[warmup] * own / preset[length]
-    values[warmup] = int(scaled) if isinstance(preset[warmup], int) else scaled
-    what = f"{preset[warmup]:g} of {preset[length]:g} {length}"
-    origins[warmup] = f"scaled with {stage}.{length}; the preset: {what}"
-    console.note(f"{stage}.{warmup} = {values[warmup]:g}: scaled with {length}, from {what}")
+    return {warmup: int(scaled) if isinstance(preset[warmup], int) else scaled}
 
 
 def read(preset: str) -> Preset:

@@ -16,19 +16,19 @@ import synclr_cli
 PACKAGE = Path(synclr_cli.__file__).parent
 COMMANDS = {
     "captions", "render", "import_", "train", "linear_probe", "finetune", "segment", "embed",
-    "export", "show",
+    "export", "plan", "show",
 }  # fmt: skip
 # Modules beside the folders that belong to the command line; the others are the trunk.
 CLI = {
     "__init__", "__main__", "api", "cli", "cli_evaluate", "cli_list", "cli_look", "cli_make",
-    "cli_options", "compare", "evaluate", "quickstart",
+    "cli_options", "cli_plan", "compare", "evaluate", "quickstart",
 }  # fmt: skip
 LAYER = {"trunk": 0, "data": 1, "learning": 2, **dict.fromkeys(COMMANDS, 3), "cli": 4}
 
 # Which folder imports which: a new pair is a decision, written down here.
 PAIRS = {
-    "cli": {"captions", "data", "embed", "export", "import_", "learning", "linear_probe", "render",
-            "show", "train", "trunk"},
+    "cli": {"captions", "data", "embed", "export", "import_", "learning", "linear_probe", "plan",
+            "render", "show", "train", "trunk"},
     "captions": {"data", "learning", "trunk"},
     "render": {"data", "learning", "trunk"},
     "import_": {"data", "trunk"},
@@ -38,6 +38,7 @@ PAIRS = {
     "segment": {"data", "learning", "trunk"},
     "embed": {"data", "learning", "trunk"},
     "export": {"data", "learning", "trunk"},
+    "plan": {"learning", "trunk"},
     "show": {"data", "learning", "trunk"},
     "learning": {"data", "trunk"},
     "data": {"trunk"},

@@ -238,3 +238,10 @@ def test_a_presets_warmup_keeps_its_share_of_a_length_it_does_not_fit(
 def test_a_warmup_that_the_user_set_is_refused_where_it_does_not_fit() -> None:
     with pytest.raises(UsageError, match=r"train.warmup_steps: got 60, expected less than 60"):
         presets.resolve("train", preset="tiny", sets=["train.steps=60", "train.warmup_steps=60"])
+
+
+def test_a_set_of_another_stage_is_checked_with_that_stages_preset() -> None:
+    sets = ["train.steps=60"]  # less than the default's warm-up, and than the preset's
+    assert presets.resolve("captions", preset="tiny", sets=sets).config.count == 1000
+    with pytest.raises(UsageError, match=r"train.warmup_steps: got 60, expected less than 60"):
+        presets.resolve("captions", preset="tiny", sets=[*sets, "train.warmup_steps=60"])

@@ -63,7 +63,7 @@ def forward_flops(config: TrainConfig, vit: VisionTransformer) -> float:
     patch = int(vit.patch_embed.patch_size[0])
     images = config.captions_per_batch * config.views * config.global_crops
     sides = [config.image_size // patch] + [config.local_size // patch] * config.local_crops
-    return images * sum(_forward(vit, 1 + side**2, 1) for side in sides)
+    return float(images * sum(_forward(vit, 1 + side**2, 1) for side in sides))
 
 
 class HeadWeights(NamedTuple):
@@ -96,7 +96,7 @@ def _forward(vit: VisionTransformer, tokens: int, read: int) -> float:
         total += tokens * _weights(block) + 4 * tokens**2 * vit.embed_dim
     keys_and_values = 2 * 2 * vit.embed_dim**2  # of every token, whatever is read
     total += tokens * keys_and_values + read * (_weights(last) - keys_and_values)
-    return total + 4 * read * tokens * vit.embed_dim
+    return float(total + 4 * read * tokens * vit.embed_dim)
 
 
 def _weights(module: nn.Module) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from timm.models import VisionTransformer
 
@@ -27,9 +27,7 @@ class Work:
     bound: str  # what it waits for: compute | memory bandwidth | network | storage | measured
 
 
-def captions(
-    config: CaptionsConfig, plan: PlanConfig, gpu: Gpu, model: LanguageModel
-) -> Work:
+def captions(config: CaptionsConfig, plan: PlanConfig, gpu: Gpu, model: LanguageModel) -> Work:
     """Return the work of writing all captions on all GPUs.
 
     A step of the decoding reads the weights once for all rows together, and each row's keys.
@@ -123,8 +121,3 @@ def averaging_seconds(
     if n > plan.gpus_per_node:
         link = min(link, plan.network_gbit * GIGABIT)
     return 2 * (n - 1) / n * of_gradients / (link * plan.link_share) * (1 - plan.overlap)
-
-
-def scaled(config: TrainConfig, captions: int) -> TrainConfig:
-    """Return a config with at most so many captions in a batch, for a measurement."""
-    return replace(config, captions_per_batch=min(config.captions_per_batch, captions))

@@ -11,6 +11,7 @@ keeps less. Shapes: D width, F hidden width of the MLP, T tokens of an image wit
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
 
 from timm.models import VisionTransformer
 
@@ -35,7 +36,7 @@ class TrainingMemory:
 
     def total(self) -> float:
         """Return all of them together."""
-        return sum(asdict(self).values())
+        return float(sum(asdict(self).values()))
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def activations_of_image(config: TrainConfig, vit: VisionTransformer) -> float:
     patch = int(vit.patch_embed.patch_size[0])
     sides = [config.image_size // patch] + [config.local_size // patch] * config.local_crops
     tokens = sum(1 + side**2 for side in sides)
-    hidden = vit.blocks[0].mlp.fc1.out_features
+    hidden = int(cast(Any, vit.blocks[0]).mlp.fc1.out_features)
     return float(tokens * len(vit.blocks) * (20 * vit.embed_dim + 4 * hidden))
 
 
@@ -109,9 +110,7 @@ def largest_micro_batch(
     return size
 
 
-def _scores(
-    config: TrainConfig, tokens: int, images: int, ranks: int, *, compiled: bool
-) -> float:
+def _scores(config: TrainConfig, tokens: int, images: int, ranks: int, *, compiled: bool) -> float:
     """Return the bytes of scores that are kept, of student and teacher, and of the blocks."""
     whole = 2.0 * tokens * config.prototypes
     kept = 2 * whole if whole <= KEPT_ON_GPU else 0.0

@@ -40,7 +40,7 @@ class OnDisk:
 def captions(config: CaptionsConfig, row_bytes: float | None = None) -> OnDisk:
     """Return the captions folder; `row_bytes` were measured, None: as of this module."""
     parts = -(-config.count // config.captions_per_part)
-    size = config.count * (row_bytes or CAPTION_BYTES) + (0 if row_bytes else parts * PART_BYTES)
+    size = config.count * (row_bytes or CAPTION_BYTES) + parts * PART_BYTES
     return OnDisk(config.count, parts, size)
 
 
@@ -48,7 +48,7 @@ def images(config: RenderConfig, count: int, row_bytes: float | None = None) -> 
     """Return the images folder of so many captions; `row_bytes` as of `captions`."""
     rows, parts = count * config.views, -(-count // config.captions_per_part)
     size = rows * (row_bytes or image_bytes(config))
-    return OnDisk(rows, parts, size + (0 if row_bytes else parts * PART_BYTES))
+    return OnDisk(rows, parts, size + parts * PART_BYTES)
 
 
 def image_bytes(config: RenderConfig) -> float:
