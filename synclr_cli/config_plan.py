@@ -55,7 +55,10 @@ class PlanConfig(Checked):
         0.7, "(0, 1]", "of links and network that a reduction reaches", running=True
     )
     overlap: float = setting(
-        0.0, "[0, 1]", "of the averaging that is hidden behind the backward pass", running=True
+        0.5,
+        "[0, 1]",
+        "of the averaging that is hidden: buckets are sent during the last backward pass",
+        running=True,
     )
     memory_share: float = setting(
         0.9, "(0, 1]", "of a GPU's memory that can be used: the rest is fragments", running=True

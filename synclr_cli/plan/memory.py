@@ -27,7 +27,7 @@ class TrainingMemory:
     """Bytes of one rank."""
 
     weights: float  # student and teacher, and the 16-bit copies of autocast
-    gradients: float  # with the message that averages them
+    gradients: float  # with the buckets that average them
     optimizer: float
     activations: float
     heads: float
@@ -72,7 +72,7 @@ def of_rank(config: TrainConfig, vit: VisionTransformer, ranks: int) -> Training
     of_image = config.image_size**2 + config.local_crops * config.local_size**2
     return TrainingMemory(
         weights=4.0 * (n.student + n.teacher) + 2.0 * 2 * n.vit,
-        gradients=4.0 * n.student * (3 if ranks > 1 else 1),
+        gradients=4.0 * n.student * (2 if ranks > 1 else 1),
         optimizer=8.0 * n.student / (ranks if config.shard_optimizer else 1),
         activations=min(config.micro_batch or images, images) * activations_of_image(config, vit),
         heads=heads,

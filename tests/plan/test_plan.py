@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import tracing
-from conftest import Outcome
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,7 +25,7 @@ from synclr_cli.train import losses
 from synclr_cli.train.reading import Reading
 from synclr_cli.train.student_teacher import Student, Teacher
 
-Run = Callable[..., Outcome]
+Run = Callable[..., Any]  # the command line in this process
 SMALL = [
     "--set=captions.count=40", "--set=render.views=2", "--set=train.views=2",
     "--set=captions.engine.name=template:",
