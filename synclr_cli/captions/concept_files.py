@@ -139,7 +139,7 @@ def _read_parquet(path: Path) -> Iterator[_Row]:
         raise DataError(f"{path} is no Parquet file, or a truncated one ({e})") from e
     columns = _require_columns(path, file.schema_arrow.names)
     number = 0
-    for batch in file.iter_batches(columns=columns):
+    for batch in file.iter_batches(storage.ROWS_OF_ANYBODY, columns=columns):
         for row in batch.to_pylist():
             number += 1
             where = f"row {number}"

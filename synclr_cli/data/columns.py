@@ -75,7 +75,6 @@ def labels(files: Sequence[Path], name: str) -> np.ndarray:
 
 
 LONGEST_LABEL = 1000  # characters
-_ROWS = 1024  # read at once: a file of some kB may hold a text of 100 kB in each of its rows
 
 
 def _read_column(file: Path, name: str) -> pa.ChunkedArray:
@@ -87,7 +86,7 @@ def _read_column(file: Path, name: str) -> pa.ChunkedArray:
     chunks = []
     with artifacts.readable(file), storage.parquet(file) as opened:
         kind = opened.schema_arrow.field(name).type
-        for batch in opened.iter_batches(_ROWS, columns=[name]):
+        for batch in opened.iter_batches(storage.ROWS_OF_ANYBODY, columns=[name]):
             column: Any = batch.column(0)
             if pa.types.is_dictionary(column.type):
                 column = column.dictionary_decode()

@@ -1,16 +1,46 @@
-"""What a folder for another library says of itself: the same export again returns at once."""
+"""A folder for another library: made by one process, whole or not there, and what it was made from.
+
+with new_folder(out, record, overwrite=overwrite) as folder:
+    if folder is not None:          # None: `out` holds this very export
+        ... write into folder ...
+        record_export(folder, record, source)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from synclr_cli.data import artifacts, storage
+from synclr_cli.data import artifacts, locks, storage
 from synclr_cli.errors import UsageError
 
 EXPORT_FILE = "export.json"  # what the folder was made from
+
+
+@contextmanager
+def new_folder(out: Path, record: dict[str, Any], *, overwrite: bool) -> Iterator[Path | None]:
+    """Give an empty folder that becomes `out` when the block ends well, None if that is done.
+
+    Raises:
+        UsageError: another process exports to `out`, or it holds something else.
+    """
+    if is_exported(out, record, overwrite=overwrite):
+        yield None
+        return
+    name = out.name[:50]
+    with locks.locked(out.with_name(f".{name}.lock"), what=out):
+        for path in out.parent.glob(".*.partial"):  # of killed processes
+            if re.fullmatch(rf"\.{re.escape(name)}\.[0-9a-f]{{16}}\.partial", path.name):
+                storage.remove(path)
+        if is_exported(out, record, overwrite=overwrite):  # meanwhile
+            yield None
+            return
+        with storage.atomic_folder(out) as partial:
+            yield partial
 
 
 def is_exported(out: Path, record: dict[str, Any], *, overwrite: bool) -> bool:

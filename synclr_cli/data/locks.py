@@ -15,7 +15,11 @@ IN_USE = "already in use by another process"
 
 
 def lock(
-    path: Path, *, do: str = "wait for it, or choose another --out", wait: float = 0
+    path: Path,
+    *,
+    do: str = "wait for it, or choose another --out",
+    wait: float = 0,
+    what: Path | None = None,
 ) -> filelock.BaseFileLock:
     """Return a lock on a file of this machine that this process holds until it ends or `release`s.
 
@@ -23,6 +27,7 @@ def lock(
 
     Args:
         do: what the error says to do if another process holds it.
+        what: what is locked; by default the file's folder.
         wait: seconds to wait for another process before that.
 
     Raises:
@@ -34,12 +39,12 @@ def lock(
         try:
             held.acquire(poll_interval=0.02)
         except filelock.Timeout as e:
-            raise UsageError(f"{path.parent} is {IN_USE}", do=do) from e
+            raise UsageError(f"{what or path.parent} is {IN_USE}", do=do) from e
     return held
 
 
 @contextmanager
-def locked(path: Path, *, wait: float = 0) -> Iterator[None]:
+def locked(path: Path, *, wait: float = 0, what: Path | None = None) -> Iterator[None]:
     """Keep every other process out of a block by a file that is there meanwhile.
 
     Where nothing comes of the block, the file's folder is not left there either. A lock at a URI
@@ -47,6 +52,7 @@ def locked(path: Path, *, wait: float = 0) -> Iterator[None]:
 
     Args:
         wait: seconds to wait for another process to leave it.
+        what: what is locked, for the error; by default the file's folder.
 
     Raises:
         UsageError: another process is in it.
@@ -55,7 +61,7 @@ def locked(path: Path, *, wait: float = 0) -> Iterator[None]:
         yield
         return
     new = [folder for folder in path.parents if not folder.exists()]  # the innermost first
-    held = lock(path, wait=wait)
+    held = lock(path, wait=wait, what=what)
     try:
         yield
     finally:

@@ -213,9 +213,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             yield partial
             for file in (entry for entry in partial.rglob("*") if entry.is_file()):
                 _finish_file(file, mode)
+            old = _partial(path)
             if path.exists():
-                shutil.rmtree(path)
+                path.rename(old)
             partial.replace(path)
+            shutil.rmtree(old, ignore_errors=True)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -371,6 +373,10 @@ def short_digest(file: Path) -> str:
 
 def _hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+# To read at once of text that anybody wrote: a file of some kB may hold 100 kB in each of its rows.
+ROWS_OF_ANYBODY = 1024
 
 
 def parquet(path: Path) -> pq.ParquetFile:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from synclr_cli import console, rng
-from synclr_cli.data import artifacts, exports, storage
+from synclr_cli.data import artifacts, exports
 from synclr_cli.errors import EngineError, UsageError
 from synclr_cli.export import onnx, timm, transformers
 from synclr_cli.learning import backbone as backbones
@@ -42,11 +42,11 @@ def run(backbone: str, to: str, out: Path, *, overwrite: bool = False) -> Path:
         _require(package, to)
     opened = backbones.open_backbone(backbone)
     record = {"to": to, "backbone": opened.digest}
-    if exports.is_exported(out, record, overwrite=overwrite):
-        return out
     opened.model.eval()
     images = _pictures(opened)
-    with storage.atomic_folder(out) as partial:
+    with exports.new_folder(out, record, overwrite=overwrite) as partial:
+        if partial is None:
+            return out
         FORMATS[to].write(opened, partial)
         apart = _apart(_features(opened, images), FORMATS[to].features(partial, images))
         if not apart <= TOLERANCE:

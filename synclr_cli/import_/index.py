@@ -356,7 +356,9 @@ def _from_parquet(files: Sequence[Path]) -> Iterator[Sample]:
         with artifacts.readable(path), storage.parquet(path) as file:
             column, columns = _caption_columns(file.schema_arrow, path)
             for group in range(file.num_row_groups):
-                batches = file.iter_batches(8192, row_groups=[group], columns=columns)
+                batches = file.iter_batches(
+                    storage.ROWS_OF_ANYBODY, row_groups=[group], columns=columns
+                )
                 rows = (row for batch in batches for row in batch.to_pylist())
                 for i, row in enumerate(rows):
                     several = isinstance(row[column], list)

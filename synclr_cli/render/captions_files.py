@@ -273,7 +273,7 @@ def _from_text(path: Path) -> Iterator[pa.RecordBatch]:
             lines += [""] * empty  # in between: `uniform` says which
             empty = 0
             lines.append(line)
-            if len(lines) >= TEXT_ROWS:
+            if len(lines) >= TEXT_ROWS or len(line) > LONGEST:  # too long: refused at once
                 yield pa.record_batch({"caption": lines})
                 lines = []
     if lines:

@@ -20,7 +20,7 @@ from synclr_cli.errors import DataError
 from synclr_cli.render import captions_files
 from synclr_cli.render.captions_files import readable, required_columns, uniform
 
-BATCH_ROWS = 8192  # rows decoded at once
+BATCH_ROWS = storage.ROWS_OF_ANYBODY  # decoded at once
 MOST_TO_SORT = 5_000_000  # rows; more are not held in memory to be sorted
 
 

@@ -11,26 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import bad_inputs
-import good_files
 import pytest
 
 SEED = 18
-
-
-@pytest.fixture(scope="session")
-def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from conftest import Outcome
-
-    from synclr_cli import console
-    from synclr_cli.cli import main
-
-    def synclr(*arguments: object) -> Outcome:
-        with console.captured(), pytest.raises(SystemExit) as e:
-            main([str(a) for a in arguments])
-        console.set_quiet(False)
-        return Outcome(int(e.value.code or 0), "", "")
-
-    return good_files.make_all(tmp_path_factory.mktemp("good"), synclr)
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.slow)])

@@ -42,9 +42,9 @@ def run(target: str, out: Path, *, overwrite: bool = False) -> Path:
         "weights": storage.digest(path),
         "few_steps": storage.digest(few_steps) if pipe.few_steps is not None else "",
     }
-    if exports.is_exported(out, record, overwrite=overwrite):
-        return out
-    with storage.atomic_folder(out) as partial:
+    with exports.new_folder(out, record, overwrite=overwrite) as partial:
+        if partial is None:
+            return out
         diffusers.utils.logging.disable_progress_bar()
         diffusers.utils.logging.set_verbosity_error()
         pipe.save_pretrained(partial)
