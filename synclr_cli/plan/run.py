@@ -5,6 +5,7 @@ preset, --set --recipe--> counts --sizes, hours, memory--> estimate --report--> 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -35,7 +36,11 @@ def run(recipe: Recipe, plan: PlanConfig, measured: Measured | None = None) -> d
         DataError: a model's folder that does not describe it.
     """
     name = gpus.name_of(plan.gpu)
-    gpu = gpus.GPUS[name]
+    gpu: Gpu | None = gpus.GPUS[name]
+    if measured:
+        name, gpu = measured.device, gpus.of_device(measured.device)
+    if gpu is None:  # as a CPU: nothing is known of its memory
+        gpu = Gpu(math.inf, math.inf, math.inf, plan.network_gbit / 8)
     usable = gpu.memory_gb * 1e9 * plan.memory_share
     stages: dict[str, Stage] = {}
     needs: dict[str, dict[str, float]] = {}
@@ -52,17 +57,16 @@ def run(recipe: Recipe, plan: PlanConfig, measured: Measured | None = None) -> d
         of_rank = memory.of_rank(recipe.train, vit, plan.gpus)
         needs["train"] = {**vars(of_rank), "total": of_rank.total()}
         problems += fit.train(recipe.train, recipe.render, recipe.count, plan.gpus, vit)
-        if measured is None and of_rank.total() > usable:
+        if of_rank.total() > usable:
             problems.append(fit.memory_problem(recipe.train, vit, plan.gpus, usable, name))
-    if measured is None:
-        problems += fit.models(needs, usable, name)
+    problems += fit.models(needs, usable, name)
     return {
         "preset": recipe.preset,
         "gpus": plan.gpus,
-        "gpu": measured.device if measured else name,
+        "gpu": name,
         "measured": measured.json() if measured else None,
         **stages,
-        "memory": {"usable": None if measured else usable, **needs},
+        "memory": {"usable": usable if math.isfinite(usable) else None, **needs},
         "total": _total(stages, plan),
         "problems": [problem._asdict() for problem in problems],
     }
