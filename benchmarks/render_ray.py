@@ -48,12 +48,12 @@ def write_captions(folder: Path, name: str, count: int) -> None:
 
 def captions_of_a_part(folder: Path, seconds: float) -> int:
     """Return how many captions one core renders in some seconds, beside a busy one."""
-    write_captions(folder, "probe", 48)
+    write_captions(folder, "probe", 400)
     jobs = [
-        synclr(*render(folder, "probe", "probe-images", 1, "--shard", f"{i}/2"), core=i)
+        synclr(*render(folder, "probe", "probe-images", 20, "--shard", f"{i}/2"), core=i)
         for i in range(2)
     ]
-    return max(1, round(24 * seconds / seconds_of(*jobs)))
+    return max(1, round(200 * seconds / seconds_of(*jobs)))
 
 
 def main() -> None:
