@@ -13,12 +13,14 @@ from synclr_cli import cli_options as options, compare as comparison, console, e
 from synclr_cli.cli_options import (
     EVALUATE,
     Backbones,
+    On,
     Overwrite,
     Preset,
     PrintConfig,
     Quiet,
     Seed,
     Sets,
+    Workers,
     app,
 )
 from synclr_cli.compare import Comparison
@@ -81,6 +83,8 @@ def linear_probe(
         typer.Option("--data-root", metavar="DIR", help="Folder of the suite's data sets."),
     ] = None,
     seed: Seed = None,
+    on: On = None,
+    workers: Workers = None,
     out: Out = None,
     preset: Preset = "tiny",
     sets: Sets = None,
@@ -90,8 +94,9 @@ def linear_probe(
 ) -> None:
     """Evaluate backbones by a linear classifier on their frozen features."""
     settings = options.resolve(
-        "linear-probe", preset, sets, print_config, quiet, seed=("--seed", seed)
-    )
+        "linear-probe", preset, sets, print_config, quiet, seed=("--seed", seed),
+        executor__on=("--on", on), executor__workers=("--workers", workers),
+    )  # fmt: skip
     if suite is None:
         if data is None or data_root is not None:
             raise UsageError("linear-probe", expected="--data DATA, or --suite with --data-root")
@@ -127,6 +132,8 @@ def _add(command: str, meaning: str) -> None:
         backbones: Backbones,
         data: Annotated[str, DATA],
         seed: Seed = None,
+        on: On = None,
+        workers: Workers = None,
         out: Out = None,
         preset: Preset = "tiny",
         sets: Sets = None,
@@ -135,8 +142,9 @@ def _add(command: str, meaning: str) -> None:
         quiet: Quiet = False,
     ) -> None:
         settings = options.resolve(
-            command, preset, sets, print_config, quiet, seed=("--seed", seed)
-        )
+            command, preset, sets, print_config, quiet, seed=("--seed", seed),
+            executor__on=("--on", on), executor__workers=("--workers", workers),
+        )  # fmt: skip
         tasks = [evaluate.Task(evaluate.stem(data), data, settings)]
         _evaluate(command, backbones, tasks, out, overwrite)
 

@@ -2,7 +2,7 @@
 
     fields           what a field says about itself: type, bound, unit, meaning; the one check
     config_make      captions, render, train
-    config_executor  where captions and images are made
+    config_executor  where captions and images are made, and evaluations run
     config_evaluate  linear-probe, finetune, segment
     config_plan      plan, which makes no artifact and has no table in a preset
     presets          TOML files of them: `defaults < preset table < flags < --set`
@@ -40,6 +40,7 @@ __all__ = [
     "TRACKERS",
     "CaptionEngineConfig",
     "CaptionsConfig",
+    "EvaluationConfig",
     "FinetuneConfig",
     "LinearProbeConfig",
     "PlanConfig",
@@ -65,6 +66,8 @@ StageConfig = (
     | SegmentConfig
     | PlanConfig
 )
+
+EvaluationConfig = LinearProbeConfig | FinetuneConfig | SegmentConfig
 
 STAGES: dict[str, type[StageConfig]] = {
     "captions": CaptionsConfig,

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from synclr_cli.config_executor import (
+    FinetuneExecutorConfig,
+    LinearProbeExecutorConfig,
+    SegmentExecutorConfig,
+)
 from synclr_cli.config_make import PRECISIONS
 from synclr_cli.errors import UsageError
 from synclr_cli.fields import Checked, setting
@@ -56,6 +61,7 @@ class LinearProbeConfig(Checked):
     workers: int = setting(
         -1, "[-1, 256]", "loader processes of each rank; -1: by its cores", running=True
     )
+    executor: LinearProbeExecutorConfig = field(default_factory=LinearProbeExecutorConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,6 +124,7 @@ class FinetuneConfig(Checked):
     stop_after_minutes: float = setting(
         0.0, "[0, 1e6]", "save, stop and exit 0; 0: never", unit="min", running=True
     )
+    executor: FinetuneExecutorConfig = field(default_factory=FinetuneExecutorConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,6 +194,7 @@ class SegmentConfig(Checked):
     stop_after_minutes: float = setting(
         0.0, "[0, 1e6]", "save, stop and exit 0; 0: never", unit="min", running=True
     )
+    executor: SegmentExecutorConfig = field(default_factory=SegmentExecutorConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

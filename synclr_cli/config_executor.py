@@ -1,4 +1,4 @@
-"""Where the parts of captions/ and images/ are made: all of it running keys, nothing of the recipe.
+"""Where parts are made and evaluations run: all of it running keys, nothing of the recipe.
 
 An artifact does not say where its parts were made, since their bytes are the same.
 """
@@ -87,3 +87,24 @@ class RenderExecutorConfig(ExecutorConfig):
     """Where the parts of images/ are made."""
 
     TABLE = "render.executor"
+
+
+@dataclass(frozen=True)
+class LinearProbeExecutorConfig(ExecutorConfig):
+    """Where several linear probes run."""
+
+    TABLE = "linear-probe.executor"
+
+
+@dataclass(frozen=True)
+class FinetuneExecutorConfig(ExecutorConfig):
+    """Where several runs of finetune run."""
+
+    TABLE = "finetune.executor"
+
+
+@dataclass(frozen=True)
+class SegmentExecutorConfig(ExecutorConfig):
+    """Where several runs of segment run."""
+
+    TABLE = "segment.executor"

@@ -9,12 +9,12 @@ on where it stopped, and a table grows by naming one more backbone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from synclr_cli import compare, config as configs, console
+from synclr_cli import compare, config as configs, console, executors
 from synclr_cli.compare import Cell, Comparison
 from synclr_cli.errors import UsageError
 
@@ -33,7 +33,7 @@ class Task:
 
     name: str  # of the data, for folders and columns
     data: str
-    settings: configs.StageConfig
+    settings: configs.EvaluationConfig
     classes: int = 0  # that the paper's set has; 0: nobody says
 
 
@@ -100,19 +100,80 @@ def run(
     names = stems(backbones)
     base = Path("runs") / command
     single = len(backbones) == 1 and len(tasks) == 1 and suite is None
-    reports: dict[str, dict[str, dict[str, Any]]] = {}
+    calls = []
     for backbone in backbones:
         for task in tasks:
             folder = (out or base) / f"{names[backbone]}-on-{task.name}"
-            if single and out is not None:
-                folder = out
-            else:
-                console.note(f"{command} {backbone} on {task.name}")
-            report = judge(task.settings, backbone, task.data, folder, overwrite=overwrite)
-            reports.setdefault(backbone, {})[task.name] = report
+            calls.append(Call(backbone, task, out if single and out else folder))
+    reports: dict[str, dict[str, dict[str, Any]]] = {backbone: {} for backbone in backbones}
+
+    def take(facts: Mapping[str, Any]) -> None:
+        call = calls[facts["number"]]
+        reports[call.backbone][call.task.name] = facts["report"]
+
+    worker = Calls(judge, command, calls, overwrite, told=not (single and out))
+    if tasks[0].settings.executor.on == "ray":
+        _run_on_ray(worker, take)
+    else:
+        for facts in worker.make(range(len(calls)), lambda _: None):
+            take(facts)
     if single:
         return reports[backbones[0]][tasks[0].name]
     return _table(reports, tasks, suite)
+
+
+class Call(NamedTuple):
+    """One backbone on one data set, and the folder of it."""
+
+    backbone: str
+    task: Task
+    folder: Path
+
+
+@dataclass
+class Calls:
+    """A worker of `executors`: its parts are evaluations."""
+
+    judge: Judge
+    command: str
+    calls: Sequence[Call]
+    overwrite: bool
+    told: bool  # say which is begun
+
+    def open(self, cores: int | None = None) -> None:
+        """Do nothing: each evaluation loads its backbone."""
+
+    def make(
+        self, parts: Sequence[int], advance: Callable[[int], None]
+    ) -> Iterator[dict[str, Any]]:
+        """Evaluate; yield the number of the call and its report."""
+        for number in parts:
+            backbone, task, folder = self.calls[number]
+            if self.told:
+                console.note(f"{self.command} {backbone} on {task.name}")
+            report = self.judge(
+                task.settings, backbone, task.data, folder, overwrite=self.overwrite
+            )
+            advance(1)
+            yield {"number": number, "report": report}
+
+    def warnings(self) -> list[str]:
+        """Return nothing: reports say what they warn of."""
+        return []
+
+
+def _run_on_ray(worker: Calls, take: Callable[[Mapping[str, Any]], None]) -> None:
+    """Evaluate on a cluster, as many calls at once as there are workers."""
+    calls = worker.calls
+    parent = calls[0].folder.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    named = dict.fromkeys(name for call in calls for name in (call.backbone, call.task.data))
+    inputs = [Path(name) for name in named if Path(name).exists()]
+    with console.progress(worker.command, len(calls), unit="evaluations") as meter:
+        executors.run(
+            range(len(calls)), worker, calls[0].task.settings.executor, meter,
+            written=take, places=[parent, *inputs],
+        )  # fmt: skip
 
 
 def _table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -130,3 +131,14 @@ def test_workers_are_for_ray_and_a_number_or_two(synclr):
         assert synclr("render", "--on", "ray", "--workers", workers).code == 2
     assert "add --on ray" in synclr("render", "--workers", "2").error_line.lower()
     assert synclr("render", "--on", "slurm").code == 2
+
+
+@pytest.mark.slow
+def test_evaluations_on_a_cluster_are_those_of_one_process(ray, synclr, small_vit, tmp_path):
+    command = ("linear-probe", small_vit, f"random:{small_vit}", "--data", "digits:")
+    here = synclr(*command, "-o", tmp_path / "here", cwd=tmp_path)
+    there = synclr(*command, *ON_RAY, "-o", tmp_path / "there")
+    assert (here.code, there.code) == (0, 0), there.err
+    assert json.loads(here.out) == json.loads(there.out.splitlines()[-1])
+    for name in ("here", "there"):
+        assert len(list((tmp_path / name).glob("*/report.json"))) == 2
