@@ -29,6 +29,7 @@ from synclr_cli.learning.run_folder import RunFolder
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.linear_probe import features, logistic
 from synclr_cli.linear_probe.features import Features
+from synclr_cli.linear_probe.path import Path
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Case:
         """Return the features of every split, which `features.make` wrote."""
         return features.read(self.backbone, self.data, self.folder.path, self.rt)
 
-    def fit(self, x: Tensor, y: Tensor, penalties: list[float]) -> logistic.Path:
+    def fit(self, x: Tensor, y: Tensor, penalties: list[float]) -> Path:
         """Fit logistic regressions on this run's device; the solutions come back to the CPU."""
         path = logistic.fit_path(
             x.to(self.rt.exact_device),
@@ -63,7 +64,7 @@ class Case:
             classes=self.classes,
             iterations=self.config.iterations,
         )
-        return logistic.Path(**{name: value.cpu() for name, value in vars(path).items()})
+        return Path(**{name: value.cpu() for name, value in vars(path).items()})
 
     def nearest(self, x: Tensor, y: Tensor, asked: Tensor) -> np.ndarray:
         """Return what the nearest of the features x say about the asked, [q]."""

@@ -129,7 +129,9 @@ def test_no_module_but_the_known_ones_asks_for_float64() -> None:
     assert asking == {
         "captions/engines/local/sampling.py",  # moves to the host
         "learning/runtime.py",
+        "linear_probe/lbfgs.py",  # as logistic
         "linear_probe/logistic.py",  # is given tensors on `exact_device`
+        "linear_probe/newton.py",  # as logistic
         "render/engines/pocket/text.py",  # `fit`, of the tools alone
         "show/run.py",  # on the host
         "train/metrics.py",  # a sum of counts, where `exact` left them

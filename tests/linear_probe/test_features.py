@@ -123,5 +123,7 @@ def test_a_kill_loses_one_part_and_leaves_none_behind(extract, tmp_path, monkeyp
 def test_damaged_features_are_named_with_the_way_out(extract, tmp_path):
     _, files = extract()
     (tmp_path / files[0]).write_bytes(b"short")
-    with pytest.raises(DataError, match=r"stored features are damaged.*Delete .*features-test"):
+    with pytest.raises(
+        DataError, match=r"stored features are damaged.*the same command makes it again"
+    ):
         extract()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from synclr_cli.linear_probe import logistic
+from synclr_cli.linear_probe import logistic, newton
 
 
 def clusters(n=240, width=12, classes=4, seed=0, spread=1.0, decay=0.0):
@@ -75,11 +75,13 @@ def test_weak_penalties_on_nearly_collinear_features_do_not_stall():
     assert (path.objectives.diff() > 0).all()
 
 
-def test_single_precision_finds_the_same_minimum(monkeypatch):
+@pytest.mark.parametrize("most", [0, 1e15], ids=["lbfgs", "newton"])
+def test_single_precision_finds_the_same_minimum(monkeypatch, most):
     x, y = clusters(n=500, spread=1.5, decay=1.0)
     penalties = logistic.penalty_grid(12, 1e-4, 1e5)
     double = logistic.fit_path(x, y, penalties, classes=4, iterations=500)
     monkeypatch.setattr(logistic, "FLOAT64_OPERATIONS", 0)
+    monkeypatch.setattr(logistic, "NEWTON_OPERATIONS", most)
     single = logistic.fit_path(x.float(), y, penalties, classes=4, iterations=500)
     for i, penalty in enumerate(penalties):
         found, _ = objective_and_gradient(x, y, single.weights[i], single.intercepts[i], penalty)
@@ -155,3 +157,25 @@ def test_several_classes_a_picture_are_as_many_sigmoid_problems():
             assert float(path.intercepts[i][k]) == pytest.approx(
                 float(reference.intercept_[0]), abs=2e-3
             )
+
+
+@pytest.mark.parametrize("most", [0, 1e15], ids=["lbfgs", "newton"])
+def test_what_is_common_to_all_classes_is_zero(monkeypatch, most):
+    monkeypatch.setattr(logistic, "NEWTON_OPERATIONS", most)
+    x, y = clusters(spread=1.5)
+    path = logistic.fit_path(x, y, [1e-4, 1e-1, 1e2], classes=4, iterations=500)
+    largest = path.weights.abs().amax((1, 2))
+    assert (path.weights.mean(-1).abs().amax(-1) < 1e-12 * largest).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("CHUNK_NUMBERS", 256), ("DENSE", 5), ("FACTOR_ROWS", 50), ("NUMBERS", 1)]
+)
+def test_sizes_that_save_memory_change_no_solution(monkeypatch, name, value):
+    x, y = clusters(n=400, width=20, spread=1.5, decay=1.0)
+    penalties = logistic.penalty_grid(9, 1e-4, 1e4)
+    plain = logistic.fit_path(x, y, penalties, classes=4, iterations=2000)
+    monkeypatch.setattr(newton, name, value)
+    path = logistic.fit_path(x, y, penalties, classes=4, iterations=2000)
+    assert path.converged.all()
+    assert torch.allclose(path.objectives, plain.objectives, rtol=1e-9)
