@@ -3,7 +3,7 @@
     cli_options   the app, flags that commands share, how settings are resolved
     cli_make      captions render import train quickstart
     cli_evaluate  linear-probe finetune segment compare
-    cli_look      inspect show embed export
+    cli_look      inspect show embed push export
     cli_list      presets concepts engines
     cli_plan      plan
 

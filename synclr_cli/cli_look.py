@@ -89,9 +89,9 @@ def _draw(description: describe.Description, png: Path | None) -> Path | None:
 
         facts.update(report(path))
         facts["licence"] = licences.of(facts["engine"]).text
-        target = png or path / "contact-sheet.png"
+        target = png or path / "_contact-sheet.png"
         contact_sheet(path, target)
-        if "pixels" in facts["diversity"]:
+        if "pixels" in facts.get("diversity", {}):
             from synclr_cli.render import diversity
 
             curves = png.with_suffix(".diversity.png") if png else path / "_diversity.png"
@@ -178,6 +178,40 @@ def embed(
         seed=seed, overwrite=overwrite,
     )  # fmt: skip
     console.result(str(file))
+
+
+@app.command(rich_help_panel=LOOK, epilog="Example: synclr push runs/vitb user/name --dry-run")
+def push(
+    folder: Annotated[
+        str,
+        typer.Argument(metavar="FOLDER", help="A finished folder of captions, images or a run."),
+    ],
+    repository: Annotated[
+        str, typer.Argument(metavar="USER/NAME", help="Repository; it is made if it is not there.")
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would go, with sizes; send nothing.")
+    ] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="If the repository is new, let no one else see it.")
+    ] = False,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Of a run, send its checkpoints, too.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Send captions, images or a backbone to the Hugging Face hub, with a card."""
+    console.set_quiet(quiet)
+    place = Path(options.path_argument(folder))
+    from synclr_cli.push.run import plan, run
+
+    work = plan(place, repository, checkpoints=checkpoints)
+    if dry_run:
+        rows = [[file.name, f"{file.size:,}"] for file in work.files]
+        console.result_table(work.json(), [["file", "bytes"], *rows])
+        return
+    _draw(describe.describe(place), None)
+    console.result(run(plan(place, repository, checkpoints=checkpoints), private=private))
 
 
 @app.command(rich_help_panel=LOOK, epilog="Example: synclr export runs/tiny --to timm")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +60,10 @@ def write_images(folder: Path, captions: int = 3, views: int = 2, size: int = 12
                 for i, c in enumerate(ids)
             ]  # fmt: skip
             table = pa.Table.from_pylist(rows, schema=arrow_schema("images").remove_metadata())
-            dataset.write(index, table, rows_per_group=4)
-        dataset.finish(total, {"views": views})
+            told = image_facts.of_part(table, [], [])
+            dataset.write(index, table, rows_per_group=4, facts=told)
+        whole = partial(image_facts.of_whole, source="captions", views=views, classes=[])
+        dataset.finish(total, whole)
     return folder
 
 

@@ -16,7 +16,7 @@ import synclr_cli
 PACKAGE = Path(synclr_cli.__file__).parent
 COMMANDS = {
     "captions", "render", "import_", "train", "linear_probe", "finetune", "segment", "embed",
-    "export", "plan", "show",
+    "export", "plan", "push", "show",
 }  # fmt: skip
 # Modules beside the folders that belong to the command line; the others are the trunk.
 CLI = {
@@ -28,7 +28,7 @@ LAYER = {"trunk": 0, "data": 1, "learning": 2, **dict.fromkeys(COMMANDS, 3), "cl
 # Which folder imports which: a new pair is a decision, written down here.
 PAIRS = {
     "cli": {"captions", "data", "embed", "export", "import_", "learning", "linear_probe", "plan",
-            "render", "show", "train", "trunk"},
+            "push", "render", "show", "train", "trunk"},
     "captions": {"data", "learning", "trunk"},
     "render": {"data", "learning", "trunk"},
     "import_": {"data", "trunk"},
@@ -39,6 +39,7 @@ PAIRS = {
     "embed": {"data", "learning", "trunk"},
     "export": {"data", "learning", "trunk"},
     "plan": {"learning", "trunk"},
+    "push": {"data", "trunk"},
     "show": {"data", "learning", "trunk"},
     "learning": {"data", "trunk"},
     "data": {"trunk"},

@@ -25,7 +25,7 @@ class Description:
 
     def chain(self) -> list[str]:
         """Return one line per ancestor, the artifact itself first, the word list last."""
-        return _chain(self.path.name, json.loads(self.header.json()))
+        return chain_of(self.path.name, json.loads(self.header.json()))
 
     def json(self) -> dict[str, Any]:
         """Return the description as one JSON object."""
@@ -210,13 +210,14 @@ def _size(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "digest": storage.digest(path)}
 
 
-def _chain(name: str, header: Mapping[str, Any] | None) -> list[str]:
+def chain_of(name: str, header: Mapping[str, Any] | None) -> list[str]:
+    """Return one line for an artifact and each of its ancestors, the artifact itself first."""
     if header is None:
         return [name]
     engine = f" by {header['engine']}" if header.get("engine") else ""
     lines = [f"{name}: {header['schema']}{engine}, seed {header['seed']}"]
     for ancestor in header.get("parents", ()):
-        first, *rest = _chain(ancestor["name"], ancestor.get("header"))
+        first, *rest = chain_of(ancestor["name"], ancestor.get("header"))
         lines += [f"  {first} ({ancestor['digest'][:19]})", *(f"  {line}" for line in rest)]
     return lines
 

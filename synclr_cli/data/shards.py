@@ -33,7 +33,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from synclr_cli.data import artifacts, locks, manifest, overwriting, storage
+from synclr_cli.data import artifacts, cards, locks, manifest, overwriting, storage
 from synclr_cli.data.artifacts import STAGE_OF, Header
 from synclr_cli.data.manifest import (
     HEADER,
@@ -92,7 +92,7 @@ class ShardedDataset:
         self._listed: pa.Table | None = None  # the list of parts of an earlier, finished result
         self._rows: dict[str, int] = {}  # of a part in it
         self._notes: dict[str, PartFacts] = {}
-        self._own = (MANIFEST, PARTS, UNFINISHED, NEW, *sidecars)
+        self._own = (MANIFEST, PARTS, UNFINISHED, NEW, cards.FILE, *sidecars)
         self._begun = False
 
     def path(self, index: int) -> Path:
@@ -358,6 +358,7 @@ class ShardedDataset:
             told = facts(parts) if callable(facts) else facts or {}
             if told is None:
                 return False
+            cards.write(self.work, self.header, parts, told)
             self._write_manifest(parts, told)
             self._tidy()
             if self.work != self.folder:
@@ -391,7 +392,7 @@ class ShardedDataset:
             locks.remove_stale(self.folder)
 
     def _swap(self) -> None:
-        overwriting.swap(self.folder, self.sidecars)
+        overwriting.swap(self.folder, (cards.FILE, *self.sidecars))
         self.work = self.folder
 
 

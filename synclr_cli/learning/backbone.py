@@ -6,7 +6,7 @@ pretrained=True)` opens a run folder with no code of ours.
 
     spec --open_backbone--> Backbone(model, mean, std, image size, ...)
     spec: run folder | .safetensors, ours or bare | .pth of the released code or of others
-          | timm:NAME | random:ARCH or random:RUN
+          | hf://USER/NAME | timm:NAME | random:ARCH or random:RUN
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 from synclr_cli.data import artifacts, exports, storage
 from synclr_cli.data.artifacts import Header
 from synclr_cli.errors import DataError, EngineError, UsageError
-from synclr_cli.learning import runtime, weights
+from synclr_cli.learning import hub_files, runtime, weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WEIGHTS_FILE = "backbone.safetensors"
@@ -191,9 +191,10 @@ def open_backbone(
     """Open any backbone by its name.
 
     Args:
-        spec: run folder | file.safetensors | file.pth | timm:NAME | random:ARCH | random:RUN (the
-            same architecture as a run, with new weights drawn from `seed`). A file without a
-            synclr header is a state dict under timm's names, as the released weights are.
+        spec: run folder | file.safetensors | file.pth | hf://USER/NAME, which `synclr push` sent |
+            timm:NAME | random:ARCH | random:RUN (the same architecture as a run, with new weights
+            drawn from `seed`). A file without a synclr header is a state dict under timm's names,
+            as the released weights are.
         image_size: pixels to build it for, its position table resized; 0 for its own.
 
     Raises:
@@ -206,7 +207,7 @@ def open_backbone(
         return _open_timm(spec, target, image_size, drop_path)
     if colon and scheme == "random":
         return _open_random(spec, target, image_size, drop_path, seed)
-    path = Path(spec)
+    path = hub_files.fetch(spec) if colon and scheme == "hf" else Path(spec)
     if path.is_dir():
         if not (path / WEIGHTS_FILE).is_file():
             raise DataError(f"{spec} holds no {WEIGHTS_FILE}", do=_instead_of(path))
@@ -214,7 +215,8 @@ def open_backbone(
     if not path.is_file():
         raise DataError(
             f"no backbone {spec}",
-            expected="a run folder, a .safetensors or .pth file, timm:NAME or random:ARCH",
+            expected="a run folder, a .safetensors or .pth file, hf://USER/NAME, timm:NAME or"
+            " random:ARCH",
             got="none of these",
         )
     if path.suffix in (".pth", ".pt", ".bin"):
@@ -241,7 +243,7 @@ def _open_saved(spec: str, path: Path, image_size: int, drop_path: float) -> Bac
     return Backbone(
         model=model,
         spec=spec,
-        name=path.parent.resolve().name if path.name == WEIGHTS_FILE else path.stem,
+        name=_name(spec, path),
         digest=storage.digest(path),
         image_size=image_size or facts["image_size"],
         mean=facts["mean"],
@@ -251,6 +253,12 @@ def _open_saved(spec: str, path: Path, image_size: int, drop_path: float) -> Bac
         arch=facts["arch"],
         arguments=facts["arch_arguments"] | {"img_size": image_size or facts["image_size"]},
     )
+
+
+def _name(spec: str, path: Path) -> str:
+    if spec.startswith("hf://"):
+        return spec.rstrip("/").rpartition("/")[2]
+    return path.parent.resolve().name if path.name == WEIGHTS_FILE else path.stem
 
 
 def _from_facts(facts: Mapping[str, Any], image_size: int, drop_path: float) -> VisionTransformer:

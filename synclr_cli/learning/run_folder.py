@@ -45,7 +45,7 @@ _NEW, _WHOLE, _PLACING = ".new", ".whole", ".placing"
 # What runs of any kind write. None of it is there before run.json, and all of it is replaced.
 _WRITTEN = ("backbone.safetensors", "model.safetensors", "config.json", REPORT_FILE, METRICS_FILE,
             "damaged.jsonl", "skipped.jsonl", "confusion.png", "overlays.png", "curves.png",
-            _CHECKPOINTS, "backbones")  # fmt: skip
+            "README.md", _CHECKPOINTS, "backbones")  # fmt: skip
 # What else synclr makes a folder of, known by a file that a run has not; not even overwritten.
 _OTHERS = {
     "_manifest.json": "captions or images",
@@ -245,7 +245,7 @@ class RunFolder:
         for name, what in _OTHERS.items():
             if (self.path / name).is_file():
                 raise UsageError(f"{self.path} holds {what}", do="choose another --out")
-        own = [name for name in _WRITTEN if not name.endswith(".png")]  # anybody may have pictures
+        own = [name for name in _WRITTEN if not name.endswith((".png", ".md"))]  # anybody's
         present = [name for name in own if (self.path / name).exists()]
         if present and self._header(self.path) is None:
             raise UsageError(

@@ -4,6 +4,7 @@ out/
     damaged.jsonl         the images that did not decode, if any
     skipped.jsonl         the steps whose loss was not finite, if any were skipped
     backbones/step-N/     the backbone of then, every `backbone_steps` updates; a run folder each
+    README.md             its card, in Hugging Face's form
     config.json           the backbone's, for timm's `local-dir:`
     backbone.safetensors  the result
 """
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from synclr_cli.data import storage
+from synclr_cli.data import cards, storage
 from synclr_cli.data.artifacts import Header
 from synclr_cli.learning import backbone
 from synclr_cli.learning.run_folder import RunFolder
@@ -32,7 +33,20 @@ def keep_backbone(folder: RunFolder, learner: Learner, captions: int, steps: int
 
 def finish(folder: RunFolder, learner: Learner, captions: int, steps: int) -> None:
     """Write the teacher's ViT as the result, and finish the run."""
-    folder.finish(lambda place: _save_backbone(place, folder.header, learner, captions, steps))
+
+    def write(place: Path) -> None:
+        vit = learner.teacher.vit
+        facts = {
+            "arch": learner.config.arch,
+            "image_size": learner.config.image_size,
+            "parameters": sum(p.numel() for p in vit.parameters()),
+            "steps": steps,
+            "captions": captions,
+        }
+        cards.write_run(place, folder.header, facts)
+        _save_backbone(place, folder.header, learner, captions, steps)
+
+    folder.finish(write)
 
 
 def _save_backbone(

@@ -1,0 +1,1 @@
+"""`synclr push`: a folder to the Hugging Face hub."""
