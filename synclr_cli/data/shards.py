@@ -4,6 +4,7 @@
         part-00000.parquet ...   the rows; a part is a function of (settings, its number)
         _manifest.json           written last; it and the list of parts: see `manifest`
         _parts.pq
+        _README.md               the card: see `cards`
         _unfinished/             while parts are made: the header, and a note of each part's facts
         .new/                    while another result is overwritten: the same, of the new one
 
@@ -35,15 +36,7 @@ import pyarrow as pa
 
 from synclr_cli.data import artifacts, cards, locks, manifest, overwriting, storage
 from synclr_cli.data.artifacts import STAGE_OF, Header
-from synclr_cli.data.manifest import (
-    HEADER,
-    MANIFEST,
-    PARTS,
-    UNFINISHED,
-    PartFacts,
-    is_part,
-    part_name,
-)
+from synclr_cli.data.manifest import MANIFEST, UNFINISHED, PartFacts, is_part, part_name
 from synclr_cli.data.overwriting import NEW
 from synclr_cli.errors import UsageError
 
@@ -92,7 +85,7 @@ class ShardedDataset:
         self._listed: pa.Table | None = None  # the list of parts of an earlier, finished result
         self._rows: dict[str, int] = {}  # of a part in it
         self._notes: dict[str, PartFacts] = {}
-        self._own = (MANIFEST, PARTS, UNFINISHED, NEW, cards.FILE, *sidecars)
+        self._own = (MANIFEST, manifest.PARTS, UNFINISHED, NEW, cards.FILE, *sidecars)
         self._begun = False
 
     def path(self, index: int) -> Path:
@@ -224,7 +217,7 @@ class ShardedDataset:
     def _read_facts(self, shard: str) -> None:
         """Read the list of parts and this shard's notes; refuse damaged and foreign parts."""
         self._listed, self._rows, self._notes = None, {}, {}
-        if PARTS in self._names:
+        if manifest.PARTS in self._names:
             self._read_list()
         own = [name for name in self._names if is_part(name) and manifest.is_of(name, shard)]
         self._read_notes(own)
@@ -301,7 +294,7 @@ class ShardedDataset:
             self._names[name] = path.stat().st_size
             if (note := self.scratch / manifest.note_name(name)).is_file():
                 self._notes[name] = PartFacts(**storage.read_json(note))
-            elif self._listed is None and (self.work / PARTS).is_file():
+            elif self._listed is None and (self.work / manifest.PARTS).is_file():
                 self._read_list()
 
     def add(self, part: PartFacts) -> None:
@@ -311,7 +304,7 @@ class ShardedDataset:
     def begin(self) -> None:
         """Say whose the folder is, and that it is not finished, as the first `write` does."""
         with self._setup():
-            header = self.work / UNFINISHED / HEADER
+            header = self.work / UNFINISHED / manifest.HEADER
             if header.is_file() and self.work == self.folder:
                 self.require_same()  # another job began meanwhile
             storage.write_json(header, {"header": json.loads(self.header.json())})
@@ -379,7 +372,7 @@ class ShardedDataset:
         if MANIFEST in self._names and storage.read_json(self.work / MANIFEST) == record:
             return
         storage.remove(self.work / MANIFEST)
-        with storage.atomic_file(self.work / PARTS) as partial:
+        with storage.atomic_file(self.work / manifest.PARTS) as partial:
             partial.write_bytes(listed)
         storage.write_json(self.work / MANIFEST, record)
 
