@@ -20,6 +20,7 @@ from synclr_cli import config as configs, console, executors
 from synclr_cli.config import RenderConfig
 from synclr_cli.data import artifacts, image_facts
 from synclr_cli.data.shards import ShardedDataset
+from synclr_cli.render import meaning
 from synclr_cli.render.captions_reader import CaptionsReader
 from synclr_cli.render.part import LARGEST_CLASS, Plan
 from synclr_cli.render.parts import ImageParts
@@ -65,6 +66,7 @@ def run(config: RenderConfig, captions: Path, out: Path, *, overwrite: bool = Fa
         # --- build, loop
         todo = plan.todo(dataset)
         if todo:
+            meaning.require_known(config.engine, reader.rows(0, meaning.CAPTIONS))
             _ = plan.class_ids  # looked up once, here, whoever makes the parts
             parts = ImageParts(dataset, plan)
             total = reader.count * config.views

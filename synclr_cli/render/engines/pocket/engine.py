@@ -43,6 +43,7 @@ _STRANGE = ("variant", "revision", "safety_checker", "vae_slicing", "vae_tiling"
 class PocketEngine(ImageEngine):
     """Generate images with the shipped model, on the GPU if there is one."""
 
+    options = frozenset({"allow_unknown"})  # read before the first image: render/meaning.py
     batch_size = 256  # 64 captions of four views: they are read together
 
     def __init__(self, target: str, config: RenderEngineConfig):

@@ -89,6 +89,7 @@ _WORDS = {
     " book bag suitcase backpack machine engine clockwork monitor keyboard speaker projector toy",
 }
 _PLAN_OF = {word: plan for plan, words in _WORDS.items() for word in words.split()}
+KNOWN = len(_PLAN_OF)  # nouns
 # Where the colours of a kind mostly lie, in turns of hue, and how strong they are at most.
 _HUES = {
     "tree": (0.20, 0.36, 0.8), "quadruped": (0.03, 0.12, 0.55), "biped": (0.0, 1.0, 0.6),
@@ -160,6 +161,12 @@ def species(concept: str) -> Species:
         saturation=float(rng.beta(1.6, 2.2)),  # few things are garish
         haunts=(hashed("haunt", name), hashed("second haunt", name)),
     )
+
+
+def is_known(concept: str) -> bool:
+    """Return whether a concept's noun has a body plan: a fly agaric is no fly."""
+    noun = head_noun(plain_name(concept))
+    return noun in _PLAN_OF or singular(noun) in _PLAN_OF
 
 
 def parts_of(kind: Species, view: Rng) -> Parts:
