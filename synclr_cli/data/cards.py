@@ -5,7 +5,8 @@
     runs/x/              README.md
 
 A card tells what the folder's header and its list of parts do, so the same folder has the same card
-wherever and whenever it is made: no dates, no paths.
+wherever and whenever it is made: no dates, no paths. The front matter is written here, not by
+huggingface_hub's classes, which read it in the tests: importing them takes longer than many a job.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import functools
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,19 +85,15 @@ def of_parts(header: Header, totals: Mapping[str, int], facts: Mapping[str, Any]
         totals: rows, captions, bytes and parts of the folder.
         facts: what its manifest tells of the whole.
     """
-    from huggingface_hub import DatasetCard, DatasetCardData
-
     kind = "image-feature-extraction" if header.schema == "images" else "text-to-image"
-    data = DatasetCardData(
-        pretty_name=_ABOUT[header.schema][0],
-        task_categories=[kind],
-        size_categories=[_size_category(totals["rows"])],
-        tags=["synclr", "synthetic"],
-        configs=[{"config_name": "default", "data_files": "part-*.parquet"}],
+    front = (
+        f"pretty_name: {_ABOUT[header.schema][0]}\ntask_categories:\n- {kind}\n"
+        f"size_categories:\n- {_size_category(totals['rows'])}\ntags:\n- synclr\n- synthetic\n"
+        "configs:\n- config_name: default\n  data_files: part-*.parquet\n"
     )
     told = {**totals, **{k: v for k, v in facts.items() if isinstance(v, str | int | float)}}
     read = 'from datasets import load_dataset\n\nrows = load_dataset("USER/NAME", split="train")'
-    return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{_body(header, told, read)}"))
+    return f"---\n{front}---\n\n{_body(header, told, read)}"
 
 
 def of_run(header: Header, facts: Mapping[str, Any], grades: str = "") -> str:
@@ -105,12 +103,9 @@ def of_run(header: Header, facts: Mapping[str, Any], grades: str = "") -> str:
         facts: of the backbone, steps and sizes.
         grades: a section of Markdown with what evaluations measured.
     """
-    from huggingface_hub import ModelCard, ModelCardData
-
-    data = ModelCardData(
-        library_name="timm",
-        pipeline_tag="image-feature-extraction",
-        tags=["synclr", "self-supervised", "synthetic"],
+    front = (
+        "library_name: timm\npipeline_tag: image-feature-extraction\ntags:\n- synclr\n"
+        "- self-supervised\n- synthetic\n"
     )
     told = {k: v for k, v in facts.items() if isinstance(v, str | int | float)}
     read = (
@@ -119,7 +114,7 @@ def of_run(header: Header, facts: Mapping[str, Any], grades: str = "") -> str:
         "from synclr_cli import load_backbone\n\n"
         'model, transform, header = load_backbone("hf://USER/NAME")'
     )
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(header, told, read, grades)}"))
+    return f"---\n{front}---\n\n{_body(header, told, read, grades)}"
 
 
 def command(header: Header) -> str:
@@ -145,11 +140,25 @@ def command(header: Header) -> str:
 @functools.cache
 def _recipes(stage: str) -> Mapping[str, Mapping[str, Any]]:
     """Return the settings of every shipped preset that make a difference to what is made."""
-    return {
-        name: configs.recipe(presets.resolve(stage, preset=name).config)
-        for name in presets.names()
-        if stage in presets.read(name).values
-    }
+    recipes = {}
+    for name in presets.names():
+        text = (presets.folder() / f"{name}.toml").read_text(encoding="utf-8")
+        table = tomllib.loads(text).get(stage)  # without its comments: much faster
+        if table is not None:
+            values = dict(_flat(table, configs.keys(stage)))
+            recipes[name] = configs.recipe(configs.build(stage, values))
+    return recipes
+
+
+def _flat(
+    table: Mapping[str, Any], known: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Yield a preset's values by key path; an inline table that is one setting stays whole."""
+    for key, value in table.items():
+        if isinstance(value, dict) and prefix + key not in known:
+            yield from _flat(value, known, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _without_folders(value: Any) -> Any:
