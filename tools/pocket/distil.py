@@ -63,10 +63,10 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = options.lr * rate(step, options.steps)
         draw = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
-        batch = (part.to(device) for part in pairs.draw(options.batch, draw))
+        images, text, noise = (part.to(device) for part in pairs.draw(options.batch, draw))
         chosen = torch.multinomial(torch.tensor([*TASKS.values()]), 1, generator=draw)
         steps, taken = [*TASKS][int(chosen)]
-        pixels, apart = losses(student, net, *batch, steps, taken)
+        pixels, apart = losses(student, net, images, text, noise, steps, taken)
         (pixels + options.perceptual * apart).backward()
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()

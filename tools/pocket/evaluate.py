@@ -292,7 +292,8 @@ def unseen_captions(per_class: int) -> tuple[list[str], np.ndarray]:
 
 def colour_scores(generator: Generator, guidance: float | None, steps: int) -> dict[str, float]:
     """Return how often things and grounds have the colour asked for, where the rule names one."""
-    captions, things = [], []
+    captions: list[str] = []
+    things: list[str] = []
     for kind in ("automobile", "truck", "bird", "ship"):
         for colour in COLOURS_SAID:
             captions += sentences.captions(kind, colour, "", 4, seed=2000)
@@ -303,7 +304,8 @@ def colour_scores(generator: Generator, guidance: float | None, steps: int) -> d
         "thing_colour_as_asked": float((seen == expected)[seen >= 0].mean()),
         "thing_colour_named": float((seen >= 0).mean()),
     }
-    captions, grounds = [], []
+    captions = []
+    grounds: list[str] = []
     for kind in ("bird", "dog", "horse", "automobile"):
         for ground in colours.GROUNDS:
             captions += sentences.captions(kind, "", ground, 4, seed=3000)
