@@ -339,11 +339,26 @@ def test_a_student_that_knows_the_image_has_no_loss_after_any_of_its_steps(tools
     losses, net = tools["distil"].losses, feature_net(tools).requires_grad_(False)
     image, noise, text = torch.rand(2, 12, 16, 16), torch.randn(2, 12, 16, 16), torch.zeros(2, 128)
     student = Knows(image)
-    pixels, apart = losses(student, net, image, text, noise, 4, taken)
+    pixels, apart, contrast = losses(student, net, image, text, noise, 4, taken)
     assert student.levels == pytest.approx([1 - i / 4 for i in range(taken + 1)])
-    assert pixels < 1e-10 and apart < 1e-4
-    pixels, apart = losses(Knows(image + 0.5), net, image, text, noise, 4, taken)
+    assert pixels < 1e-10 and apart < 1e-4 and contrast < 1e-8
+    pixels, apart, contrast = losses(Knows(image + 0.5), net, image, text, noise, 4, taken)
     assert pixels == pytest.approx(0.25, rel=1e-4) and apart > 1e-3
+    assert contrast < 1e-8  # brighter all over
+
+
+def test_contrast_is_the_difference_of_local_deviations(tools):
+    contrast_loss, fold = tools["distil"].contrast_loss, tools["perceptual"].fold
+    image = torch.rand(2, 3, 32, 32)
+    half = 0.5 + (image - 0.5) / 2
+    squares = {
+        side: image.unfold(2, side, side).unfold(3, side, side).std((4, 5), unbiased=False)
+        for side in (4, 8, 32)
+    }
+    expected = np.mean([(sigma / 2).square().mean() for sigma in squares.values()])
+    assert contrast_loss(fold(half), fold(image)) == pytest.approx(expected, rel=0.01)
+    assert contrast_loss(fold(image.flip(1)), fold(image)) > 0
+    assert contrast_loss(fold(image + 0.3), fold(image)) < 1e-9
 
 
 def distil(tools, monkeypatch, folder: Path, steps: int = 4) -> None:
