@@ -59,6 +59,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     together = bool(_BY_RANKS.intersection(given[:1]))
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        _require_text(given)
         with storage.disk_errors(Path.cwd()):
             # Some typers turn Ctrl-C into a returned exit code, others into an Abort.
             if app(given or ["--help"], standalone_mode=False) == 130:
@@ -80,6 +81,22 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         console.error("interrupted; the same command continues where it stopped", alike=together)
         sys.exit(130)
     sys.exit(0)
+
+
+def _require_text(arguments: list[str]) -> None:
+    """Refuse bytes that are not UTF-8, which Parquet, JSON and reports cannot name.
+
+    Raises:
+        UsageError: an argument holds some.
+    """
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as e:
+            raise UsageError(
+                f"{argument.encode('utf-8', 'replace').decode()} is not UTF-8 text",
+                do="rename the folder, or name it by a link",
+            ) from e
 
 
 _OUT_OF_MEMORY = ("bad_alloc", "t allocate memory", "out of memory", "not enough memory")

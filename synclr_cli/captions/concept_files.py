@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from synclr_cli.data import storage
+from synclr_cli.data import artifacts, storage
 from synclr_cli.errors import DataError
 
 KINDS = ("object", "place", "texture")
@@ -139,7 +139,8 @@ def _read_parquet(path: Path) -> Iterator[_Row]:
         raise DataError(f"{path} is no Parquet file, or a truncated one ({e})") from e
     columns = _require_columns(path, file.schema_arrow.names)
     number = 0
-    for batch in file.iter_batches(storage.ROWS_OF_ANYBODY, columns=columns):
+    batches = file.iter_batches(storage.ROWS_OF_ANYBODY, columns=columns)
+    while (batch := _next(batches, path)) is not None:
         for row in batch.to_pylist():
             number += 1
             where = f"row {number}"
@@ -157,6 +158,12 @@ def _read_parquet(path: Path) -> Iterator[_Row]:
                 _weight(path, where, row.get("weight")),
                 re.split(r"[;|]", own) if isinstance(own, str) else [str(b) for b in own],
             )
+
+
+def _next(batches: Iterator[pa.RecordBatch], path: Path) -> pa.RecordBatch | None:
+    """Return the next batch of a Parquet file, None after the last; a damaged page is refused."""
+    with artifacts.readable(path):
+        return next(batches, None)
 
 
 _READERS = {".txt": _read_text, ".csv": _read_csv, ".parquet": _read_parquet}

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from synclr_cli.data import artifacts, storage
-from synclr_cli.errors import DataError
+from synclr_cli.errors import DataError, EngineError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 LONGEST_CAPTION = 10_000  # characters
@@ -157,6 +157,11 @@ def open_index(
                 read = _from_tars if kind == "tar" else _from_parquet
                 index.fill(read(files), grouped=True)
             yield index
+        except sqlite3.OperationalError as e:
+            raise EngineError(
+                f"no space left for the index of the images in {folder} ({e})",
+                do="free some, or set TMPDIR to another folder",
+            ) from e
         finally:
             database.close()
 

@@ -32,7 +32,7 @@ def _sets(values: Sequence[str]) -> list[str]:
     return [part for value in values for part in ("--set", value)]
 
 
-def _tuning(command: str, backbone: Path | str, data: Path | str) -> list[str]:
+def tuning(command: str, backbone: Path | str, data: Path | str) -> list[str]:
     return [command, str(backbone), "--data", str(data), *_sets(SMALL_TUNING[command])]
 
 
@@ -61,16 +61,16 @@ LINES: dict[str, list[tuple[str, Line]]] = {
         ("inspect run", lambda x, g: ["inspect", x]),
     ],
     "backbone": [
-        ("linear-probe BACKBONE", lambda x, g: _tuning("linear-probe", x, g["labelled"])),
+        ("linear-probe BACKBONE", lambda x, g: tuning("linear-probe", x, g["labelled"])),
         ("export", lambda x, g: ["export", x, "--to", "timm"]),
         ("show BACKBONE", lambda x, g: ["show", x, "--images", str(g["labelled"])]),
         ("inspect backbone", lambda x, g: ["inspect", x]),
     ],
     "labelled": [
-        ("linear-probe --data", lambda x, g: _tuning("linear-probe", g["backbone"], x)),
-        ("finetune --data", lambda x, g: _tuning("finetune", g["backbone"], x)),
+        ("linear-probe --data", lambda x, g: tuning("linear-probe", g["backbone"], x)),
+        ("finetune --data", lambda x, g: tuning("finetune", g["backbone"], x)),
     ],
-    "masks": [("segment --data", lambda x, g: _tuning("segment", g["backbone"], x))],
+    "masks": [("segment --data", lambda x, g: tuning("segment", g["backbone"], x))],
     "pictures": [("show --images", lambda x, g: ["show", str(g["backbone"]), "--images", x])],
     "report": [
         ("compare", lambda x, g: ["compare", x, "--markdown", "{out}.md"]),
@@ -89,7 +89,7 @@ _TAKES_PNG = {"inspect"}
 def _whole(command: str, good: Mapping[str, Path]) -> list[str]:
     """Return a command line that would do, but for its settings."""
     if command in SMALL_TUNING:
-        return _tuning(command, good["backbone"], good["masks" if command == "segment"
+        return tuning(command, good["backbone"], good["masks" if command == "segment"
                                                        else "labelled"])  # fmt: skip
     return {
         "captions": ["captions", "--concepts", str(good["words"]), "-n", "4", "--engine",

@@ -87,6 +87,10 @@ def make_all(root: Path, synclr: Callable[..., Any]) -> dict[str, Path]:
     run("render", captions, "--engine", "procedural:", "--views", "2", "--out", images, "-q",
         "--set", "render.captions_per_part=4", "--set", "render.engine.size=32")  # fmt: skip
     run("train", images, "--out", trained, "-q", *small_training())
+    photos = root / "photos"
+    photos.mkdir()
+    for i in range(6):
+        (photos / f"a fox {i}.png").write_bytes(png(i))
     masks = [{"bytes": mask(i), "path": None} for i in range(24)]
     return {
         "words": words,
@@ -94,6 +98,7 @@ def make_all(root: Path, synclr: Callable[..., Any]) -> dict[str, Path]:
         "images": images,
         "run": trained,
         "backbone": backbone(root / "backbone"),
+        "photos": photos,
         "labelled": labelled(root / "labelled" / "train.parquet").parent,
         "masks": labelled(root / "masks" / "train.parquet", label=None, mask=masks).parent,
         "report": report(root / "report" / "report.json").parent,

@@ -5,15 +5,17 @@ with limits: memory (watched, not limited), file size, open files; the error as 
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing import forkserver
-from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import multiprocessing
@@ -29,6 +31,7 @@ class Outcome:
     code: int
     out: str
     err: str
+    megabytes: float  # the most memory that it took beyond what it was forked with
 
     @property
     def error_line(self) -> str:
@@ -42,8 +45,8 @@ class Outcome:
 class Running:
     """A command that was started."""
 
-    process: multiprocessing.Process
-    folder: Path  # of its output
+    process: Any
+    said: Any  # a connection that gives code, out, err and megabytes when it ends
 
     def wait(self, seconds: float = 120) -> Outcome:
         """Return how it ended.
@@ -51,22 +54,21 @@ class Running:
         Raises:
             AssertionError: it did not, and was killed.
         """
-        self.process.join(seconds)
-        hangs = self.process.exitcode is None
-        if hangs:
-            self.process.kill()
-            self.process.join()
-        out, err = ((self.folder / name).read_text() for name in ("out", "err"))
-        assert not hangs, f"still running after {seconds} s: {err[-500:]}"
-        return Outcome(self.process.exitcode, out, err)
+        try:
+            assert self.said.poll(seconds), f"still running after {seconds} s"
+            return self.said.recv()
+        finally:
+            self.end()
 
-    def megabytes(self) -> float:
-        """Return the most memory that it took beyond what it was forked with, once it has ended."""
-        return float((self.folder / "megabytes").read_text())
+    def end(self) -> int:
+        """Kill it if it still runs; return its exit code."""
+        if self.process.exitcode is None and not self.said.poll():
+            self.process.kill()
+        self.process.join()
+        return self.process.exitcode
 
 
 def start(
-    folder: Path,
     arguments: Sequence[object],
     *,
     largest_file: int | None = None,
@@ -76,23 +78,21 @@ def start(
     """Start a command.
 
     Args:
-        folder: empty, for what it prints.
         largest_file: bytes; writing beyond fails as a full disk does.
         open_files: descriptors.
         clock: seconds that `time.time` goes backward with each call.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("out", "err"):
-        (folder / name).touch()
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(_PRELOADED)
     with pytest.MonkeyPatch.context() as patch:  # Python 3.11's server looks nowhere else
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         forkserver.ensure_running()
     given = [str(a) for a in arguments]
-    process = server.Process(target=_run, args=(folder, given, largest_file, open_files, clock))
+    said, sender = server.Pipe(duplex=False)
+    process = server.Process(target=_run, args=(sender, given, largest_file, open_files, clock))
     process.start()
-    return Running(process, folder)
+    sender.close()
+    return Running(process, said)
 
 
 def _memory() -> float:
@@ -100,7 +100,7 @@ def _memory() -> float:
 
 
 def _run(
-    folder: Path,
+    sender: Any,
     arguments: list[str],
     largest_file: int | None,
     open_files: int | None,
@@ -114,20 +114,15 @@ def _run(
     if clock:
         now, calls = time.time(), iter(range(1 << 30))
         time.time = lambda: now - clock * next(calls)
-    code = 1
-    with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
-        os.dup2(err.fileno(), 2)
-        if largest_file:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-        try:
-            with redirect_stdout(out), redirect_stderr(err):
-                main(arguments)
-        except SystemExit as e:
-            code = e.code if isinstance(e.code, int) else 0
-        except BaseException:
-            import traceback
-
-            traceback.print_exc(file=err)
-    if not largest_file:
-        (folder / "megabytes").write_text(str(_memory() - before))
+    if largest_file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    code, out, err = 1, io.StringIO(), io.StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main(arguments)
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else 0
+    except BaseException:
+        traceback.print_exc(file=err)
+    sender.send(Outcome(code, out.getvalue(), err.getvalue(), _memory() - before))
     os._exit(code)

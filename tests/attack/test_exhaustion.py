@@ -62,7 +62,7 @@ def _jpegs(folder: Path, good: Mapping[str, Path]) -> Path:
 
 
 def _tune(command: str, g: Mapping[str, Path], data: Path) -> Line:
-    return [*bad_inputs._tuning(command, g["backbone"], data)]
+    return [*bad_inputs.tuning(command, g["backbone"], data)]
 
 
 def _sparse(folder: Path) -> Path:
@@ -137,11 +137,10 @@ def test_little_files_that_ask_for_much_are_refused(
     arguments = CASES[name](tmp_path, good)
     if arguments[0] != "inspect":
         arguments += ["--out", tmp_path / "out"]
-    running = processes.start(tmp_path / "said", arguments)
-    outcome = running.wait()
+    outcome = processes.start(arguments).wait()
     assert outcome.code in (2, 3, 4), (outcome.code, outcome.err[-600:])
     assert len(outcome.error_line) < bad_inputs.LONGEST_LINE
-    assert running.megabytes() < MOST_MEGABYTES
+    assert outcome.megabytes < MOST_MEGABYTES
 
 
 def test_a_jpeg_that_claims_billions_of_pixels_is_passed_over_by_train(
