@@ -28,11 +28,15 @@ def synclr(*arguments: object, core: int | None = None) -> subprocess.Popen[str]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
+LOADS: list[float] = []  # of the machine over the last minute, after each variant
+
+
 def seconds_of(*jobs: subprocess.Popen[str]) -> float:
     start = time.monotonic()
     for job in jobs:
         job.communicate()
         assert job.returncode == 0
+    LOADS.append(round(os.getloadavg()[0], 1))
     return time.monotonic() - start
 
 
@@ -89,7 +93,7 @@ def main() -> None:
         "seconds_of_a_part": 2 * medians["shards"] / options.parts,
         "seconds": walls,
         "overhead": medians["ray"] / medians["shards"] - 1,
-        "load_average": os.getloadavg(),
+        "load_averages": LOADS[-2 * options.rounds :],  # shards, ray, shards, ...
     }
     print(json.dumps(report, indent=1))
 
