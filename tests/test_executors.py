@@ -54,11 +54,17 @@ def test_captions_and_images_of_a_cluster_are_those_of_one_process(ray, synclr, 
     assert "processes on 1 hosts" in made.err
     assert synclr("render", *IMAGES, "-o", "images-here").code == 0
     assert contents(tmp_path / "images-here") == contents(tmp_path / "images-there")
-    # A finished folder is topped up there, too: of each part only the new views are generated.
-    more = ("--views", "3")
-    for name, on in (("here", ()), ("there", ON_RAY)):
-        assert synclr("render", *IMAGES, *more, *on, "-o", f"images-{name}").code == 0
-    assert contents(tmp_path / "images-here") == contents(tmp_path / "images-there")
+
+
+@pytest.mark.slow
+def test_a_finished_folder_is_topped_up_on_a_cluster_as_it_is_here(ray, synclr, tmp_path):
+    few = ("-n", "30", "--set", "captions.captions_per_part=1024")
+    assert synclr(*CAPTIONS, *few, "-o", "captions", cwd=tmp_path).code == 0
+    for views in ("2", "3"):
+        for name, on in (("here", ()), ("there", ON_RAY)):
+            command = ("render", *IMAGES, "--views", views, *on, "-o", f"images-{name}")
+            assert synclr(*command).code == 0
+        assert contents(tmp_path / "images-here") == contents(tmp_path / "images-there")
 
 
 def test_what_an_engine_fails_with_there_is_the_line_it_is_here(ray, synclr, tmp_path):
