@@ -16,11 +16,7 @@ import pytest
 from whole_commands import LINES, SLOW_LINES, contents, difference
 
 SEED = 18
-_BY_DEFAULT = (
-    "captions",
-    "import",
-    "export",
-)  # the others are slow
+_BY_DEFAULT = ("captions", "export")  # the others are slow
 
 
 def _marked(names: Iterable[str]) -> list[Any]:
@@ -113,12 +109,18 @@ def test_a_thousand_kills(good, whole, tmp_path) -> None:
 
 ODD_NAMES = {
     "spaces": "a folder of mine ", "newline": "a\nb", "dash": "-x", "long": "é" * 127,
-    "not UTF-8": "a\udcff", "markup": "[red]x[/red]<b>&", "glob": "[a]*?", "quotes": "'\"`$(x)",
+    "not UTF-8": "a\udcff", "markup": "[red]x<b>&", "glob": "[a]*?", "quotes": "'\"`$(x)",
 }  # fmt: skip
 
 
+_BY_DEFAULT_NAMES = ("long", "not UTF-8")
+_OTHER_NAMES = [
+    pytest.param(n, marks=pytest.mark.slow) for n in ODD_NAMES if n not in _BY_DEFAULT_NAMES
+]
+
+
 @pytest.mark.parametrize("name", SOME)
-@pytest.mark.parametrize("odd", ODD_NAMES)
+@pytest.mark.parametrize("odd", [*_BY_DEFAULT_NAMES, *_OTHER_NAMES])
 def test_an_odd_name_is_a_name(name, odd, good, whole, tmp_path) -> None:
     out = tmp_path / "in" / ODD_NAMES[odd]
     outcome = processes.start(arguments(name, good, out)).wait()
