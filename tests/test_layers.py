@@ -47,9 +47,7 @@ PAIRS = {
 
 MODULE_LINES, FUNCTION_LINES = 400, 60
 # Too long today. These lists may only shrink: nothing is added, no number is raised.
-LONG_MODULES = {
-    "render/engines/procedural/scene.py": 423,
-}
+LONG_MODULES: dict[str, int] = {}
 LONG_FUNCTIONS = {
     "captions/concepts.py read": 62,
     "data/labelled.py open_data": 62,

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -122,7 +123,9 @@ def read(spec: str, cap: float = 1.0) -> Pool:
     groups = _parse(SYNCLR_MIX if spec.strip() == "synclr" else spec)
     total = sum(weight for _, weight in groups)
     names: list[str] = []
-    columns: dict[str, list] = {k: [] for k in ("sources", "kinds", "glosses", "own", "domains")}
+    columns: dict[str, list[Any]] = {
+        k: [] for k in ("sources", "kinds", "glosses", "own", "domains")
+    }
     probabilities: list[np.ndarray] = []
     group_starts = [0]
     files: list[tuple[Path, str]] = []

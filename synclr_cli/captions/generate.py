@@ -162,7 +162,7 @@ def _judge(
     ]
     for number, block in enumerate(blocks):
         places = np.flatnonzero(pending // BLOCK == number).tolist()
-        alike = block.alike([words[p] for p in places], pending[places] % BLOCK)
+        alike = block.alike([words[p] for p in places], (pending[places] % BLOCK).tolist())
         for place, why in zip(places, alike, strict=True):
             reasons[place] = reasons[place] or why
     return reasons

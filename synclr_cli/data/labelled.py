@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from PIL import Image
@@ -24,7 +25,7 @@ from synclr_cli import rng
 from synclr_cli.data import layouts
 from synclr_cli.data.artifacts import Header
 from synclr_cli.data.layouts import Found, RawSplit
-from synclr_cli.data.sources import Source
+from synclr_cli.data.sources import Masked, Source
 from synclr_cli.errors import DataError
 
 TRAIN, VAL, TEST = "train", "val", "test"
@@ -62,8 +63,9 @@ class Split:
             DataError: it does not decode, or its size is not the picture's.
         """
         row = int(self.rows[i])
-        ids = self.source.mask(row)
-        width, height = self.source.size(row)
+        source = cast(Masked, self.source)  # only such sets are asked for masks
+        ids = source.mask(row)
+        width, height = source.size(row)
         if ids.shape != (height, width):
             raise DataError(
                 f"the mask of {self.where(i)}",

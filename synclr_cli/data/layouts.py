@@ -361,7 +361,7 @@ def _torchvision(name: str) -> Found:
     root = cache / "synclr" / "torchvision" / name
     arguments = {"root": str(root), "download": True, "year": "2007"}  # VOC's year of Table 9
     arguments = {key: value for key, value in arguments.items() if key in parameters}
-    splits = {}
+    splits: dict[str, RawSplit] = {}
     for split, choice in _torchvision_splits(parameters):
         console.note(f"opening torchvision:{name}, split {split} (downloaded if it is not there)")
         try:

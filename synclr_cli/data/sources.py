@@ -37,6 +37,10 @@ class Source(Protocol):
         """Return picture i as 8-bit RGB."""
         ...
 
+
+class Masked(Source, Protocol):
+    """Numbered pictures with a class for each pixel."""
+
     def size(self, i: int) -> tuple[int, int]:
         """Return picture i's width and height in pixels, without decoding it."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class _Outputs(nn.Module):
 
     def __init__(self, vit: nn.Module):
         super().__init__()
-        self.vit = vit
+        self.vit: Any = vit
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.vit.forward_features(images)  # [B, 1 + N, D]

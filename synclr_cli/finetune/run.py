@@ -40,7 +40,7 @@ from synclr_cli.learning import (
     supervised,
 )
 from synclr_cli.learning.backbone import Backbone
-from synclr_cli.learning.run_folder import RunFolder
+from synclr_cli.learning.run_folder import REPORT_FILE, RunFolder
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.learning.supervised import Plan, State
 
@@ -75,7 +75,7 @@ def run(
         epoch_steps = _steps_per_epoch(config, opened, images, rt.world)
         view = recipe.train_view(config, opened)
         if folder.finished():
-            return reports.read(out / reports.FILE)
+            return reports.read(out / REPORT_FILE)
         folder.claim()
 
         # Build: classifier, its average, optimiser.

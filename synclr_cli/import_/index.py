@@ -297,7 +297,7 @@ def _from_tars(files: Sequence[Path]) -> Iterator[Sample]:
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Yield the files of a tar; tarfile itself would remember all it has seen."""
     while (member := tar.next()) is not None:
-        tar.members.clear()
+        tar.members.clear()  # type: ignore[attr-defined]  # not in typeshed
         if member.isfile():
             yield member
 

@@ -79,7 +79,7 @@ class ImageReader:
         cell = self._cells[location.second]
         if isinstance(cell, bytes):
             return cell
-        struct = {"path": cell} if isinstance(cell, str) else cell or {}
+        struct: dict[str, Any] = {"path": cell} if isinstance(cell, str) else cell or {}
         if data := struct.get("bytes"):
             return bytes(data)
         if not (name := str(struct.get("path") or "")):

@@ -327,8 +327,8 @@ def _open_bare(
     visual = {k.removeprefix("visual."): v for k, v in tensors.items() if k.startswith("visual.")}
     tensors = visual or tensors  # beside `visual.` lie heads, which nobody asks for here
     arch, arguments = weights.arch_of(tensors, path)
-    model = build(arch, **arguments | {"image_size": image_size or arguments["image_size"]},
-                  drop_path=drop_path)  # fmt: skip
+    arguments["image_size"] = image_size or arguments["image_size"]
+    model = build(arch, drop_path=drop_path, **arguments)  # type: ignore[arg-type]
     load_weights(model, tensors, path)
     return Backbone(
         model=model,

@@ -45,7 +45,7 @@ def open_any(spec: str, *, image_size: int, seed: int) -> Backbone:
     if not side.isdigit() or not int(side):
         raise UsageError(f"backbone {spec}", expected="pixels:SIDE, as in pixels:32")
     return Backbone(
-        model=_Pixels(),  # type: ignore[arg-type]
+        model=_Pixels(),
         spec=spec,
         name=f"pixels-{side}",
         digest=spec,
@@ -81,7 +81,7 @@ def transform(backbone: Backbone) -> EvalTransform:
 def of_batch(model: nn.Module, images: Tensor, rt: Runtime) -> Tensor:
     """Return the features of images [B, 3, S, S] of the host, [B, D] float32 on the device."""
     with rt.autocast():
-        return backbones.cls_features(model, rt.upload(images)).float()  # type: ignore[arg-type]
+        return backbones.cls_features(model, rt.upload(images)).float()
 
 
 def extract(

@@ -26,7 +26,7 @@ from synclr_cli.data.artifacts import Header
 from synclr_cli.data.labelled import Labelled
 from synclr_cli.errors import DataError
 from synclr_cli.learning.backbone import Backbone
-from synclr_cli.learning.run_folder import REPORT_FILE as FILE, RunFolder
+from synclr_cli.learning.run_folder import REPORT_FILE, RunFolder
 from synclr_cli.safe_text import redact
 
 MODEL_FILE, CONFUSION_FILE = "model.safetensors", "confusion.png"
@@ -134,10 +134,10 @@ def finish(
         if weights is not None:
             header = replace(folder.header, schema="model", facts=facts)
             artifacts.write_tensors(path / MODEL_FILE, weights, header)
-        storage.write_json(path / FILE, report)
+        storage.write_json(path / REPORT_FILE, report)
 
     folder.finish(write)
-    return read(folder.path / FILE)  # ranks differ in seconds
+    return read(folder.path / REPORT_FILE)  # ranks differ in seconds
 
 
 def model_facts(backbone: Backbone, data: Labelled) -> dict[str, Any]:

@@ -190,13 +190,13 @@ def send(x: Tensor | NDArray[Any], device: torch.device) -> Tensor:
 
 class _SumOverRanks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):  # noqa: ARG004
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
         total = x.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx, upstream):  # noqa: ARG004
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:  # noqa: ARG004
         total = upstream.clone()
         dist.all_reduce(total)
         return total
@@ -333,7 +333,7 @@ def amp_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 def dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the type of weights that a dtype setting names; auto: the fastest to multiply."""
     if name != "auto":
-        return getattr(torch, name)  # type: ignore[no-any-return]
+        return getattr(torch, name)
     return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
 
 
@@ -376,7 +376,7 @@ def seeded(name: str, *ids: int) -> Iterator[None]:
     before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would wake CUDA
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would wake CUDA
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class _Reader(GGUFReader):
     """
 
     def _build_fields(self, *arguments: int) -> int:
-        self.data = np.asarray(self.data)
+        self.data = np.asarray(self.data)  # type: ignore[assignment]
         return super()._build_fields(*arguments)
 
 
@@ -58,7 +59,7 @@ def read_gguf(
     """Read a Llama model and its byte-level tokenizer from a GGUF file."""
     reader = _Reader(path)
 
-    def fact(key: str) -> int | float:
+    def fact(key: str) -> Any:  # int or float
         return reader.fields[key].contents()
 
     heads, key_heads = fact("llama.attention.head_count"), fact("llama.attention.head_count_kv")

@@ -15,7 +15,7 @@ from synclr_cli.config import LinearProbeConfig
 from synclr_cli.data import labelled
 from synclr_cli.errors import UsageError
 from synclr_cli.learning import features as backbone_features, reports, runtime
-from synclr_cli.learning.run_folder import RunFolder
+from synclr_cli.learning.run_folder import REPORT_FILE, RunFolder
 from synclr_cli.linear_probe import features, protocols, sgd
 from synclr_cli.linear_probe.protocols import Case, Outcome
 
@@ -51,7 +51,7 @@ def run(
         RunFolder(out, "linear-probe", header, rt, overwrite=overwrite) as folder,
     ):
         if folder.finished():
-            return reports.read(out / reports.FILE)
+            return reports.read(out / REPORT_FILE)
         folder.claim()
         case = Case(config, opened, images, folder)
         if config.protocol == "sgd":

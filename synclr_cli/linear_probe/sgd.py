@@ -60,6 +60,9 @@ class Heads(nn.Module):
         self.weight = nn.Parameter(weight.repeat(rates, 1, 1))  # [R, D, K], all start alike
         self.bias = nn.Parameter(torch.zeros(rates, 1, classes))
         self.norm = nn.BatchNorm1d(width, eps=NORM_EPS, affine=False) if batch_norm else None
+        self.weight_momentum: Tensor
+        self.bias_momentum: Tensor
+        self.rate: Tensor
         self.register_buffer("weight_momentum", torch.zeros_like(self.weight))
         self.register_buffer("bias_momentum", torch.zeros_like(self.bias))
         self.register_buffer("rate", torch.zeros((), dtype=torch.long))  # index of the best one

@@ -10,6 +10,7 @@ way a batch holds the same rows, so the records are the same.
 
 from __future__ import annotations
 
+import functools
 import io
 import multiprocessing
 import os
@@ -72,7 +73,7 @@ class ImageGenerator:
             return [self._generate_here(batch, on_batch) for batch in batches]
         futures = [self._pool.submit(_generate_in_worker, batch) for batch in batches]
         for future, batch in zip(futures, batches, strict=True):
-            future.add_done_callback(lambda _, batch=batch: on_batch(len(batch)))
+            future.add_done_callback(functools.partial(_report, on_batch, len(batch)))
         return futures
 
     def _generate_here(
@@ -84,6 +85,10 @@ class ImageGenerator:
             scores = self._score([image.pixels for image in images], [r.caption for r in batch])
         on_batch(len(batch))
         return self._pool.submit(encode, images, batch, self._config, scores)
+
+
+def _report(on_batch: Callable[[int], None], size: int, _: Future[Any]) -> None:
+    on_batch(size)
 
 
 def load(config: RenderConfig) -> tuple[ImageEngine, Score | None]:
@@ -179,7 +184,8 @@ def encode(
     rejected alone, `fingerprint` tells near-duplicates.
     """
     records = []
-    for row, generated, score in zip(batch, images, scores or [None] * len(batch), strict=True):
+    graded: Sequence[float | None] = scores or [None] * len(batch)
+    for row, generated, score in zip(batch, images, graded, strict=True):
         image = Image.fromarray(generated.pixels)
         size = stored_size(image.size, config.stored_size)
         if image.size != size:

@@ -47,10 +47,10 @@ def draw(
         truth = dense.read_mask(split, int(i), config.ignore_index)
         x = dense.test_view(picture, config.short_side, opened.mean, opened.std)
         with torch.inference_mode():
-            found = grading.segment_picture(model, x.to(rt.device), truth.shape, config, rt)
-        found = np.where(truth == dense.IGNORED, dense.IGNORED, found.cpu().numpy())
-        rows.append(np.hstack([blend(picture, ids, colours) for ids in (None, truth, found)]))
-        shown |= {*np.unique(truth).tolist(), *np.unique(found).tolist()}
+            classes = grading.segment_picture(model, x.to(rt.device), truth.shape, config, rt)
+        predicted = np.where(truth == dense.IGNORED, dense.IGNORED, classes.cpu().numpy())
+        rows.append(np.hstack([blend(picture, ids, colours) for ids in (None, truth, predicted)]))
+        shown |= {*np.unique(truth).tolist(), *np.unique(predicted).tolist()}
     rows.append(legend(pictures.classes, sorted(shown), colours, max(r.shape[1] for r in rows)))
     width = max(row.shape[1] for row in rows)
     sheet = np.vstack([np.pad(r, ((0, _GAP), (0, width - r.shape[1]), (0, 0))) for r in rows])

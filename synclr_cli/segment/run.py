@@ -37,7 +37,7 @@ from synclr_cli.learning import (
     supervised,
 )
 from synclr_cli.learning.backbone import Backbone
-from synclr_cli.learning.run_folder import RunFolder
+from synclr_cli.learning.run_folder import REPORT_FILE, RunFolder
 from synclr_cli.learning.runtime import Runtime
 from synclr_cli.learning.supervised import Plan, State
 from synclr_cli.segment import dense, grading, overlays
@@ -75,7 +75,7 @@ def run(
     ):
         _check(config, opened, images, rt.world)
         if folder.finished():
-            return reports.read(out / reports.FILE)
+            return reports.read(out / REPORT_FILE)
         folder.claim()
 
         # Build: segmenter and optimiser.

@@ -63,7 +63,7 @@ class Batch:
 class Uncut:
     """A batch whose pictures are decoded, and whose crops are drawn but not yet cut."""
 
-    pictures: Sequence[Tensor]  # B of [1, 3, H, W] uint8, or all of them as [B, 3, H, W]
+    pictures: Sequence[Tensor] | Tensor  # B of [1, 3, H, W] uint8, or all of them as [B, 3, H, W]
     drawn: crops.Plan
     rest: Batch  # without crops
 

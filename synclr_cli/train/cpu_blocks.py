@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.layers import Mlp
@@ -58,7 +59,8 @@ class Weights:
 
 def is_plain(block: nn.Module) -> bool:
     """Return whether `run` computes what this block does, of those that `require_plain` lets by."""
-    mlp, attention = block.mlp, block.attn
+    mlp: Any = block.mlp
+    attention: Any = block.attn
     return (
         isinstance(block.ls1, nn.Identity)
         and isinstance(block.ls2, nn.Identity)
@@ -108,7 +110,14 @@ def run(
 
 class _Block(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weights, shapes, kept, *_parameters):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weights: Weights,
+        shapes: Sequence[Shape],
+        kept: Kept,
+        *_parameters: nn.Parameter,
+    ) -> Tensor:
         saved: list[Tensor] = []
         y = _forward(x, weights, shapes, kept, saved)
         ctx.save_for_backward(*saved)
@@ -116,8 +125,9 @@ class _Block(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, upstream):
-        x, gradients = _backward(upstream, *ctx.rest, list(ctx.saved_tensors))
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        weights, shapes, kept = ctx.rest
+        x, gradients = _backward(upstream, weights, shapes, kept, list(ctx.saved_tensors))
         return x, None, None, None, *gradients
 
 

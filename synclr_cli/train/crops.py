@@ -140,7 +140,7 @@ def cut(picture: Tensor, divisor: int, boxes: NDArray[np.int64], sizes: list[int
     return crops
 
 
-def together(pictures: Sequence[Tensor]) -> Tensor:
+def together(pictures: Sequence[Tensor] | Tensor) -> Tensor:
     """Return pictures [1, 3, H, W] as one tensor, smaller ones filled up at right and bottom."""
     if isinstance(pictures, Tensor):
         return pictures
@@ -154,21 +154,23 @@ def together(pictures: Sequence[Tensor]) -> Tensor:
 
 
 def cut_and_paint(
-    config: TrainConfig, pictures: Sequence[Tensor], drawn: Plan
+    config: TrainConfig, pictures: Sequence[Tensor] | Tensor, drawn: Plan
 ) -> tuple[Tensor, Tensor]:
     """Return the global crops [B, 3, S, S] and the local ones [B x L, 3, s, s] of B pictures."""
     sizes = [config.image_size] + [config.local_size] * config.local_crops
     if isinstance(pictures, Tensor):
         cut_global, cut_local = _cut_together(pictures, drawn, sizes)
     else:
-        each = [
+        crops = [
             cut(picture, int(drawn.divisor[i]), drawn.box[i], sizes)
             for i, picture in enumerate(pictures)
         ]
-        cut_global, cut_local = [c[0] for c in each], [c for of_one in each for c in of_one[1:]]
-        cut_global = torch.stack(cut_global)
-        small = (0, 3, config.local_size, config.local_size)
-        cut_local = torch.stack(cut_local) if cut_local else cut_global.new_empty(small)
+        cut_global, small = (
+            torch.stack([c[0] for c in crops]),
+            [c for of_one in crops for c in of_one[1:]],
+        )
+        empty = cut_global.new_empty(0, 3, config.local_size, config.local_size)
+        cut_local = torch.stack(small) if small else empty
     if len(cut_local):
         paint(cut_local, drawn, slice(1, None))
     return paint(cut_global, drawn, slice(0, 1)), cut_local
@@ -184,15 +186,15 @@ def _cut_together(pictures: Tensor, drawn: Plan, sizes: list[int]) -> tuple[Tens
     local, size = [], sizes[-1]
     for start in range(0, len(pictures), TOGETHER):
         some, boxes = pictures[start : start + TOGETHER], box[start : start + TOGETHER]
-        each = [resize_boxes(some, boxes[:, k], size) for k in range(1, len(sizes))]
+        small = [resize_boxes(some, boxes[:, k], size) for k in range(1, len(sizes))]
         local.append(
-            torch.stack(each, 1).flatten(0, 1) if each else some.new_empty(0, 3, size, size)
+            torch.stack(small, 1).flatten(0, 1) if small else some.new_empty(0, 3, size, size)
         )
-    whole = [
+    large = [
         resize_boxes(pictures[i : i + TOGETHER], box[i : i + TOGETHER, 0], sizes[0])
         for i in range(0, len(pictures), TOGETHER)
     ]
-    return torch.cat(whole), torch.cat(local)
+    return torch.cat(large), torch.cat(local)
 
 
 def resize_boxes(pictures: Tensor, boxes: Tensor, size: int) -> Tensor:

@@ -312,7 +312,7 @@ def _is_plain(block: nn.Module) -> bool:
     """Return whether `run_last` computes what this block does."""
     if type(block) is not Block or type(block.attn) is not Attention:
         return False
-    attention = block.attn
+    attention: Any = block.attn
     optional = ("q_norm", "k_norm", "norm", "gate")  # some of them newer than others
     without = all(isinstance(getattr(attention, o, None), nn.Identity | None) for o in optional)
     return without and attention.qkv.bias is not None

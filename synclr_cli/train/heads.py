@@ -40,7 +40,9 @@ class BatchNorm(nn.Module):
         centred = x - self.runtime.sum_with_gradient(x.sum(0)) / rows
         variance = self.runtime.sum_with_gradient(centred.square().sum(0)) / rows  # [D]
         x = centred * torch.rsqrt(variance + self.eps)
-        return x if self.weight is None else x * self.weight + self.bias
+        if self.weight is None or self.bias is None:
+            return x
+        return x * self.weight + self.bias
 
 
 def contrast_head(

@@ -32,6 +32,9 @@ FOOTERS_KEPT = 4096  # parts whose row groups are known, per loader process
 JPEG = b"\xff\xd8\xff"  # how its bytes begin
 
 
+RowGroup = tuple[list[bytes | None], list[str]]  # encoded images, texts
+
+
 class ImageReader:
     """Encoded images and texts by part and row, the row groups read last kept.
 
@@ -41,7 +44,7 @@ class ImageReader:
     def __init__(self, path: Callable[[int], Path], text: str):
         """Take where a part lies, by its number, and the column of texts."""
         self._path, self._text = path, text
-        self._groups: OrderedDict[tuple[int, int], tuple[list[bytes], list[str]]] = OrderedDict()
+        self._groups: OrderedDict[tuple[int, int], RowGroup] = OrderedDict()
         self._bytes = 0
         self._starts: dict[int, NDArray[np.int64]] = {}
         self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
@@ -57,7 +60,7 @@ class ImageReader:
         (_, texts), place = self._group(part, row)
         return texts[place]
 
-    def _group(self, part: int, row: int) -> tuple[tuple[list[bytes], list[str]], int]:
+    def _group(self, part: int, row: int) -> tuple[RowGroup, int]:
         """Return the row group with a row, and the row's place in it."""
         if part not in self._starts:
             if len(self._starts) == FOOTERS_KEPT:
@@ -67,12 +70,12 @@ class ImageReader:
             rows = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
             self._starts[part] = np.cumsum([0, *rows])
         group = int(np.searchsorted(self._starts[part], row, side="right")) - 1
-        found = self._groups.get((part, group))
-        if found is None:
-            found = self._read(part, group)
+        row_group = self._groups.get((part, group))
+        if row_group is None:
+            row_group = self._read(part, group)
         else:
             self._groups.move_to_end((part, group))
-        return found, row - int(self._starts[part][group])
+        return row_group, row - int(self._starts[part][group])
 
     def _file(self, part: int) -> pq.ParquetFile:
         if self._process != os.getpid():  # forked: the handles are shared with another loader
@@ -85,7 +88,7 @@ class ImageReader:
         self._files.move_to_end(part)
         return self._files[part]
 
-    def _read(self, part: int, group: int) -> tuple[list[bytes], list[str]]:
+    def _read(self, part: int, group: int) -> RowGroup:
         with self._readable(part):
             table = self._file(part).read_row_group(
                 group, columns=["image", self._text], use_threads=False

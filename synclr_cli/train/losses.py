@@ -89,7 +89,16 @@ class _Contrast(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, a, b, a_labels, b_labels, own, temperature, fused):
+    def forward(
+        ctx: Any,
+        a: Tensor,
+        b: Tensor,
+        a_labels: Tensor,
+        b_labels: Tensor,
+        own: Tensor | None,
+        temperature: float,
+        fused: bool,
+    ) -> Tensor:
         piece = _pick(contrast_block, fused=fused)
         losses, gradient = [], torch.empty_like(a)
         of_b = torch.zeros_like(b) if ctx.needs_input_grad[1] else None
@@ -107,7 +116,7 @@ class _Contrast(torch.autograd.Function):
         return torch.cat(losses).mean()
 
     @staticmethod
-    def backward(ctx, upstream):
+    def backward(ctx: Any, upstream: Tensor) -> Any:
         gradient, of_b = ctx.saved_tensors
         of_b = None if of_b is None else upstream * of_b
         return upstream * gradient, of_b, None, None, None, None, None
@@ -298,7 +307,14 @@ class _PatchLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, tokens, prototypes, targets, temperature, dtype):
+    def forward(
+        ctx: Any,
+        tokens: Tensor,
+        prototypes: Tensor,
+        targets: Sinkhorn,
+        temperature: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
         scores = Scores(tokens, prototypes, dtype, fused=targets.scores.fused)
         piece = _pick(patch_block, fused=scores.fused)
         loss = scores.per_prototype(0).sum()
@@ -319,7 +335,7 @@ class _PatchLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx, upstream):
+    def backward(ctx: Any, upstream: Tensor) -> Any:
         of_tokens, of_prototypes = ctx.saved_tensors
         return (
             (upstream * of_tokens).to(of_tokens.dtype),

@@ -63,11 +63,11 @@ def draw(
     """
     masked_pictures = int(len(ids) * probability)
     masked_patches = int(patches * ratio)
-    lots = rng.uniform("train.masked pictures", seed, step, ids)  # [B]
+    order = rng.uniform("train.masked pictures", seed, step, ids)  # [B]
     if of_caption:
-        lots = np.arange(len(ids)) % of_caption  # [B]
+        order = (np.arange(len(ids)) % of_caption).astype(float)  # [B]
     masked = np.zeros(len(ids), bool)  # [B]
-    masked[np.argsort(lots, kind="stable")[:masked_pictures]] = True
+    masked[np.argsort(order, kind="stable")[:masked_pictures]] = True
     masks = np.zeros((len(ids[own]), patches), bool)  # [b, N]
     rows = np.flatnonzero(masked[own])  # [m]
     lots = rng.uniform(

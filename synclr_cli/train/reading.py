@@ -59,7 +59,7 @@ class Reading:
         groups, rows, crops, cls, of_patches = [], [], [], [], []
         first_row = first_crop = read = 0
         for view, (chosen, (n, tokens)) in enumerate(zip(patches, shapes, strict=True)):
-            has = np.zeros(n, bool) if chosen is None else chosen.any(1)  # [B]
+            has = np.zeros(n, bool) if chosen is None else np.asarray(chosen.any(1))  # [B]
             cls.append(np.empty(n, np.int64))
             of_patches.append(np.empty(0, np.int64))
             for members in (np.flatnonzero(has), np.flatnonzero(~has)):  # [m]

@@ -133,13 +133,13 @@ _ALONE = {
         "{view} something {name} at arm's length", "macro shot of a {look} {name} texture {light}",
     ),
 }  # fmt: skip
-_BACKGROUND = (
+_BACKGROUND: tuple[str, ...] = (
     "{view} {thing} with {extra} behind it",
     "one {look} {name} against the backdrop of {extra} {light}",
     "{view} {thing}, the setting {extra} {light}", "{extra} {light}, and in it one {look} {name}",
     "{view} {thing} in the setting of {extra}", "the {look} {name} stands out from {extra} {light}",
 )  # fmt: skip
-_RELATION = (
+_RELATION: tuple[str, ...] = (
     "{view} {thing} {extra} {light}", "one {look} {name} {extra}",
     "{thing} can be seen {extra} {light}", "there is {thing} {extra} {light}",
     "{view} one {look} {name} {extra}", "a {look} {name} {extra} {light}",

@@ -169,7 +169,7 @@ class PocketPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-    ) -> ImagePipelineOutput | tuple:
+    ) -> Any:  # ImagePipelineOutput, or a tuple
         """Return one 32 x 32 image per prompt.
 
         Args:

@@ -30,7 +30,7 @@ class Whitening(ModelMixin, ConfigMixin):
     To be kept in float32: a few of the means are a hundred times the deviation.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, hidden: int = 576, width: int = 128):
         super().__init__()
         self.mean = nn.Parameter(torch.zeros(hidden), requires_grad=False)  # [D]

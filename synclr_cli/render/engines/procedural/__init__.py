@@ -37,6 +37,6 @@ class ProceduralEngine(ImageEngine):
         """Return one image per caption, [size, size, 3], with the concept's pixels as 1."""
         rows = zip(captions, concepts, seeds, strict=True)
         return [
-            GeneratedImage(*scene.paint(caption, concept, seed, self.size))
+            GeneratedImage(*scene.draw(caption, concept, seed, self.size))
             for caption, concept, seed in rows
         ]

@@ -51,10 +51,7 @@ class Body:
         z = (-st, 0.0, ct)
         if roll:
             c, s = math.cos(roll), math.sin(roll)
-            y, z = (
-                tuple(c * a + s * b for a, b in zip(y, z, strict=True)),
-                tuple(c * b - s * a for a, b in zip(y, z, strict=True)),
-            )
+            y, z = mix(c, y, s, z), mix(c, z, -s, y)
         self.rows.append((kind, centre, (x, y, z), radii, slot))
 
     def limb(
@@ -65,17 +62,16 @@ class Body:
 
         `flat` below 1 thins it sideways or, if `level`, in height.
         """
-        d = tuple(q - p for p, q in zip(a, b, strict=True))
-        length = math.sqrt(sum(c * c for c in d)) or 1e-6
-        z = tuple(c / length for c in d)
+        along = mix(1, b, -1, a)
+        length = norm(along) or 1e-6
+        z = scaled(along, length)
         other = (0.0, 1.0, 0.0) if level else (0.0, 0.0, 1.0)
         if abs(sum(p * q for p, q in zip(other, z, strict=True))) > 0.95:
             other = (1.0, 0.0, 0.0)
         x = cross(other, z)
-        norm = math.sqrt(sum(c * c for c in x))
-        x = tuple(c / norm for c in x)
+        x = scaled(x, norm(x))
         y = cross(z, x)
-        centre = tuple((p + q) / 2 for p, q in zip(a, b, strict=True))
+        centre = scaled(mix(1, a, 1, b), 2)
         self.rows.append((kind, centre, (x, y, z), (radius, radius * flat, length / 2), slot))
 
     def pair(
@@ -94,8 +90,23 @@ class Body:
         reach = np.abs(axis * radius[:, :, None]).sum(1) * 0.9  # [P, 3] half extents, about
         low, high = (centre - reach).min(0), (centre + reach).max(0)
         centre = centre - [(low[0] + high[0]) / 2, low[1], (low[2] + high[2]) / 2]
-        scale = 2 / max(np.linalg.norm(high - low), 1e-6)
+        scale = 2 / max(float(np.linalg.norm(high - low)), 1e-6)
         return Parts(np.array(kinds), centre * scale, axis, radius * scale, np.array(slots))
+
+
+def mix(p: float, a: Vector, q: float, b: Vector) -> Vector:
+    """Return p a + q b."""
+    return (p * a[0] + q * b[0], p * a[1] + q * b[1], p * a[2] + q * b[2])
+
+
+def scaled(a: Vector, by: float) -> Vector:
+    """Return a / by."""
+    return (a[0] / by, a[1] / by, a[2] / by)
+
+
+def norm(a: Vector) -> float:
+    """Return the length of a."""
+    return math.sqrt(sum(c * c for c in a))
 
 
 def cross(a: Vector, b: Vector) -> Vector:

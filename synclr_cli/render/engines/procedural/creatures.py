@@ -21,6 +21,7 @@ from synclr_cli.render.engines.procedural.bodies import (
     Rng,
     Vector,
     between,
+    mix,
 )
 
 
@@ -40,8 +41,8 @@ def quadruped(g: Rng, v: Rng) -> Body:
     )
     body.add(ELLIPSOID, (0, 0, 0), (long, fat, fat * 0.9))
     body.add(ELLIPSOID, (0.15, -0.3 * fat, 0), (long * 0.8, fat * 0.75, fat * 0.7), SECOND)
-    for side, end, phase in ((1, 1, 1), (-1, 1, -1), (1, -1, -1), (-1, -1, 1)):
-        top = (end * long * 0.65, -0.2 * fat, side * fat * 0.5)
+    for side, fore, phase in ((1, 1, 1), (-1, 1, -1), (1, -1, -1), (-1, -1, 1)):
+        top = (fore * long * 0.65, -0.2 * fat, side * fat * 0.5)
         foot = (top[0] + swing * phase * leg, -fat * 0.6 - leg, top[2])
         body.limb(top, foot, thick, MAIN)
         body.add(ELLIPSOID, foot, (thick * 1.4, thick * 0.8, thick * 1.2), SECOND)
@@ -182,10 +183,10 @@ def serpent(g: Rng, v: Rng) -> Body:
                        amp * math.sin(phase + 6.28 * waves * s)))  # fmt: skip
     for i in range(12):
         a, b = points[i], points[i + 1]
-        a2 = tuple(p + 0.35 * (p - q) for p, q in zip(a, b, strict=True))
-        b2 = tuple(q + 0.35 * (q - p) for p, q in zip(a, b, strict=True))
+        along = mix(1, b, -1, a)
+        start, stop = mix(1, a, -0.35, along), mix(1, b, 0.35, along)
         radius = thick * (1 - taper * (1 - i / 11) ** 2 * 0.8)
-        body.limb(a2, b2, radius, MAIN if i % 3 else SECOND, ELLIPSOID)
+        body.limb(start, stop, radius, MAIN if i % 3 else SECOND, ELLIPSOID)
     end = points[-1]
     body.add(ELLIPSOID, end, (thick * head * 1.3, thick * head * 0.8, thick * head), ACCENT)
     _eyes(body, (end[0] + thick * head * 0.6, end[1] + thick * 0.6, 0), 0, 0.01)

@@ -76,7 +76,7 @@ NAMES = tuple(FAMILIES)
 
 @dataclass(frozen=True)
 class Backdrop:
-    """A painted background."""
+    """A background, drawn."""
 
     light: np.ndarray  # [H, W, 3]
     horizon: float  # row of the horizon, may lie above the picture
@@ -104,11 +104,11 @@ def choose(
     return NAMES[int(view.integers(len(NAMES)))], float(view.normal(0, 0.08))
 
 
-def paint(
+def draw(
     reading: Reading, family: str, turn: float, horizon: float, height: int, width: int,
     view: np.random.Generator,
 ) -> Backdrop:  # fmt: skip
-    """Paint the surroundings; `horizon` is a share of the height, from the top."""
+    """Draw the surroundings; `horizon` is a share of the height, from the top."""
     look = FAMILIES[family]
     wear = view.uniform(-1, 1, 12).astype(np.float32)
     colours = linear([look.top, look.low, look.near, look.second])
@@ -139,7 +139,9 @@ def paint(
     return Backdrop(picture, float(row), family)
 
 
-def _sky(look, top, low, rows, width, view) -> np.ndarray:
+def _sky(
+    look: Family, top: np.ndarray, low: np.ndarray, rows: int, width: int, view: np.random.Generator
+) -> np.ndarray:
     down = np.linspace(0, 1, rows, dtype=np.float32)[:, None, None]
     sky = top + (low - top) * down
     sky = np.broadcast_to(sky, (rows, width, 3)).copy()
@@ -177,7 +179,10 @@ def _sky(look, top, low, rows, width, view) -> np.ndarray:
     return sky
 
 
-def _floor(look, near, second, height, above, row, width, view) -> np.ndarray:
+def _floor(
+    look: Family, near: np.ndarray, second: np.ndarray, height: int, above: int, row: np.float32,
+    width: int, view: np.random.Generator,
+) -> np.ndarray:  # fmt: skip
     # Perspective: distance is 1 / (rows below the horizon), the same for the whole row.
     eye = float(view.uniform(0.5, 1.1))
     away = eye * height / (np.arange(above, height, dtype=np.float32) + 1.5 - row)
@@ -210,7 +215,10 @@ def _floor(look, near, second, height, above, row, width, view) -> np.ndarray:
     return np.maximum(floor, 0.002)
 
 
-def _skyline(picture, look, colours, above, view) -> None:
+def _skyline(
+    picture: np.ndarray, look: Family, colours: tuple[np.ndarray, ...], above: int,
+    view: np.random.Generator,
+) -> None:  # fmt: skip
     """Draw what stands at the horizon over the sky's lower rows."""
     _, low, _, second = colours
     width = picture.shape[1]

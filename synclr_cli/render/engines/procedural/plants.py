@@ -20,6 +20,9 @@ from synclr_cli.render.engines.procedural.bodies import (
     Rng,
     between,
     cross,
+    mix,
+    norm,
+    scaled,
 )
 
 
@@ -74,20 +77,19 @@ def flower(g: Rng, v: Rng) -> Body:
     nz = math.sin(face_tilt) * math.sin(face_turn)
     n = (nx, ny, nz)
     a = cross(n, (0.0, 0.0, 1.0) if abs(nz) < 0.9 else (1.0, 0.0, 0.0))
-    norm = math.sqrt(sum(c * c for c in a))
-    a = tuple(c / norm for c in a)
+    a = scaled(a, norm(a))
     b = cross(n, a)
     for ring in range(rings):
         for i in range(count):
             angle = 6.283 * (i + 0.5 * ring) / count
             size = petal * (1 - 0.3 * ring)
-            tip = tuple(
+            x, y, z = (
                 t + size * 1.3 * (math.cos(angle) * p + math.sin(angle) * q)
                 + n_ * size * (cup + 0.4 * ring)
                 for t, p, q, n_ in zip(top, a, b, n, strict=True)
             )  # fmt: skip
-            body.limb(top, tip, wide, MAIN, ELLIPSOID, 0.35, True)
-    centre = tuple(t + 0.08 * c for t, c in zip(top, n, strict=True))
+            body.limb(top, (x, y, z), wide, MAIN, ELLIPSOID, 0.35, True)
+    centre = mix(1, top, 0.08, n)
     body.add(ELLIPSOID, centre, (heart,) * 3, ACCENT)
     for side in (1, -1):
         body.limb((0, stem * 0.3, 0), (side * 0.45, stem * 0.5, side * 0.2), 0.12, SECOND,

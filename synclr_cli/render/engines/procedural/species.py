@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from synclr_cli.render.engines.procedural import artefacts, creatures, plants
-from synclr_cli.render.engines.procedural.bodies import Body, Parts, Rng
+from synclr_cli.render.engines.procedural.bodies import Body, Parts, Rng, mix
 from synclr_cli.render.engines.procedural.words import (
     COLOURS,
     Reading,
@@ -175,7 +176,7 @@ def parts_of(kind: Species, view: Rng) -> Parts:
     return PLANS[kind.plan](genes, view).arrays()
 
 
-def linear(rgb) -> np.ndarray:
+def linear(rgb: ArrayLike) -> np.ndarray:
     """Return sRGB in 0..1 as light: gamma 2, near enough and cheap to undo."""
     return np.square(np.asarray(rgb, dtype=np.float32))
 
@@ -215,9 +216,7 @@ def palette(kind: Species, words: tuple[str, ...], view: np.random.Generator) ->
             if kind.pale
             else colorsys.hls_to_rgb((hue + 0.5 * (kind.accent > 0.7)) % 1, 0.18, saturation)
         )
-        pattern = tuple(
-            p * kind.contrast + m * (1 - kind.contrast) for p, m in zip(pattern, main, strict=True)
-        )
+        pattern = mix(kind.contrast, pattern, 1 - kind.contrast, main)
         accent = colorsys.hls_to_rgb((hue + kind.accent) % 1, 0.45, 0.25 + 0.5 * saturation)
     dark = (0.09, 0.085, 0.1)
     return linear([main, second, accent, dark, pattern])

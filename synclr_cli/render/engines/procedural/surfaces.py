@@ -64,7 +64,9 @@ def grain(tile: str, q: np.ndarray, seed: float) -> np.ndarray:
     return noise.at(tile, u, v)
 
 
-def lit(base: np.ndarray, normal: np.ndarray, finish: str, rough: np.ndarray, light: Light):
+def lit(
+    base: np.ndarray, normal: np.ndarray, finish: str, rough: np.ndarray, light: Light
+) -> np.ndarray:
     """Return the light [N, 3] that leaves a surface toward the camera.
 
     Args:

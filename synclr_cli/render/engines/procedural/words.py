@@ -236,7 +236,7 @@ def _colours(words: list[str]) -> tuple[str, ...]:
 
 def _noun(words: list[str]) -> str:
     """Return the last word of the first noun phrase, skipping articles and adjectives we know."""
-    kept = []
+    kept: list[str] = []
     for word in words:
         if word in _FILLER:
             if kept and word not in ("a", "an", "the"):
