@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -123,9 +124,7 @@ def read(spec: str, cap: float = 1.0) -> Pool:
     groups = _parse(SYNCLR_MIX if spec.strip() == "synclr" else spec)
     total = sum(weight for _, weight in groups)
     names: list[str] = []
-    columns: dict[str, list[Any]] = {
-        k: [] for k in ("sources", "kinds", "glosses", "own", "domains")
-    }
+    columns: defaultdict[str, list[Any]] = defaultdict(list)
     probabilities: list[np.ndarray] = []
     group_starts = [0]
     files: list[tuple[Path, str]] = []
