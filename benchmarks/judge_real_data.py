@@ -6,10 +6,10 @@
 DATA holds cifar10/{train,test}.parquet (32 x 32 JPEG, column label) and
 camvid/{train,val,test}.parquet (480 x 360 JPEG, column mask, id 11 unlabelled), in the Hugging Face
 layout. `run` first makes the backbones, one of `procedural:` drawings and one of `pocket:`'s
-pictures, each of 2,560 captions by SmolLM2 and 8,000 updates of `--preset tiny`; then each cell of
+images, each of 2,560 captions by SmolLM2 and 8,000 updates of `--preset tiny`; then each cell of
 the table by one `synclr` command. What is finished is passed over and what was interrupted goes on,
 so the work may come in pieces: `--only` names the rows, `--seeds` how many of each cell. `pocket:`
-was taught with CIFAR-10's training pictures: there its backbone is at home.
+was taught with CIFAR-10's training images: there its backbone is at home.
 `table` prints what is there as Markdown, with the commands.
 """
 
@@ -45,7 +45,7 @@ MAKE = {
         f"train painted-images -o {PAINTED} {LONG}",
     ),
 }
-FEW = 1000  # pictures of each class in the smaller CIFAR-10
+FEW = 1000  # images of each class in the smaller CIFAR-10
 CROPS = (
     "segment.image_size=128 segment.short_side=240 segment.stride=96 segment.scale=[0.75,1.5]"
     " segment.max_class_share=0.75 segment.photometric=true segment.ignore_index=11"

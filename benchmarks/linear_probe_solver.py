@@ -1,10 +1,10 @@
 """How long the whole penalty path takes: ours, scikit-learn's L-BFGS, one torch L-BFGS a penalty.
 
     python benchmarks/linear_probe_solver.py                          50,000 x 768, 100 classes
-    python benchmarks/linear_probe_solver.py --pictures 10000 --width 256 --classes 50
+    python benchmarks/linear_probe_solver.py --images 10000 --width 256 --classes 50
 
 Features are drawn, not measured: clusters in directions whose spread falls as j^-0.7 (as the
-spectrum of ViT features does) with a noise level of its own for each picture, so that weak
+spectrum of ViT features does) with a noise level of its own for each image, so that weak
 penalties overfit and the best penalty lies inside the grid. All three solvers stop at the same
 iteration cap and get the same float32 features. Seconds are the process's CPU seconds over all
 threads, which other programs on the machine disturb least; wall seconds stand beside them.
@@ -35,16 +35,16 @@ from synclr_cli.linear_probe import logistic
 CONVERGED = 1e-5
 
 
-def draw(pictures: int, width: int, classes: int, separation: float, seed: int):
+def draw(images: int, width: int, classes: int, separation: float, seed: int):
     """Return features [n, D] float32 and labels [n]."""
-    generator = torch.Generator().manual_seed(0)  # the clusters; the pictures come from `seed`
+    generator = torch.Generator().manual_seed(0)  # the clusters; the images come from `seed`
     spread = torch.arange(1, width + 1) ** -0.7
     turn = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
     centres = torch.randn(classes, width, generator=generator) * spread * separation
     generator.manual_seed(seed)
-    y = torch.randint(0, classes, (pictures,), generator=generator)
-    noise = torch.randn(pictures, width, generator=generator) * spread
-    noise = noise * (0.5 + torch.rand(pictures, 1, generator=generator))
+    y = torch.randint(0, classes, (images,), generator=generator)
+    noise = torch.randn(images, width, generator=generator) * spread
+    noise = noise * (0.5 + torch.rand(images, 1, generator=generator))
     return (centres[y] + noise) @ turn * 3 + 0.3, y
 
 
@@ -75,7 +75,7 @@ def by_torch(x, y, penalty, cap):
 def main() -> None:
     """Run the three and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=50_000)
+    parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--penalties", type=int, default=45)
@@ -89,8 +89,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
 
     shape = (options.width, options.classes, options.separation)
-    x, y = draw(options.pictures, *shape, seed=1)
-    shown, truth = draw(options.pictures // 5, *shape, seed=2)
+    x, y = draw(options.images, *shape, seed=1)
+    shown, truth = draw(options.images // 5, *shape, seed=2)
     grid = logistic.penalty_grid(options.penalties, 1e-6, 1e5)
 
     once, share = x.double(), F.one_hot(y).double()
@@ -152,7 +152,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "shape": [options.pictures, options.width, options.classes, options.penalties],
+                "shape": [options.images, options.width, options.classes, options.penalties],
                 "cap": options.cap,
                 "threads": options.threads,
                 "load": os.getloadavg()[0],

@@ -1,4 +1,4 @@
-"""The paper's claim at a laptop's size: pictures of `pocket:` against the real ones it was taught.
+"""The paper's claim at a laptop's size: images of `pocket:` against the real ones it was taught.
 
     synclr captions -p cifar -n 2560 && synclr render -p cifar -o painted
     python benchmarks/pocket_claim.py --painted painted --cifar FOLDER --out FOLDER
@@ -6,9 +6,9 @@
         [--set train.x=y]
 
 The ViT and batch of a preset, as many crops a step and as many steps in each row, judged
-on real CIFAR-10 by k-NN and linear probe. The real pictures are as many of its training
-pictures, four of a class under one caption, so that every recipe can be run on them too. **In the
-generator's domain by construction**: `pocket:` was trained on CIFAR-10's training pictures, so
+on real CIFAR-10 by k-NN and linear probe. The real images are as many of its training
+images, four of a class under one caption, so that every recipe can be run on them too. **In the
+generator's domain by construction**: `pocket:` was trained on CIFAR-10's training images, so
 nothing here says that painting beats photographing. Nothing is made twice; after `--minutes` it
 stops, and the same command goes on. With `--points` backbones are kept and graded on the way.
 Writes FOLDER/result.json and FOLDER/result.png after each run anew.
@@ -40,7 +40,7 @@ from train_result import (
 
 from synclr_cli.data.manifest import open_dataset
 
-ROWS = {  # pictures, switches
+ROWS = {  # images, switches
     "SynCLR, painted": ("painted", ()),
     "SynCLR without masked patches, painted": ("painted", ("train.patch_weight=0",)),
     "SimCLR, painted": ("painted", (*PLAIN, *IMAGES)),
@@ -53,8 +53,8 @@ VIEWS = 4
 STRENGTHS = ("standardise=true", "penalties=9", "highest_penalty=100.0", "iterations=200")
 
 
-def real_pictures(cifar: Path, count: int, out: Path) -> Path:
-    """Write pictures of the training split, four of a class under a caption of their own."""
+def real_images(cifar: Path, count: int, out: Path) -> Path:
+    """Write images of the training split, four of a class under a caption of their own."""
     table = pq.read_table(cifar / "train.parquet", columns=["image", "label"])
     labels = table["label"].to_numpy()
     order = np.random.default_rng(0).permutation(len(labels))
@@ -90,11 +90,11 @@ def main() -> None:
 
     parts = open_dataset(given.painted, "images").paths()
     count = sum(pq.read_metadata(part).num_rows for part in parts)
-    pictures = {"painted": given.painted, "real": out / "real"}
-    road("import", real_pictures(given.cifar, count, out), "-o", pictures["real"])
+    images = {"painted": given.painted, "real": out / "real"}
+    road("import", real_images(given.cifar, count, out), "-o", images["real"])
     data = {"CIFAR-10": str(small_cifar(given.cifar, out, 10_000, 10_000))}
     every = given.steps // given.points
-    result: dict[str, Any] = {"pictures": count, "steps": given.steps, "runs": {}}
+    result: dict[str, Any] = {"images": count, "steps": given.steps, "runs": {}}
     curves: dict[str, list[list[dict[str, float]]]] = {}
     floors: dict[str, list[dict[str, float]]] = {}
     # Seed after seed, so that what is finished when the time is up is one row of each.
@@ -103,7 +103,7 @@ def main() -> None:
             run = out / "runs" / f"{name.replace(', ', '-').replace(' ', '-')}-seed{seed}"
             settings = [f"train.steps={given.steps}", f"train.seed={seed}"]
             settings += [f"train.backbone_steps={every}", *given.set, *switches]
-            road("train", pictures[kind], "-p", given.preset, "-o", run, *with_sets(settings))
+            road("train", images[kind], "-p", given.preset, "-o", run, *with_sets(settings))
             if not (run / "backbone.safetensors").is_file():
                 road.end()
             steps = range(every, given.steps + 1, every)

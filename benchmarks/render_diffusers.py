@@ -1,7 +1,7 @@
 """How much faster `diffusers:` renders than the way the reference code does it.
 
-    python benchmarks/render_diffusers.py [pictures] [rounds] [steps]
-    python benchmarks/render_diffusers.py gpu [pictures] [steps]
+    python benchmarks/render_diffusers.py [images] [rounds] [steps]
+    python benchmarks/render_diffusers.py gpu [images] [steps]
 
 A random pipeline in the layout of Stable Diffusion (12.8 M parameters in the UNet, 128 px), made
 on the spot: weights do not change the speed. The reference's way: one prompt at a time, text
@@ -10,7 +10,7 @@ Ratios are medians over rounds of wall time, and of this process's CPU time, whi
 machine disturbs less.
 
 `gpu`: a UNet and a VAE of Stable Diffusion 1.5's size with random weights at 512 px in bfloat16:
-pictures a second, the ratio to the naive loop, and the share of wall time in which the denoiser's
+images a second, the ratio to the naive loop, and the share of wall time in which the denoiser's
 kernels ran, by the profiler.
 """
 
@@ -102,12 +102,12 @@ def make_pipeline(folder: Path, full_size: bool = False) -> Path:
     return folder / "sd"
 
 
-def rows_to_generate(pictures: int) -> list[Row]:
+def rows_to_generate(images: int) -> list[Row]:
     """Return the views of made-up captions."""
     return [
-        Row(i // VIEWS, i % VIEWS, f"the picture of a {'fox' * (1 + i // VIEWS % 5)} in the snow",
+        Row(i // VIEWS, i % VIEWS, f"the image of a {'fox' * (1 + i // VIEWS % 5)} in the snow",
             "fox", view_seed(0, i // VIEWS, i % VIEWS), 1)
-        for i in range(pictures)
+        for i in range(images)
     ]  # fmt: skip
 
 
@@ -118,12 +118,12 @@ def reference_way(
     painted = []
     for row in rows:
         generator = torch.Generator("cpu").manual_seed(row.seed)
-        picture = pipe(
+        image = pipe(
             row.caption, height=side, width=side, num_inference_steps=steps, guidance_scale=2.5,
             generator=generator,
         ).images[0]  # fmt: skip
-        picture.save(out / f"{row.caption_id}_{row.view}.png")
-        painted.append(np.asarray(picture))
+        image.save(out / f"{row.caption_id}_{row.view}.png")
+        painted.append(np.asarray(image))
     return painted
 
 
@@ -148,14 +148,14 @@ def timed(work: Callable[..., Any], *arguments: Any) -> tuple[Any, tuple[float, 
     return result, (time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def main(pictures: int = 16, rounds: int = 3, steps: int = 50) -> None:
+def main(images: int = 16, rounds: int = 3, steps: int = 50) -> None:
     """Print the ratios of our ways to the reference's."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sd = make_pipeline(folder)
         pipe = StableDiffusionPipeline.from_pretrained(sd, safety_checker=None)
         pipe.set_progress_bar_config(disable=True)
-        rows = rows_to_generate(pictures)
+        rows = rows_to_generate(images)
         ways = {}
         for label, settings in WAYS.items():
             values = {"name": f"diffusers:{sd}", "size": SIZE, "batch_size": 16, **settings}
@@ -170,27 +170,25 @@ def main(pictures: int = 16, rounds: int = 3, steps: int = 50) -> None:
             for label, (engine, config) in ways.items():
                 seconds[label].append(timed(our_way, engine, config, rows, folder)[1])
         painted = {
-            label: engine.generate(
-                [r.caption for r in rows], [""] * pictures, [r.seed for r in rows]
-            )
+            label: engine.generate([r.caption for r in rows], [""] * images, [r.seed for r in rows])
             for label, (engine, _) in ways.items()
         }
-    print(f"{pictures} pictures, {rounds} rounds, {steps} steps")
+    print(f"{images} images, {rounds} rounds, {steps} steps")
     for label, ours in painted.items():
         pairs = zip(theirs, ours, strict=True)
         levels = np.stack([np.abs(a.astype(int) - b.pixels.astype(int)) for a, b in pairs])
         print(f"{label:42} {(levels <= 1).mean():9.4%} of values within one level of the "
               f"reference's, mean difference {levels.mean() / 255:.4f}, "
               f"standard deviation {np.std(theirs) / 255:.3f}")  # fmt: skip
-    print(f"{'':42} {'wall s':>8} {'CPU s':>8} {'wall':>6} {'CPU':>6}   (a picture; ratios)")
+    print(f"{'':42} {'wall s':>8} {'CPU s':>8} {'wall':>6} {'CPU':>6}   (an image; ratios)")
     for label, times in seconds.items():
-        wall, cpu = (statistics.median(t[k] for t in times) / pictures for k in (0, 1))
+        wall, cpu = (statistics.median(t[k] for t in times) / images for k in (0, 1))
         pairs = list(zip(seconds["reference"], times, strict=True))
         faster = [statistics.median(a[k] / b[k] for a, b in pairs) for k in (0, 1)]
         print(f"{label:42} {wall:8.3f} {cpu:8.3f} {faster[0]:6.2f} {faster[1]:6.2f}")
 
 
-def gpu(pictures: int = 64, steps: int = 50) -> None:
+def gpu(images: int = 64, steps: int = 50) -> None:
     """Print speed, ratio and the denoiser's share of wall time on the GPU."""
     if not torch.cuda.is_available():
         sys.exit("no GPU here")
@@ -200,7 +198,7 @@ def gpu(pictures: int = 64, steps: int = 50) -> None:
                   "dtype": "bfloat16"}  # fmt: skip
         config = configs.build("render", {f"engine.{k}": v for k, v in values.items()})
         engine = load("image", config.engine)
-        rows = rows_to_generate(pictures)
+        rows = rows_to_generate(images)
         our_way(engine, config, rows[:16], Path(name))  # warm up
         _, (wall, _) = timed(our_way, engine, config, rows, Path(name))
         busy, profiled = denoiser_time(engine, config, rows, Path(name))
@@ -211,7 +209,7 @@ def gpu(pictures: int = 64, steps: int = 50) -> None:
         few = rows[:4]
         reference_way(pipe, few[:1], steps, Path(name), side=512)
         _, (naive, _) = timed(reference_way, pipe, few, steps, Path(name), 512)
-    print(f"{pictures / wall:.2f} pictures/s, {naive / len(few) * pictures / wall:.2f} times the "
+    print(f"{images / wall:.2f} images/s, {naive / len(few) * images / wall:.2f} times the "
           f"naive loop; denoiser busy {busy / profiled:.1%} of wall time")  # fmt: skip
 
 

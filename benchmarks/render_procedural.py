@@ -3,7 +3,7 @@
     python benchmarks/render_procedural.py speed
     python benchmarks/render_procedural.py classes
 
-`speed`: pictures per second of one core, masks included, and what the gate, JPEG and the mask's
+`speed`: images per second of one core, masks included, and what the gate, JPEG and the mask's
 PNG add. `classes`: held-out accuracy of a linear classifier on raw 32 px pixels and of a small CNN,
 for colour words and for concepts (other captions and other seeds than in training). Colour should
 be linear in the pixels; the concept should need shape and texture.
@@ -41,19 +41,19 @@ PLACES = ("in the snow", "on a beach", "in a kitchen", "in the forest", "on the 
 
 
 def speed() -> None:
-    """Print pictures per second at the two sizes that matter, and what storing them adds."""
+    """Print images per second at the two sizes that matter, and what storing them adds."""
     for side, number in ((64, 600), (224, 120)):
         settings = {"engine.size": side, "stored_size": side}
         config = configs.build("render", settings)
         unmasked = configs.build("render", {**settings, "masks": False})
-        scene.paint("a dog", "dog", 0, side)  # tiles are made once
+        scene.draw("a dog", "dog", 0, side)  # tiles are made once
         rows = [
             Row(i, 0, f"a {COLOURS[i % 8]} {CONCEPTS[i % 36]} {PLACES[i % 10]}",
                 CONCEPTS[i % 36], i, 1 + i % 36)
             for i in range(number)
         ]  # fmt: skip
         start = time.process_time()
-        painted = [GeneratedImage(*scene.paint(r.caption, r.concept, r.seed, side)) for r in rows]
+        painted = [GeneratedImage(*scene.draw(r.caption, r.concept, r.seed, side)) for r in rows]
         drawn = time.process_time()
         generate.encode(painted, rows, config)
         stored = time.process_time()
@@ -61,24 +61,24 @@ def speed() -> None:
         end = time.process_time()
         pixels, masks = stored - drawn, (stored - drawn) - (end - stored)
         print(
-            f"{side} px, one core: {number / (drawn - start):.0f} pictures/s with their masks; "
-            f"gate and JPEG take {1000 * (pixels - masks) / number:.2f} ms a picture, the mask's "
+            f"{side} px, one core: {number / (drawn - start):.0f} images/s with their masks; "
+            f"gate and JPEG take {1000 * (pixels - masks) / number:.2f} ms an image, the mask's "
             f"PNG {1000 * masks / number:.2f} ms; all together {number / (stored - start):.0f} "
-            "pictures/s"
+            "images/s"
         )
 
 
 def _set(concepts: tuple[str, ...], number: int, seed: int, coloured: bool):
     rng = np.random.default_rng(seed)
-    pictures, colour_of, concept_of = [], [], []
+    images, colour_of, concept_of = [], [], []
     for _ in range(number):
         k, c, p = (int(rng.integers(n)) for n in (len(concepts), len(COLOURS), len(PLACES)))
         word = f"{COLOURS[c]} " if coloured else ""
         caption = f"a {word}{concepts[k]} {PLACES[p]}".strip()
-        pictures.append(scene.paint(caption, concepts[k], int(rng.integers(1 << 62)), 64)[0])
+        images.append(scene.draw(caption, concepts[k], int(rng.integers(1 << 62)), 64)[0])
         colour_of.append(c)
         concept_of.append(k)
-    return np.stack(pictures), np.array(colour_of), np.array(concept_of)
+    return np.stack(images), np.array(colour_of), np.array(concept_of)
 
 
 def _linear(x: np.ndarray, y: np.ndarray, x2: np.ndarray, y2: np.ndarray) -> float:
@@ -106,14 +106,14 @@ def _cnn(x: np.ndarray, y: np.ndarray, x2: np.ndarray, y2: np.ndarray, epochs: i
         block(3, 24), block(24, 48), block(48, 96), block(96, 128), nn.AdaptiveAvgPool2d(1),
         nn.Flatten(), nn.Linear(128, int(y.max()) + 1),
     )  # fmt: skip
-    pictures = torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1
+    images = torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1
     labels = torch.from_numpy(y)
     steps = epochs * (len(x) // 64)
     optimiser = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
     for _ in range(steps):
         rows = torch.randint(len(x), (64,))
-        batch = pictures[rows]
+        batch = images[rows]
         flip = torch.rand(64, 1, 1, 1) < 0.5
         batch = torch.where(flip, batch.flip(3), batch)
         loss = nn.functional.cross_entropy(model(batch), labels[rows])
@@ -133,7 +133,7 @@ def classes() -> None:
         n = 250 * len(concepts)
         x, colour, concept = _set(concepts, n, 1, coloured=True)
         x2, colour2, concept2 = _set(concepts, 1000, 2, coloured=True)
-        print(f"{len(concepts)} concepts x {len(COLOURS)} colours, {n} pictures to learn from")
+        print(f"{len(concepts)} concepts x {len(COLOURS)} colours, {n} images to learn from")
         print(f"  colour word, linear on pixels: {_linear(x, colour, x2, colour2):.3f}"
               f" (chance {1 / len(COLOURS):.3f})")  # fmt: skip
         chance = 1 / len(concepts)

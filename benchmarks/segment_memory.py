@@ -1,8 +1,8 @@
 """UperNet on ViT-B/16 at 512 pixels: parameters, shapes, and the memory of a step and a test.
 
-    python benchmarks/segment_memory.py [--batch 2] [--picture 512x683] [--precision auto]
+    python benchmarks/segment_memory.py [--batch 2] [--image 512x683] [--precision auto]
 
-One training step (forward, backward, AdamW) on random crops with 150 classes, then one picture
+One training step (forward, backward, AdamW) on random crops with 150 classes, then one image
 tested by the sliding window of Table 15 (window 512, stride 341). Prints one JSON object. The peak
 is of the whole process, Python and libraries included: resident memory on a CPU, allocated on CUDA.
 """
@@ -30,7 +30,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--arch", default="vit_base_patch16_224")
     options.add_argument("--batch", type=int, default=2)
-    options.add_argument("--picture", default="512x683", help="HEIGHTxWIDTH of the tested picture")
+    options.add_argument("--image", default="512x683", help="HEIGHTxWIDTH of the tested image")
     options.add_argument("--precision", default="auto", choices=config.PRECISIONS)
     given = options.parse_args()
     settings = config.SegmentConfig(batch_size=given.batch, precision=given.precision)
@@ -70,13 +70,11 @@ def main() -> None:
             "step_peak_gib": _peak_gib(rt),
         }
 
-        height, width = map(int, given.picture.split("x"))
-        picture = torch.randn(3, height, width, device=rt.device)
+        height, width = map(int, given.image.split("x"))
+        image = torch.randn(3, height, width, device=rt.device)
         began = time.perf_counter()
         with torch.inference_mode():
-            predicted = grading.segment_picture(
-                model.eval(), picture, (height, width), settings, rt
-            )
+            predicted = grading.segment_image(model.eval(), image, (height, width), settings, rt)
         windows = [len(dense.starts(n, size, settings.stride)) for n in (height, width)]
         found |= {
             "test_windows": windows[0] * windows[1],

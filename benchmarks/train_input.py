@@ -1,12 +1,12 @@
-"""What a picture costs before the ViT sees it: ours, torchvision v1 on Pillow, v2 on uint8 tensors.
+"""What an image costs before the ViT sees it: ours, torchvision v1 on Pillow, v2 on uint8 tensors.
 
-    OMP_NUM_THREADS=1 python benchmarks/train_input.py [--pictures 96] [--rounds 5] [--size 256]
+    OMP_NUM_THREADS=1 python benchmarks/train_input.py [--images 96] [--rounds 5] [--size 256]
 
-A picture is a JPEG of 256 px; what comes out is its global crop of 224 px and four local ones of
+An image is a JPEG of 256 px; what comes out is its global crop of 224 px and four local ones of
 96 px, with colours, blur and solarising drawn by the same recipe, decoding included. Ours is the
 loader itself, `Batches.make`, reading row groups of a Parquet file. All in one process on one core,
 taking turns; the figure of each is the median round. With `--train-steps` a ViT-S is then trained
-on these pictures with one loader process, and the share of time that it waited is told.
+on these images with one loader process, and the share of time that it waited is told.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ VIEWS = 4
 
 
 def jpeg(seed: int, size: int) -> bytes:
-    """Return a picture with the detail of a photo: smooth shapes under fine noise, quality 95."""
+    """Return an image with the detail of a photo: smooth shapes under fine noise, quality 95."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 255, (8, 8, 3)).astype(np.uint8))
     pixels = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
@@ -51,7 +51,7 @@ def jpeg(seed: int, size: int) -> bytes:
     return sink.getvalue()
 
 
-def write(folder: Path, pictures: list[bytes], size: int) -> Manifest:
+def write(folder: Path, images: list[bytes], size: int) -> Manifest:
     """Write the images as an images/2 folder of one part, as `synclr render` does."""
     rows = [
         {
@@ -65,7 +65,7 @@ def write(folder: Path, pictures: list[bytes], size: int) -> Manifest:
             "seed": 0,
             "mask": None,
         }
-        for i, data in enumerate(pictures)
+        for i, data in enumerate(images)
     ]
     table = pa.Table.from_pylist(rows, schema=artifacts.arrow_schema("images"))
     dataset = ShardedDataset(folder, "images", Header(schema="images", config={}))
@@ -156,7 +156,7 @@ def waiting(folder: Path, steps: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=96)
+    parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--train-steps", type=int, default=0)
@@ -164,10 +164,10 @@ def main() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     runtime.keep_freed_memory()
-    pictures = [jpeg(i, given.size) for i in range(given.pictures)]
+    images = [jpeg(i, given.size) for i in range(given.images)]
     with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig(captions_per_batch=given.pictures // VIEWS, views=VIEWS)
-        index = ImageIndex(write(Path(folder), pictures, given.size))
+        config = TrainConfig(captions_per_batch=given.images // VIEWS, views=VIEWS)
+        index = ImageIndex(write(Path(folder), images, given.size))
         source = batches.Batches(index, config, patches=196)
         pillow, uint8 = on_pillow(config), on_uint8(config)
 
@@ -175,20 +175,20 @@ def main() -> None:
             source.make(step)
 
         def torchvision_v1(_: int) -> None:
-            for data in pictures:
-                picture = Image.open(io.BytesIO(data)).convert("RGB")
+            for data in images:
+                image = Image.open(io.BytesIO(data)).convert("RGB")
                 for recipe in pillow:
-                    recipe(picture)
+                    recipe(image)
 
         def torchvision_v2(_: int) -> None:
-            for data in pictures:
+            for data in images:
                 encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-                picture = decode_jpeg(encoded, ImageReadMode.RGB)
+                image = decode_jpeg(encoded, ImageReadMode.RGB)
                 for recipe in uint8:
-                    recipe(picture)
+                    recipe(image)
 
         def decoding(_: int) -> None:
-            for data in pictures:
+            for data in images:
                 image_reader.decode(data, "")
 
         variants = {
@@ -203,9 +203,9 @@ def main() -> None:
                 start = time.process_time()
                 work(round_)
                 if round_:
-                    taken[name].append(1000 * (time.process_time() - start) / len(pictures))
+                    taken[name].append(1000 * (time.process_time() - start) / len(images))
         for name, each in taken.items():
-            figure = {"input": name, "cpu_ms_per_picture": round(float(np.median(each)), 2)}
+            figure = {"input": name, "cpu_ms_per_image": round(float(np.median(each)), 2)}
             print(json.dumps(figure), flush=True)
         if given.train_steps:
             torch.set_num_threads(threads)

@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=2 python benchmarks/train_memory.py [--captions 64] [--micro-batch 16]
         [--precision auto | float32 | bfloat16] [--compare 4] [--compare-micro-batch 4]
 
-Each variant is a process of its own that does one update of random pictures; its peak is what the
+Each variant is a process of its own that does one update of random images; its peak is what the
 system says of it, libraries included; seconds are of the wall clock and of the CPU, the second for
 machines shared with others. The gradients are compared in float32 on `--compare` captions of 4
-pictures: one batch, whole and by pieces. `--compare 0` and `--updates 0` leave out their part.
+images: one batch, whole and by pieces. `--compare 0` and `--updates 0` leave out their part.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def main() -> None:
         taken[name] = ours.recv() if ours.poll() else None  # None: killed, for want of memory
         process.join()
         shown = {k: round(v, 3) for k, v in (taken[name] or {}).items()}
-        print(json.dumps({"update": name, "pictures": 4 * given.captions, **shown}), flush=True)
+        print(json.dumps({"update": name, "images": 4 * given.captions, **shown}), flush=True)
     pieces, whole = taken.get("by pieces"), taken.get("whole")
     summary = {"gradients_differ_by": gradients(given)} if given.compare else {}
     if pieces and whole:

@@ -1,9 +1,9 @@
-"""Does it learn? The objectives of Table 5 and random weights, on the same drawn pictures.
+"""Does it learn? The objectives of Table 5 and random weights, on the same drawn images.
 
     python benchmarks/train_result.py --out FOLDER [--cifar FOLDER] [--minutes 25] [--png FILE]
         [--captions 1024] [--steps 900] [--points 3] [--seeds 3] [--rows 1,2] [--set train.x=y]
 
-Captions by SmolLM2 (or by rule, `--engines template`), four `procedural:` pictures of each, then
+Captions by SmolLM2 (or by rule, `--engines template`), four `procedural:` images of each, then
 the preset `tiny` under each objective of ROWS, with as many crops a step and as many steps.
 Backbones kept on the way are graded by k-NN and by a linear probe on scikit-learn's digits, on
 drawn things of ten other words, and, where a folder of its Parquet files is given, on CIFAR-10.
@@ -33,7 +33,7 @@ from synclr_cli.quickstart import HELD_OUT_WORDS
 
 # The family's switches (docs/train.md): neither teacher nor masked patches nor local crops.
 PLAIN = ("train.teacher=false", "train.patch_weight=0", "train.local_crops=0")
-# As many crops a step: two pictures of each caption, two crops of each picture.
+# As many crops a step: two images of each caption, two crops of each image.
 IMAGES = ("train.positives=image", "train.views=2", "train.global_crops=2")
 ROWS = {
     "SynCLR": (),
@@ -197,9 +197,9 @@ def cost(run: Path) -> dict[str, float]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     last, config = lines[-1], json.loads((run / "run.json").read_text())["config"]
     crops = config["captions_per_batch"] * config["views"] * config["global_crops"]
-    a_picture = last["model_tflop_per_s"] / last["images_per_s"]
+    a_image = last["model_tflop_per_s"] / last["images_per_s"]
     kept = ("loss_global", "loss_local", "loss_patch", "effective_rank", "similarity_gap")
-    return {"tflop": a_picture * crops * last["step"], **{k: last[k] for k in kept}}
+    return {"tflop": a_image * crops * last["step"], **{k: last[k] for k in kept}}
 
 
 def main() -> None:

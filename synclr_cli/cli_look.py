@@ -62,7 +62,7 @@ def inspect(
         console.warn(str(e))
         drawing = None
     if drawing:
-        description.facts["picture"] = str(drawing)
+        description.facts["image"] = str(drawing)
     if html:
         from synclr_cli.render.report import page
 

@@ -31,7 +31,7 @@ class Cell:
 
     values: tuple[float, ...]  # percent, one for each seed
     interval: tuple[float, float]  # 95 %, of the only value
-    n: int  # pictures it was graded on
+    n: int  # images it was graded on
 
     @property
     def value(self) -> float:

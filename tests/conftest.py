@@ -79,7 +79,7 @@ def synclr_process() -> Callable[..., Outcome]:
 
 @pytest.fixture(scope="session")
 def small_vit(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A run folder with a ViT of two blocks, for pictures of 32 pixels."""
+    """A run folder with a ViT of two blocks, for images of 32 pixels."""
     from synclr_cli.data.artifacts import Header
     from synclr_cli.learning import backbone, runtime
 

@@ -54,7 +54,7 @@ def write_images(folder: Path, captions: int = 3, views: int = 2, size: int = 12
                 {
                     "caption_id": c, "view": i % views, "caption": f"a photo of fox {c}",
                     "concept": f"fox {c % 2}", "width": size + 4, "height": size, "seed": i,
-                    "image": {"bytes": picture(100 * c + i % views, size=size), "path": None},
+                    "image": {"bytes": image(100 * c + i % views, size=size), "path": None},
                     "mask": None, "score": None,
                 }
                 for i, c in enumerate(ids)
@@ -71,7 +71,7 @@ def rejected(folder: Path) -> list[dict]:
     return list(image_facts.read_rejected(folder))
 
 
-def picture(i: int, kind: str = "PNG", size: int = 12) -> bytes:
+def image(i: int, kind: str = "PNG", size: int = 12) -> bytes:
     sink = io.BytesIO()
     pixels = np.random.default_rng(i).integers(0, 255, (size, size + 4, 3), np.uint8)
     Image.fromarray(pixels).save(sink, kind)
@@ -85,7 +85,7 @@ def reference_set(root: Path, captions: int = 5, views: int = 3) -> Path:
         for v in range(views):
             path = root / f"seed{v}" / "shard" / f"{c}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(picture(10 * c + v))
+            path.write_bytes(image(10 * c + v))
     (root / "all.csv").write_text("image,caption\n" + "\n".join(lines) + "\n")
     return root / "all.csv"
 

@@ -52,12 +52,12 @@ def sinkhorn(scores: Array, temperature: float, iterations: int) -> Array:
 
 
 def patch_loss(scores: Sequence[Array], targets: Sequence[Array], temperature: float) -> float:
-    """The mean over masked pictures of the mean over their masked patches of H(target, student).
+    """The mean over masked images of the mean over their masked patches of H(target, student).
 
     Args:
-        scores, targets: one [masked patches, prototypes] for each masked picture.
+        scores, targets: one [masked patches, prototypes] for each masked image.
     """
-    of_pictures = []
+    of_images = []
     for s, t in zip(scores, targets, strict=True):
         of_patches = []
         for row, target in zip(s, t, strict=True):
@@ -65,8 +65,8 @@ def patch_loss(scores: Sequence[Array], targets: Sequence[Array], temperature: f
             of_patches.append(
                 -sum(q * (v / temperature - log_sum) for q, v in zip(target, row, strict=True))
             )
-        of_pictures.append(sum(of_patches) / len(of_patches))
-    return sum(of_pictures) / len(of_pictures)
+        of_images.append(sum(of_patches) / len(of_patches))
+    return sum(of_images) / len(of_images)
 
 
 def half_cosine(step: int, steps: int, start: float, end: float) -> float:

@@ -1,4 +1,4 @@
-"""The road as typed: words | captions | pictures | backbone | grade."""
+"""The road as typed: words | captions | images | backbone | grade."""
 
 from __future__ import annotations
 
@@ -99,12 +99,12 @@ def test_timm_opens_the_run_with_no_code_of_ours(road):
     run = folder / "runs" / "tiny"
     theirs = timm.create_model(f"local-dir:{run}", pretrained=True, num_classes=0).eval()
     ours = open_backbone(str(run)).model.eval()
-    picture = torch.rand(2, 3, 32, 32)
+    image = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
-        assert torch.equal(theirs(picture), cls_features(ours, picture))
+        assert torch.equal(theirs(image), cls_features(ours, image))
 
 
-def test_datasets_shows_the_pictures(road):
+def test_datasets_shows_the_images(road):
     folder, _ = road
     import datasets
 
@@ -150,5 +150,5 @@ def test_inspect_describes_every_artifact(road, synclr, artifact):
     assert outcome.code == 0, outcome.err
     described = json.loads(outcome.out)
     assert described["schema"] and described["chain"]
-    if "picture" in described:
-        assert (folder / described["picture"]).read_bytes().startswith(b"\x89PNG")
+    if "image" in described:
+        assert (folder / described["image"]).read_bytes().startswith(b"\x89PNG")

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from synclr_cli.data import storage
 from synclr_cli.data.header import (
     VERSIONS as VERSIONS,
-    Header,
+    Header as Header,  # those who open a file want its header
     parent as parent,
     require_same as require_same,
 )
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-# Column -> Arrow type, by schema. `picture` is the Hugging Face Image layout.
+# Column -> Arrow type, by schema. `image` is the Hugging Face Image layout.
 COLUMNS = {
     "captions": {
         "caption_id": "int64",
@@ -71,12 +71,12 @@ COLUMNS = {
         "view": "int32",
         "caption": "string",
         "concept": "string",
-        "image": "picture",
+        "image": "image",
         "width": "int32",
         "height": "int32",
         "seed": "int64",  # of this view's starting noise
-        "mask": "picture",  # PNG of class ids; null if the engine yields none
-        "score": "float32",  # of picture against caption by `render.score_model`, or null
+        "mask": "image",  # PNG of class ids; null if the engine yields none
+        "score": "float32",  # of image against caption by `render.score_model`, or null
     },
 }
 OPTIONAL = {"score"}  # columns that files of earlier days may lack
@@ -91,16 +91,16 @@ def arrow_schema(schema: str, header: Header | None = None) -> pa.Schema:
     """Return a schema's Arrow form, with the header and Hugging Face's feature types inside."""
     import pyarrow as pa
 
-    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    special = {"picture": picture, "ids": pa.list_(pa.int32())}
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    special = {"image": image, "ids": pa.list_(pa.int32())}
     fields = [
         pa.field(name, special.get(kind) or pa.type_for_alias(kind))
         for name, kind in COLUMNS[schema].items()
     ]
-    # datasets reads this key to know that a struct of bytes is a picture.
+    # datasets reads this key to know that a struct of bytes is an image.
     features = {
         name: {"_type": "Image"}
-        if kind == "picture"
+        if kind == "image"
         else {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"}
         if kind == "ids"
         else {"dtype": kind, "_type": "Value"}

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from synclr_cli.data import artifacts, json_text, sources, storage
 from synclr_cli.errors import DataError
 
-PICTURE_COLUMNS = ("image", "img")
+IMAGE_COLUMNS = ("image", "img")
 
 
 def image_column(files: Sequence[Path]) -> str:
@@ -27,7 +27,7 @@ def image_column(files: Sequence[Path]) -> str:
     for file, schema in zip(files, schemas, strict=True):
         if schema.names != names:
             raise DataError(f"{file} has other columns than {files[0].name}")
-    for column in PICTURE_COLUMNS:
+    for column in IMAGE_COLUMNS:
         if names.count(column) == 1:
             require_images(files[0], schemas[0].field(column))
             return column
@@ -35,7 +35,7 @@ def image_column(files: Sequence[Path]) -> str:
 
 
 def require_images(file: Path, column: pa.Field) -> None:
-    """Refuse a column of anything but encoded pictures: bytes, or a struct that holds them."""
+    """Refuse a column of anything but encoded images: bytes, or a struct that holds them."""
     kind = column.type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
@@ -43,7 +43,7 @@ def require_images(file: Path, column: pa.Field) -> None:
     if not any(is_whole(kind) for is_whole in whole):
         raise DataError(
             f"{file}: column {column.name}", got=f"type {column.type}",
-            expected="encoded pictures (bytes, or struct<bytes, path>)",
+            expected="encoded images (bytes, or struct<bytes, path>)",
             do="name a folder instead, or put the files' bytes into the column",
         )  # fmt: skip
 

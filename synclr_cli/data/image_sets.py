@@ -91,7 +91,7 @@ def open_images(spec: str) -> ImageSet:
 def _has_classes(folder: Path) -> bool:
     """Return whether a folder tree is one of classes or annotations, no plain heap of images."""
     inside = [p for p in folder.iterdir() if p.name[0] not in "._"]
-    loose = any(p.is_file() and p.suffix.lower() in layouts.PICTURES for p in inside)
+    loose = any(p.is_file() and p.suffix.lower() in layouts.IMAGES for p in inside)
     masks = (folder / "images").is_dir() and any(
         (folder / name).is_dir() for name in ("annotations", "masks")
     )
@@ -99,7 +99,7 @@ def _has_classes(folder: Path) -> bool:
 
 
 def _plain(folder: Path) -> ImageSet:
-    files = list(layouts.picture_files(folder))
+    files = list(layouts.image_files(folder))
     if not files:
         raise DataError(f"{folder} holds no images", expected="image files, or Parquet files")
     named = [(file, str(file.relative_to(folder))) for file in files]
@@ -115,7 +115,7 @@ def _of_parquet(path: Path, by_split: Mapping[str, Sequence[Path]]) -> ImageSet:
     for split, files in by_split.items():
         for file in files:
             schema = sources.open_parquet(file).schema_arrow
-            column = next((c for c in columns.PICTURE_COLUMNS if c in schema.names), None)
+            column = next((c for c in columns.IMAGE_COLUMNS if c in schema.names), None)
             if column is None:
                 got = f"columns {', '.join(schema.names)}"
                 raise DataError(f"{file} has no images", got=got, expected="a column image")
@@ -147,7 +147,7 @@ def _rows(root: Path, source: Source, split: str, names: Any, file: Path | None 
     """Return what is known of each image of a source: where it lies, its split and its label."""
     n = len(source)
     if isinstance(source, sources.Files):
-        paths = [_within(root, p) for p in source.pictures]
+        paths = [_within(root, p) for p in source.images]
     else:
         paths = [_within(root, file) if file and file != root else root.name] * n
     numbers = None if isinstance(source, sources.Files) else range(n)

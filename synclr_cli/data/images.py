@@ -67,38 +67,38 @@ def open_image(data: bytes | None, where: str) -> Image.Image:
 
 
 def decode(data: bytes | None, where: str) -> Image.Image:
-    """Return the picture as 8-bit RGB, whatever it was stored as.
+    """Return the image as 8-bit RGB, whatever it was stored as.
 
-    Greyscale, palette, CMYK and 16-bit pictures are converted, fractions from 0 to 1 taken as
+    Greyscale, palette, CMYK and 16-bit images are converted, fractions from 0 to 1 taken as
     shares of white; transparency is laid on white; EXIF's orientation is followed.
 
     Args:
-        data: an encoded picture.
+        data: an encoded image.
         where: what to call it in an error, "photos.parquet row 17".
 
     Raises:
-        DataError: the bytes are no picture, or a truncated one.
+        DataError: the bytes are no image, or a truncated one.
     """
     try:
-        picture = open_image(data, where)
-        picture.load()
-        ImageOps.exif_transpose(picture, in_place=True)
+        image = open_image(data, where)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
     except UnidentifiedImageError as e:  # its own words name an address in memory
-        raise DataError(f"{where} does not decode as a picture (no known format)") from e
+        raise DataError(f"{where} does not decode as an image (no known format)") from e
     except DECODE_ERRORS as e:
-        raise DataError(f"{where} does not decode as a picture ({e})") from e
-    if picture.mode.startswith(("I", "F")):  # PIL would clip, not scale, 16-bit grey
-        grey = np.array(picture, dtype=np.float64)
+        raise DataError(f"{where} does not decode as an image ({e})") from e
+    if image.mode.startswith(("I", "F")):  # PIL would clip, not scale, 16-bit grey
+        grey = np.array(image, dtype=np.float64)
         brightest = grey.max(initial=0)
         # I;16 says what white is. The others do not: their brightest pixel tells the range.
-        if picture.mode.startswith("I;16") or brightest > 255:
+        if image.mode.startswith("I;16") or brightest > 255:
             scale = 255 / 65535
         else:
-            scale = 255.0 if picture.mode == "F" and brightest <= 1 else 1.0
+            scale = 255.0 if image.mode == "F" and brightest <= 1 else 1.0
         grey *= scale  # in place: it may be 0.5 GB
         grey.round(out=grey).clip(0, 255, out=grey)
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        rgba = picture.convert("RGBA")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return picture.convert("RGB")
+    return image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Labelled pictures, wherever they lie, as three splits that never mix.
+"""Labelled images, wherever they lie, as three splits that never mix.
 
     spec --open_data--> Labelled(classes, digest, splits{train, val, test})
     spec: DIR/{train,val,test}/CLASS/*.jpg | DIR/CLASS/*.jpg           class folders
@@ -8,7 +8,7 @@
           DIR with JPEGImages, ImageSets, ...                          VOC: several labels, or masks
           torchvision:NAME | digits:                                   downloaded | in the package
 
-Pictures are decoded when asked for. A split the data lacks is held out of train: class by class,
+Images are decoded when asked for. A split the data lacks is held out of train: class by class,
 drawn from the seed, all views of one caption on one side. `facts` says which ones.
 """
 
@@ -34,7 +34,7 @@ MOST_MASK_CLASSES = 4096  # a 16-bit mask with one id of 60,000 would make a hea
 
 @dataclass(frozen=True)
 class Split:
-    """Pictures of one split: a selection of a source's rows, with labels or masks."""
+    """Images of one split: a selection of a source's rows, with labels or masks."""
 
     source: Source
     rows: np.ndarray  # [n] of the source
@@ -45,11 +45,11 @@ class Split:
         return len(self.rows)
 
     def where(self, i: int) -> str:
-        """Return what to call picture i in an error."""
+        """Return what to call image i in an error."""
         return self.source.where(int(self.rows[i]))
 
     def image(self, i: int) -> Image.Image:
-        """Return picture i as 8-bit RGB.
+        """Return image i as 8-bit RGB.
 
         Raises:
             DataError: it does not decode; names the file or row.
@@ -57,10 +57,10 @@ class Split:
         return self.source.image(int(self.rows[i]))
 
     def mask(self, i: int) -> np.ndarray:
-        """Return the class ids of picture i's pixels, [H, W] int64, as large as the picture.
+        """Return the class ids of image i's pixels, [H, W] int64, as large as the image.
 
         Raises:
-            DataError: it does not decode, or its size is not the picture's.
+            DataError: it does not decode, or its size is not the image's.
         """
         row = int(self.rows[i])
         source = cast(Masked, self.source)  # only such sets are asked for masks
@@ -70,7 +70,7 @@ class Split:
             raise DataError(
                 f"the mask of {self.where(i)}",
                 got=f"{ids.shape[1]}x{ids.shape[0]} pixels",
-                expected=f"the picture's {width}x{height}",
+                expected=f"the image's {width}x{height}",
             )
         if self.zero_becomes is not None:
             unlabelled = (ids == 0) | (ids == self.zero_becomes)
@@ -78,7 +78,7 @@ class Split:
         return ids
 
     def take(self, chosen: np.ndarray) -> Split:
-        """Return the split reduced to the pictures at positions `chosen`."""
+        """Return the split reduced to the images at positions `chosen`."""
         return replace(self, rows=self.rows[chosen], labels=self.labels[chosen])
 
 
@@ -92,11 +92,11 @@ class Labelled:
     classes: Sequence[str]
     splits: Mapping[str, Split]  # train, val, test
     facts: Mapping[str, str]  # split -> where it came from
-    header: Header | None = None  # of rendered pictures
+    header: Header | None = None  # of rendered images
 
     @property
     def several(self) -> bool:
-        """Return whether a picture may have several classes, or none."""
+        """Return whether an image may have several classes, or none."""
         return self.splits[TRAIN].labels.ndim == 2
 
 
@@ -110,20 +110,20 @@ def open_data(
     ignore_index: int = 255,
     reduce_zero_label: bool = False,
 ) -> Labelled:
-    """Open labelled pictures.
+    """Open labelled images.
 
     Args:
         spec: see the module's docstring.
         masks: the labels are masks of class ids.
-        several: a picture may have several classes; its labels may be lists.
+        several: an image may have several classes; its labels may be lists.
         validation_share: of train, for a split the data does not bring.
         seed: of the draw of such splits.
         ignore_index: the id of unlabelled pixels.
         reduce_zero_label: in masks 0 is unlabelled too and the classes begin at 1, as in ADE20K.
 
     Raises:
-        DataError: nothing there, no split of it has pictures, one class only, a class that train
-            lacks, a label or id out of range, masks and pictures of different size.
+        DataError: nothing there, no split of it has images, one class only, a class that train
+            lacks, a label or id out of range, masks and images of different size.
         EngineError: a download failed.
     """
     found = layouts.find(spec, masks=masks)
@@ -171,14 +171,14 @@ def hold_out(
 
     Args:
         labels: [n] class ids, or [n, K] flags.
-        groups: [n] ids of what must stay together; None: every picture alone.
+        groups: [n] ids of what must stay together; None: every image alone.
         share: of the groups of a class, 0 to 1.
 
     Returns:
         Positions kept and positions held out, ascending. A class of one group is kept.
     """
     n = len(labels)
-    if labels.ndim == 2:  # several classes a picture: drawn from all alike
+    if labels.ndim == 2:  # several classes an image: drawn from all alike
         labels = np.zeros(n, np.int64)
     every, first, member = np.unique(
         np.arange(n) if groups is None else groups, return_index=True, return_inverse=True
@@ -208,7 +208,7 @@ def _complete(
         kept, held = hold_out(splits[TRAIN].labels, groups, share, seed)
         if not len(held):
             raise DataError(
-                f"{spec}: cannot hold out a {name} split, every class has one picture or caption",
+                f"{spec}: cannot hold out a {name} split, every class has one image or caption",
                 do="bring more of each class, or folders train, val and test",
             )
         splits[name], splits[TRAIN] = splits[TRAIN].take(held), splits[TRAIN].take(kept)
@@ -278,7 +278,7 @@ def _check_labels(spec: str, splits: Mapping[str, Split], classes: Sequence[str]
     if splits[TRAIN].labels.ndim == 2:
         lacking = np.flatnonzero(splits[TRAIN].labels.sum(0) == 0)
         if len(lacking):
-            raise DataError(f"{spec}: no train picture has class {classes[lacking[0]]}")
+            raise DataError(f"{spec}: no train image has class {classes[lacking[0]]}")
         return
     known = set(np.unique(splits[TRAIN].labels).tolist())
     if len(known) < 2:
@@ -290,7 +290,7 @@ def _check_labels(spec: str, splits: Mapping[str, Split], classes: Sequence[str]
         unseen = sorted(set(np.unique(splits[name].labels).tolist()) - known)
         if unseen:
             raise DataError(
-                f"{spec}: no train picture has class {classes[unseen[0]]} of the {name} split"
+                f"{spec}: no train image has class {classes[unseen[0]]} of the {name} split"
             )
 
 

@@ -1,4 +1,4 @@
-"""Finds the pictures, labels and splits in what a user names: folders, Parquet, torchvision.
+"""Finds the images, labels and splits in what a user names: folders, Parquet, torchvision.
 
     spec --find--> Found(splits{train, val, test: RawSplit(source, labels, groups)}, digest)
 
@@ -33,7 +33,7 @@ SPLIT_NAMES = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "concept")
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -48,9 +48,9 @@ class RawSplit:
     """A split as it was found."""
 
     source: Source
-    labels: np.ndarray  # [n] of int64 or str, or of lists of them: several classes a picture
+    labels: np.ndarray  # [n] of int64 or str, or of lists of them: several classes an image
     names: Sequence[str] = ()  # of the int labels
-    groups: np.ndarray | None = None  # [n] ids of pictures that belong together (a caption's views)
+    groups: np.ndarray | None = None  # [n] ids of images that belong together (a caption's views)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Found:
 
 
 def find(spec: str, *, masks: bool) -> Found:
-    """Find the pictures a spec names.
+    """Find the images a spec names.
 
     Raises:
         DataError: nothing there, or not in a known layout.
@@ -156,7 +156,7 @@ def _parquet(path: Path, by_split: Mapping[str, Sequence[Path]], masks: bool) ->
 
 
 def _parquet_split(files: Sequence[Path], masks: bool) -> RawSplit:
-    picture = columns.image_column(files)
+    image = columns.image_column(files)
     schema = sources.open_parquet(files[0]).schema_arrow
     label = next((c for c in LABEL_COLUMNS if c in schema.names), None)
     if masks and "mask" not in schema.names:
@@ -171,7 +171,7 @@ def _parquet_split(files: Sequence[Path], masks: bool) -> RawSplit:
         )
     if masks:
         columns.require_images(files[0], schema.field("mask"))
-    source = sources.ParquetRows(files, picture, "mask" if masks else None)
+    source = sources.ParquetRows(files, image, "mask" if masks else None)
     groups = columns.labels(files, "caption_id") if "caption_id" in schema.names else None
     if masks:
         return RawSplit(source, np.zeros(len(source), np.int64), groups=groups)
@@ -184,30 +184,30 @@ def _parquet_split(files: Sequence[Path], masks: bool) -> RawSplit:
 
 
 def _class_folders(root: Path) -> Found:
-    """Find SPLIT/CLASS/pictures, or CLASS/pictures without splits."""
+    """Find SPLIT/CLASS/images, or CLASS/images without splits."""
     roots = _split_folders(root) or {"train": root}
     splits, every = {}, []
     names: set[str] = set()
     for split, folder in roots.items():
-        pictures, labels = [], []
+        images, labels = [], []
         classes = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
         _require_no_splits(folder, classes)
         for inside in classes:
-            files = list(picture_files(inside))
-            pictures += files
+            files = list(image_files(inside))
+            images += files
             labels += [inside.name] * len(files)
             names.add(inside.name)
-        if not pictures:
+        if not images:
             taken = f" (taken for the {split} split by its name)" if folder != root else ""
             raise DataError(
-                f"{folder}{taken} holds no folders with pictures",
-                expected="a folder for each class, with pictures inside",
+                f"{folder}{taken} holds no folders with images",
+                expected="a folder for each class, with images inside",
                 got=_few(sorted(p.name for p in folder.iterdir())) or "an empty folder",
             )
-        splits[split] = RawSplit(sources.Files(pictures), np.array(labels))
-        every += [(p, str(p.relative_to(root))) for p in pictures]
+        splits[split] = RawSplit(sources.Files(images), np.array(labels))
+        every += [(p, str(p.relative_to(root))) for p in images]
     if empty := sorted(names.difference(*(split.labels for split in splits.values()))):
-        console.warn(f"{root}: folders without pictures are no classes: {_few(empty)}")
+        console.warn(f"{root}: folders without images are no classes: {_few(empty)}")
     return Found(root.resolve().name, splits, functools.partial(digest_files, every))
 
 
@@ -217,14 +217,14 @@ def _mask_folders(root: Path) -> Found:
     roots = _split_folders(root / "images") or {"train": root / "images"}
     splits, every = {}, []
     for split, folder in roots.items():
-        pictures = list(picture_files(folder))
+        images = list(image_files(folder))
         beside = masks_root / folder.relative_to(root / "images")
-        masks = [beside / p.relative_to(folder).with_suffix(".png") for p in pictures]
-        for picture, mask in zip(pictures, masks, strict=True):
+        masks = [beside / p.relative_to(folder).with_suffix(".png") for p in images]
+        for image, mask in zip(images, masks, strict=True):
             if not mask.is_file():
-                raise DataError(f"{picture} has no mask", expected=mask, got="no file")
-        splits[split] = RawSplit(sources.Files(pictures, masks), np.zeros(len(masks), np.int64))
-        every += [(p, str(p.relative_to(root))) for p in (*pictures, *masks)]
+                raise DataError(f"{image} has no mask", expected=mask, got="no file")
+        splits[split] = RawSplit(sources.Files(images, masks), np.zeros(len(masks), np.int64))
+        every += [(p, str(p.relative_to(root))) for p in (*images, *masks)]
     names = root / "classes.txt"
     listed = names.read_text(encoding="utf-8").splitlines() if names.is_file() else []
     listed = [n.strip() for n in listed if n.strip()]
@@ -236,29 +236,29 @@ def _mask_folders(root: Path) -> Found:
 
 
 def _voc(root: Path, name: str, masks: bool) -> Found:
-    """Find JPEGImages with Annotations (several classes a picture) or SegmentationClass (masks)."""
+    """Find JPEGImages with Annotations (several classes an image) or SegmentationClass (masks)."""
     splits, every = {}, []
     for split in SPLIT_NAMES:
         listed = root / "ImageSets" / ("Segmentation" if masks else "Main") / f"{split}.txt"
         if not listed.is_file():
             continue
         names = listed.read_text(encoding="utf-8").split()
-        pictures = [root / "JPEGImages" / f"{each}.jpg" for each in names]
+        images = [root / "JPEGImages" / f"{each}.jpg" for each in names]
         folder, ending = ("SegmentationClass", "png") if masks else ("Annotations", "xml")
         beside = [root / folder / f"{each}.{ending}" for each in names]
         labels = np.zeros(len(names), np.int64) if masks else np.empty(len(names), object)
         if not masks:
             labels[:] = [_voc_classes(each) for each in beside]
-        source = sources.Files(pictures, beside if masks else None)
+        source = sources.Files(images, beside if masks else None)
         splits[split] = RawSplit(source, labels, () if masks else VOC_CLASSES)
-        every += [(file, str(file.relative_to(root))) for file in (*pictures, *beside, listed)]
+        every += [(file, str(file.relative_to(root))) for file in (*images, *beside, listed)]
     mask_names = ("background", *VOC_CLASSES) if masks else ()
     digest = functools.partial(digest_files, every)
     return Found(name, splits, digest, mask_names=mask_names)
 
 
 def _voc_classes(annotation: Path) -> list[int]:
-    """Return the classes of a VOC picture; an object that is marked difficult does not count.
+    """Return the classes of a VOC image; an object that is marked difficult does not count.
 
     Raises:
         DataError: the annotation is not there, not XML, or names a class that VOC has not.
@@ -315,13 +315,13 @@ def _folders_in(folder: Path) -> set[str]:
         return {entry.name for entry in entries if entry.is_dir()}
 
 
-def picture_files(folder: Path) -> Iterator[Path]:
-    """Yield the pictures below a folder, by name; what is hidden is none."""
+def image_files(folder: Path) -> Iterator[Path]:
+    """Yield the images below a folder, by name; what is hidden is none."""
     found = []
     for where, folders, files in os.walk(folder):  # tells files from folders without asking twice
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(where, name) for name in files if not name.startswith(".")]
-    yield from (path for path in sorted(found) if path.suffix.lower() in PICTURES)
+    yield from (path for path in sorted(found) if path.suffix.lower() in IMAGES)
 
 
 def digest_files(files: Sequence[tuple[Path, str]]) -> str:
@@ -339,13 +339,13 @@ def _digits() -> Found:
     """Return UCI's 1,797 handwritten digits (tools/digits.py), 8x8 grey, without splits."""
     table = pq.read_table(Path(__file__).with_name("digits.parquet"))
     levels = np.frombuffer(b"".join(table["levels"].to_pylist()), np.uint8)  # [1797 * 64], 0 to 16
-    pictures = (levels.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)  # [1797, 8, 8]
+    images = (levels.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)  # [1797, 8, 8]
     split = RawSplit(
-        sources.Arrays("digits:", pictures),
+        sources.Arrays("digits:", images),
         table["label"].to_numpy().astype(np.int64),
         [str(name) for name in range(10)],
     )
-    total = hashlib.sha256(pictures.tobytes() + split.labels.tobytes()).hexdigest()
+    total = hashlib.sha256(images.tobytes() + split.labels.tobytes()).hexdigest()
     return Found("digits", {"train": split}, lambda: f"sha256:{total}")
 
 

@@ -1,6 +1,6 @@
-"""Where labelled pictures lie: files, Parquet rows, arrays, torchvision. Decoded when asked for.
+"""Where labelled images lie: files, Parquet rows, arrays, torchvision. Decoded when asked for.
 
-Every source is a numbered row of pictures: `len(s)`, `s.where(i)` (for errors), `s.image(i)`, and
+Every source is a numbered row of images: `len(s)`, `s.where(i)` (for errors), `s.image(i)`, and
 `s.mask(i)` and `s.size(i)` if it has masks. Only encoded bytes stay in memory, and a bounded lot.
 """
 
@@ -25,57 +25,57 @@ CACHE_BYTES = 512 * 2**20  # of Parquet row groups kept by each process
 
 
 class Source(Protocol):
-    """Numbered pictures."""
+    """Numbered images."""
 
     def __len__(self) -> int: ...
 
     def where(self, i: int) -> str:
-        """Return what to call picture i in an error."""
+        """Return what to call image i in an error."""
         ...
 
     def image(self, i: int) -> Image.Image:
-        """Return picture i as 8-bit RGB."""
+        """Return image i as 8-bit RGB."""
         ...
 
 
 class Masked(Source, Protocol):
-    """Numbered pictures with a class for each pixel."""
+    """Numbered images with a class for each pixel."""
 
     def size(self, i: int) -> tuple[int, int]:
-        """Return picture i's width and height in pixels, without decoding it."""
+        """Return image i's width and height in pixels, without decoding it."""
         ...
 
     def mask(self, i: int) -> np.ndarray:
-        """Return the class ids of picture i's pixels, [H, W] int64."""
+        """Return the class ids of image i's pixels, [H, W] int64."""
         ...
 
 
 class Encoded(ABC):
-    """A source whose pictures and masks are encoded files or cells."""
+    """A source whose images and masks are encoded files or cells."""
 
     def image(self, i: int) -> Image.Image:
-        return images.decode(self._picture(i), self.where(i))
+        return images.decode(self._image(i), self.where(i))
 
     def size(self, i: int) -> tuple[int, int]:
         try:
-            return images.open_image(self._picture(i), self.where(i)).size
+            return images.open_image(self._image(i), self.where(i)).size
         except DECODE_ERRORS as e:
-            raise DataError(f"{self.where(i)} does not decode as a picture ({e})") from e
+            raise DataError(f"{self.where(i)} does not decode as an image ({e})") from e
 
     def mask(self, i: int) -> np.ndarray:
         data = self._mask(i)
         if data is None:
             raise DataError(f"{self.where(i)} has no mask")
         try:
-            picture = images.open_image(data, f"the mask of {self.where(i)}")
-            picture.load()
+            image = images.open_image(data, f"the mask of {self.where(i)}")
+            image.load()
         except DECODE_ERRORS as e:
             raise DataError(f"the mask of {self.where(i)} does not decode ({e})") from e
-        ids = np.asarray(picture)
+        ids = np.asarray(image)
         if ids.ndim != 2:
             raise DataError(
                 f"the mask of {self.where(i)}",
-                got=f"mode {picture.mode}",
+                got=f"mode {image.mode}",
                 expected="one channel of class ids (PNG mode P, L or I;16)",
             )
         return ids.astype(np.int64)
@@ -84,26 +84,26 @@ class Encoded(ABC):
     def where(self, i: int) -> str: ...
 
     @abstractmethod
-    def _picture(self, i: int) -> bytes | None: ...
+    def _image(self, i: int) -> bytes | None: ...
 
     @abstractmethod
     def _mask(self, i: int) -> bytes | None: ...
 
 
 class Files(Encoded):
-    """Pictures as files, each with a mask file if there are masks."""
+    """Images as files, each with a mask file if there are masks."""
 
-    def __init__(self, pictures: Sequence[Path], masks: Sequence[Path] | None = None):
-        self.pictures, self.masks = pictures, masks
+    def __init__(self, images: Sequence[Path], masks: Sequence[Path] | None = None):
+        self.images, self.masks = images, masks
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def where(self, i: int) -> str:
-        return str(self.pictures[i])
+        return str(self.images[i])
 
-    def _picture(self, i: int) -> bytes:
-        return _bytes(self.pictures[i])
+    def _image(self, i: int) -> bytes:
+        return _bytes(self.images[i])
 
     def _mask(self, i: int) -> bytes:
         assert self.masks is not None
@@ -111,10 +111,10 @@ class Files(Encoded):
 
 
 class ParquetRows(Encoded):
-    """Pictures as cells of Parquet files; row groups are read when asked for, the latest kept."""
+    """Images as cells of Parquet files; row groups are read when asked for, the latest kept."""
 
-    def __init__(self, files: Sequence[Path], picture: str, mask: str | None = None):
-        self.files, self.picture_column, self.mask_column = files, picture, mask
+    def __init__(self, files: Sequence[Path], image: str, mask: str | None = None):
+        self.files, self.image_column, self.mask_column = files, image, mask
         self._groups = [
             (file, group, rows)
             for file, opened in ((f, open_parquet(f)) for f in files)
@@ -136,8 +136,8 @@ class ParquetRows(Encoded):
         before = sum(rows for f, g, rows in self._groups if f == file and g < group)
         return f"{file} row {before + row}"
 
-    def _picture(self, i: int) -> bytes | None:
-        return self._cell(self.picture_column, i)
+    def _image(self, i: int) -> bytes | None:
+        return self._cell(self.image_column, i)
 
     def _mask(self, i: int) -> bytes | None:
         assert self.mask_column is not None
@@ -155,7 +155,7 @@ class ParquetRows(Encoded):
     def _group(self, k: int) -> pa.Table:
         if k not in self._kept:
             file, group, _ = self._groups[k]
-            columns = [self.picture_column, *([self.mask_column] if self.mask_column else [])]
+            columns = [self.image_column, *([self.mask_column] if self.mask_column else [])]
             try:
                 table = pq.ParquetFile(file).read_row_group(group, columns, use_threads=False)
             except (pa.ArrowException, OSError) as e:
@@ -168,36 +168,36 @@ class ParquetRows(Encoded):
 
 
 class Arrays:
-    """Grey pictures as one array [n, H, W] uint8."""
+    """Grey images as one array [n, H, W] uint8."""
 
-    def __init__(self, name: str, pictures: np.ndarray):
-        self.name, self.pictures = name, pictures
+    def __init__(self, name: str, images: np.ndarray):
+        self.name, self.images = name, images
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def where(self, i: int) -> str:
-        return f"{self.name} picture {i}"
+        return f"{self.name} image {i}"
 
     def image(self, i: int) -> Image.Image:
-        return Image.fromarray(self.pictures[i]).convert("RGB")
+        return Image.fromarray(self.images[i]).convert("RGB")
 
 
 class Torchvision:
     """A data set of torchvision."""
 
-    def __init__(self, name: str, pictures: Any):
-        self.name, self.pictures = name, pictures
+    def __init__(self, name: str, images: Any):
+        self.name, self.images = name, images
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def where(self, i: int) -> str:
-        return f"torchvision:{self.name} picture {i}"
+        return f"torchvision:{self.name} image {i}"
 
     def image(self, i: int) -> Image.Image:
         try:
-            return self.pictures[i][0].convert("RGB")
+            return self.images[i][0].convert("RGB")
         except DECODE_ERRORS as e:
             raise DataError(f"{self.where(i)} does not decode ({e})") from e
 

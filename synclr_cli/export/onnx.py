@@ -31,7 +31,7 @@ class _Outputs(nn.Module):
 
 
 def write(opened: Backbone, folder: Path) -> None:
-    """Write `model.onnx` and how to show it a picture."""
+    """Write `model.onnx` and how to show it an image."""
     size = opened.image_size
     fixed = backbones.of_fixed_size(opened).eval()
     example = torch.zeros(2, 3, size, size)

@@ -43,7 +43,7 @@ def run(backbone: str, to: str, out: Path, *, overwrite: bool = False) -> Path:
     opened = backbones.open_backbone(backbone)
     record = {"to": to, "backbone": opened.digest}
     opened.model.eval()
-    images = _pictures(opened)
+    images = _images(opened)
     with exports.new_folder(out, record, overwrite=overwrite) as partial:
         if partial is None:
             return out
@@ -62,8 +62,8 @@ def run(backbone: str, to: str, out: Path, *, overwrite: bool = False) -> Path:
     return out
 
 
-def _pictures(opened: Backbone) -> Tensor:
-    """Return noise that looks like normalised pictures, [3, 3, S, S]."""
+def _images(opened: Backbone) -> Tensor:
+    """Return noise that looks like normalised images, [3, 3, S, S]."""
     generator = rng.torch_generator("export.check")
     size = opened.image_size
     return torch.randn(3, 3, size, size, generator=generator)

@@ -1,4 +1,4 @@
-"""A folder for transformers: ViTModel's names and config, and the view of a picture it expects.
+"""A folder for transformers: ViTModel's names and config, and the view of an image it expects.
 
     AutoModel.from_pretrained(FOLDER)            last_hidden_state [B, 1 + N, D], cls token first
     AutoImageProcessor.from_pretrained(FOLDER)   shorter side to S, centre crop S, mean, std

@@ -1,1 +1,1 @@
-"""The whole backbone trained on labelled pictures."""
+"""The whole backbone trained on labelled images."""

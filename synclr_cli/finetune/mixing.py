@@ -2,7 +2,7 @@
 
     images [B, 3, S, S], labels [B] --mix--> mixed images, soft targets [B, K]
 
-Shapes: B pictures of this rank, S pixels, K classes.
+Shapes: B images of this rank, S pixels, K classes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PROBABILITY, _CUTMIX_SHARE, _MODE = 1.0, 0.5, "batch"
 
 
 class Mixing:
-    """Mixes the pictures of a batch with its reverse, and their labels alike."""
+    """Mixes the images of a batch with its reverse, and their labels alike."""
 
     def __init__(self, config: FinetuneConfig, classes: int):
         self.classes, self.smoothing, self.seed = classes, config.label_smoothing, config.seed

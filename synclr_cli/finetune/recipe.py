@@ -1,6 +1,6 @@
 """What Table 14 is made of: the classifier, its learning rate, the views, and how it is graded.
 
-Shapes: B pictures of a batch, S pixels, K classes, n pictures of a split.
+Shapes: B images of a batch, S pixels, K classes, n images of a split.
 """
 
 from __future__ import annotations
@@ -82,20 +82,20 @@ def train_view(config: FinetuneConfig, backbone: Backbone) -> Callable[..., Tens
     return view
 
 
-def posterize(picture: Image.Image, bits: int, **_: object) -> Image.Image:
-    """Keep the highest bits of each channel; with none the picture is black.
+def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Keep the highest bits of each channel; with none the image is black.
 
     timm asks Pillow for 0 bits at its highest magnitude, which newer Pillows refuse.
     """
     if bits >= 8:
-        return picture
-    return ImageOps.posterize(picture, bits) if bits else Image.new("RGB", picture.size)
+        return image
+    return ImageOps.posterize(image, bits) if bits else Image.new("RGB", image.size)
 
 
 def train_item(
     split: Split, view: Callable[..., Tensor], seed: int, key: tuple[int, int]
 ) -> tuple[Tensor, int]:
-    """Return one view and its label; what is drawn depends on (seed, epoch, picture) alone."""
+    """Return one view and its label; what is drawn depends on (seed, epoch, image) alone."""
     epoch, i = key
     with runtime.seeded("finetune.augmentation", seed, epoch, i):
         return view(split.image(i)), int(split.labels[i])
@@ -121,9 +121,9 @@ def predict(
     batch_size: int,
     workers: int,
 ) -> dict[str, np.ndarray]:
-    """Return each model's most likely class of every picture of a split, [n]; ranks share the work.
+    """Return each model's most likely class of every image of a split, [n]; ranks share the work.
 
-    The pictures are decoded once for all models.
+    The images are decoded once for all models.
     """
     mine = range(rt.rank, len(split), rt.world)
     found = {name: torch.zeros(len(split), dtype=torch.long) for name in models}

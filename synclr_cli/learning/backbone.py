@@ -36,7 +36,7 @@ CONFIG_FILE = "config.json"  # beside it, for timm
 
 @dataclass(frozen=True)
 class Backbone:
-    """A ViT and how to show it a picture."""
+    """A ViT and how to show it an image."""
 
     model: VisionTransformer
     spec: str  # as the user named it
@@ -110,7 +110,7 @@ def _arguments(image_size: int, patch_size: int, depth: int) -> dict[str, int]:
 
 
 def of_fixed_size(opened: Backbone) -> VisionTransformer:
-    """Return the ViT for pictures of its own size alone, whose graph has no size to look at."""
+    """Return the ViT for images of its own size alone, whose graph has no size to look at."""
     model = build(
         opened.arch,
         image_size=opened.image_size,

@@ -38,7 +38,7 @@ class Images(Protocol):
 
 
 def open_any(spec: str, *, image_size: int, seed: int) -> Backbone:
-    """Open a backbone, or `pixels:SIDE`: the picture itself at SIDE x SIDE, the floor of floors."""
+    """Open a backbone, or `pixels:SIDE`: the image itself at SIDE x SIDE, the floor of floors."""
     scheme, _, side = spec.partition(":")
     if scheme != "pixels":
         return backbones.open_backbone(spec, image_size=image_size, seed=seed)
@@ -64,7 +64,7 @@ class _Pixels(nn.Module):
 
 
 def transform(backbone: Backbone) -> EvalTransform:
-    """Return the protocol's view of a picture: shorter side to S, centre crop S, no augmentation.
+    """Return the protocol's view of an image: shorter side to S, centre crop S, no augmentation.
 
     Normalisation and interpolation are those the backbone was trained with.
     """

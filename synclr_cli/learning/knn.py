@@ -1,6 +1,6 @@
 """k nearest neighbours: the grade of features with nothing trained at all.
 
-Shapes: n pictures known, q asked, D features, K classes.
+Shapes: n images known, q asked, D features, K classes.
 """
 
 from __future__ import annotations

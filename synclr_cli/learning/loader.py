@@ -84,9 +84,9 @@ def processes(workers: int) -> int:
 
 
 class EpochOrder:
-    """The keys (epoch, picture) of one rank's batches, from update `start` on.
+    """The keys (epoch, image) of one rank's batches, from update `start` on.
 
-    Each epoch goes through the pictures in an order drawn from (seed, epoch); what does not fill a
+    Each epoch goes through the images in an order drawn from (seed, epoch); what does not fill a
     batch is left for another epoch.
     """
 

@@ -1,6 +1,6 @@
 """Scores of the judges, from labels and predictions. All are fractions, 0 to 1.
 
-Shapes: n pictures, K classes. A confusion matrix is [K, K] with the truth along the rows.
+Shapes: n images, K classes. A confusion matrix is [K, K] with the truth along the rows.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
     """Return VOC 2007's 11-point average precision of one class.
 
     The mean, over recalls 0, 0.1, ... 1, of the best precision reached at that recall or above.
-    The curve begins at precision 1 for recall 0, as in the released code. Pictures of equal score
+    The curve begins at precision 1 for recall 0, as in the released code. Images of equal score
     enter together.
 
     Args:
@@ -72,11 +72,11 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
         scores: [n], higher is likelier.
 
     Raises:
-        ValueError: no picture has the class, or a score is NaN.
+        ValueError: no image has the class, or a score is NaN.
     """
     positives = int(truth.sum())
     if positives == 0:
-        raise ValueError("average precision needs a picture that has the class")
+        raise ValueError("average precision needs an image that has the class")
     if np.isnan(scores).any():
         raise ValueError("a score is NaN")
     order = np.argsort(-scores, kind="stable")
@@ -124,7 +124,7 @@ def accuracy_interval(
 
     Args:
         correct: [n] bool.
-        labels: [n] classes. Given, pictures are drawn within their class and the interval is that
+        labels: [n] classes. Given, images are drawn within their class and the interval is that
             of the mean per class.
     """
     if labels is None:
@@ -139,10 +139,10 @@ def accuracy_interval(
 def bootstrap_interval_of(
     statistic: Callable[[np.ndarray], float], n: int, seed: int, *, resamples: int = 1000
 ) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of any statistic of n pictures.
+    """Return the 95 % bootstrap interval of any statistic of n images.
 
     Args:
-        statistic: takes picture numbers drawn with replacement, [n], gives the score.
+        statistic: takes image numbers drawn with replacement, [n], gives the score.
     """
     generator = rng.generator(seed)
     drawn = [statistic(generator.integers(0, n, n)) for _ in range(resamples)]

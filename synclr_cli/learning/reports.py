@@ -29,13 +29,14 @@ from synclr_cli.learning.backbone import Backbone
 from synclr_cli.learning.run_folder import REPORT_FILE, RunFolder
 from synclr_cli.safe_text import redact
 
+EvaluationConfig = configs.LinearProbeConfig | configs.FinetuneConfig | configs.SegmentConfig
 MODEL_FILE, CONFUSION_FILE = "model.safetensors", "confusion.png"
 LONGEST = 28  # letters of a name in an image
 LARGEST = 100  # classes whose confusion matrix goes into the report
 _NUMBERED, _NAMED = 20, 60  # classes up to which cells have numbers, and rows have names
 
 
-def header(config: configs.StageConfig, backbone: Backbone, data: Labelled) -> Header:
+def header(config: EvaluationConfig, backbone: Backbone, data: Labelled) -> Header:
     """Describe an evaluation: its settings, and the two digests it stands on."""
     return Header(
         schema="report",

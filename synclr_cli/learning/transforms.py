@@ -16,11 +16,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 
-class Pictures(Protocol):
-    """Numbered pictures."""
+class Images(Protocol):
+    """Numbered images."""
 
     def image(self, i: int) -> Image.Image:
-        """Return picture i as 8-bit RGB."""
+        """Return image i as 8-bit RGB."""
         ...
 
 
@@ -34,19 +34,19 @@ class EvalTransform:
     std: Sequence[float]
     interpolation: str = "bicubic"
 
-    def __call__(self, picture: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image) -> Tensor:
         """Return the view, [3, size, size] float32."""
         mode = InterpolationMode(self.interpolation)
-        resized = v2.functional.resize(picture, [self.resize], interpolation=mode)
+        resized = v2.functional.resize(image, [self.resize], interpolation=mode)
         cropped = v2.functional.center_crop(resized, [self.size])
         return normalise(cropped, self.mean, self.std)
 
-    def of(self, pictures: Pictures, i: int) -> Tensor:
-        """Return the view of picture i."""
-        return self(pictures.image(i))
+    def of(self, images: Images, i: int) -> Tensor:
+        """Return the view of image i."""
+        return self(images.image(i))
 
 
-def normalise(picture: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return an RGB picture as [3, H, W] float32, mean subtracted and divided by std."""
-    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255  # [3, H, W]
+def normalise(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return an RGB image as [3, H, W] float32, mean subtracted and divided by std."""
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255  # [3, H, W]
     return (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]

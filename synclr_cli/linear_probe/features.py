@@ -1,12 +1,12 @@
-"""Frozen features of labelled pictures, computed once and found again only if they are the same.
+"""Frozen features of labelled images, computed once and found again only if they are the same.
 
     split --resize, crop, normalise--> images [B, 3, S, S] --frozen ViT--> cls features [n, D]
 
-A features file is named after a digest of everything its numbers depend on (weights, pictures,
+A features file is named after a digest of everything its numbers depend on (weights, images,
 their order and labels, preprocessing, precision), so it cannot be stale: another input, another
 name.
 
-Shapes: B pictures of a batch, n of a split, S pixels, D features.
+Shapes: B images of a batch, n of a split, S pixels, D features.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def make(
     for name, path in missing.items():
         split = data.splits[name]
         parts = _parts(path, len(split))
-        with console.progress(f"features of {name}", len(split), unit="pictures") as meter:
+        with console.progress(f"features of {name}", len(split), unit="images") as meter:
             for part, rows in parts[rt.rank :: rt.world]:
                 if not part.is_file():
                     x = learning.extract(
@@ -111,7 +111,7 @@ def _path(
 
 
 def _parts(path: Path, n: int) -> list[tuple[Path, range]]:
-    """Return the part files of a split and which pictures each holds."""
+    """Return the part files of a split and which images each holds."""
     return [
         (path.with_name(f".{path.stem}.part-{i:05d}"), rows)
         for i, rows in enumerate(learning.parts(n))

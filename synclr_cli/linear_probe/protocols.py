@@ -1,12 +1,12 @@
-"""The protocols that look at each picture once: logistic regression, neighbours, few shots.
+"""The protocols that look at each image once: logistic regression, neighbours, few shots.
 
     lbfgs      the paper's fine-grained protocol: multinomial logistic regression, its L2 strength
                chosen on validation among 45 log-spaced values, one more fit on train + validation
     knn        the 20 nearest features vote; nothing is trained and nothing chosen
-    few-shot   logistic regression on n pictures of each class, drawn several times; one L2 strength
+    few-shot   logistic regression on n images of each class, drawn several times; one L2 strength
                for all draws, chosen on validation
 
-Shapes: n pictures of a split, D features, K classes, P penalties, R draws.
+Shapes: n images of a split, D features, K classes, P penalties, R draws.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def lbfgs(case: Case) -> Outcome:
 def _graded_by_precision(
     case: Case, truth: np.ndarray, scores: np.ndarray, validation: float, details: dict[str, Any]
 ) -> Outcome:
-    """Grade scores of the test split, [n, K], where a picture may have several classes."""
+    """Grade scores of the test split, [n, K], where an image may have several classes."""
     by_class = {
         name: round(100 * metrics.average_precision(truth[:, k] > 0, scores[:, k]), 4)
         for k, name in enumerate(case.data.classes)
@@ -202,7 +202,7 @@ def sweep(case: Case, train: Features, val: Features) -> tuple[float, float, lis
 
 
 def knn(case: Case) -> Outcome:
-    """Let the nearest features of train and validation vote on each picture of test."""
+    """Let the nearest features of train and validation vote on each image of test."""
     splits = case.features()
     x = torch.cat([splits["train"].x, splits["val"].x])
     y = torch.cat([splits["train"].y, splits["val"].y])
@@ -213,10 +213,10 @@ def knn(case: Case) -> Outcome:
 
 
 def few_shot(case: Case) -> Outcome:
-    """Fit a few pictures of each class, several times, and grade each fit on test.
+    """Fit a few images of each class, several times, and grade each fit on test.
 
     Raises:
-        DataError: a class has fewer train pictures than `shots`.
+        DataError: a class has fewer train images than `shots`.
     """
     splits = case.features()
     train, val, test = (splits[name] for name in ("train", "val", "test"))
@@ -254,13 +254,13 @@ def few_shot(case: Case) -> Outcome:
 
 
 def shots(case: Case, labels: np.ndarray, draw: int) -> np.ndarray:
-    """Return positions of `shots` pictures of each class; a draw depends on seed and number."""
+    """Return positions of `shots` images of each class; a draw depends on seed and number."""
     chosen = []
     for k in range(case.classes):
         inside = np.flatnonzero(labels == k)
         if 0 < len(inside) < case.config.shots:
             raise DataError(
-                f"{case.data.spec}: train pictures of class {case.data.classes[k]}",
+                f"{case.data.spec}: train images of class {case.data.classes[k]}",
                 got=len(inside),
                 expected=f"at least linear-probe.shots = {case.config.shots}",
             )

@@ -190,7 +190,7 @@ def training_item(
 ) -> tuple[Tensor, int, int]:
     """Return the view [3, S, S] of image i in an epoch, its label, and 1 if it is held out.
 
-    Pictures are those of train, then those of validation, which are held out. The view is a
+    Images are those of train, then those of validation, which are held out. The view is a
     function of (seed, epoch, i): a crop of 8 to 100 % of the area, bilinear, flipped half the time.
     """
     epoch, i = key

@@ -1,1 +1,1 @@
-"""Captions -> pictures."""
+"""Captions -> images."""

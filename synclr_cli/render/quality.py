@@ -20,12 +20,12 @@ from PIL import Image
 
 from synclr_cli.config import RenderConfig
 
-BLACK_LEVEL = 10  # of 255; a picture that is nowhere brighter is black
-BLANK_RANGE = 6  # levels; a picture whose channels vary less is of one colour
+BLACK_LEVEL = 10  # of 255; an image that is nowhere brighter is black
+BLANK_RANGE = 6  # levels; an image whose channels vary less is of one colour
 
 
 def flaw(pixels: np.ndarray, config: RenderConfig) -> str:
-    """Return what is wrong with a picture [H, W, 3] uint8 taken alone, or ""."""
+    """Return what is wrong with an image [H, W, 3] uint8 taken alone, or ""."""
     flat = pixels.reshape(-1, 3)
     low, high = flat.min(0).astype(int), flat.max(0).astype(int)
     if high.max() <= BLACK_LEVEL:
@@ -45,19 +45,19 @@ def entropy(pixels: np.ndarray) -> float:
     return float(-(share * np.log2(share)).sum())
 
 
-def fingerprint(picture: bytes) -> int:
-    """Return a stored picture's 64-bit perceptual hash, as ImageHash's `phash` defines it.
+def fingerprint(encoded: bytes) -> int:
+    """Return a stored image's 64-bit perceptual hash, as ImageHash's `phash` defines it.
 
     Taken from the stored bytes, so that it is the same later.
     """
-    image = Image.open(io.BytesIO(picture))
+    image = Image.open(io.BytesIO(encoded))
     image.draft("L", (64, 64))  # a JPEG is then decoded at a fraction of its size
     bits = imagehash.phash(image).hash.ravel()
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 def low_score(score: float | None, config: RenderConfig) -> str:
-    """Return what is wrong with a score of picture against caption, or ""."""
+    """Return what is wrong with a score of image against caption, or ""."""
     return f"low score of {score:.3f}" if score is not None and score < config.least_score else ""
 
 

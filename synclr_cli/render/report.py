@@ -1,6 +1,6 @@
 """What an images/1 folder holds: counts, sizes, what was rejected, duplicates; as a page, too.
 
-images/1 folder -> `report` (a dict) -> `page` (one HTML file with the pictures inside)
+images/1 folder -> `report` (a dict) -> `page` (one HTML file with the images inside)
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from synclr_cli.render import quality
 from synclr_cli.render.engines.pocket.known import WORDS, Known
 from synclr_cli.render.sheet import spread
 
-THUMBNAIL = 144  # pixels of a picture on the page
-LOOKED_AT = 100_000  # pictures whose bytes are read, at most; counts are of all
+THUMBNAIL = 144  # pixels of an image on the page
+LOOKED_AT = 100_000  # images whose bytes are read, at most; counts are of all
 
 
 def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
     """Return what a finished images/1 folder holds.
 
-    Keys: `captions`, `concepts`, `pictures`, `views` (pictures of a caption -> captions), `sizes`
-    ("WxH" -> pictures), `bytes` (all parts), `bytes_per_picture` (median), `masks`, `rejected`
+    Keys: `captions`, `concepts`, `images`, `views` (images of a caption -> captions), `sizes`
+    ("WxH" -> images), `bytes` (all parts), `bytes_per_image` (median), `masks`, `rejected`
     (reason -> views), `set_aside` (captions), `scores` (quantile -> score, if there are any),
-    `same_bytes` and `alike` (pictures that repeat an earlier one byte for byte, or in their
+    `same_bytes` and `alike` (images that repeat an earlier one byte for byte, or in their
     perceptual hash), `looked_at`, of these `unreadable`; of `pocket:` also `unknown_captions`,
     which name nothing that it was taught.
 
@@ -70,8 +70,8 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
                     break
                 table = file.read_row_group(group, columns=["image", "mask"])
                 masks += len(table) - table["mask"].null_count
-                for picture in table["image"].to_pylist():
-                    looked.add((picture or {}).get("bytes") or b"")
+                for image in table["image"].to_pylist():
+                    looked.add((image or {}).get("bytes") or b"")
     return {
         "folder": folder.name,
         "digest": dataset.digest,
@@ -80,12 +80,12 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
         "seed": header.seed,
         "captions": sum(views.values()),
         "concepts": len(concepts),
-        "pictures": sum(n * captions for n, captions in views.items()),
+        "images": sum(n * captions for n, captions in views.items()),
         "views": {str(n): captions for n, captions in sorted(views.items())},
         "sizes": dict(sizes.most_common(8)),
         "parts": len(parts),
         "bytes": dataset.bytes,
-        "bytes_per_picture": looked.median_length(),
+        "bytes_per_image": looked.median_length(),
         "masks": masks,
         "rejected": dataset.facts["rejected"],
         "set_aside": dataset.facts["set_aside"],
@@ -99,7 +99,7 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
 
 
 class _Looked:
-    """What is known of the pictures whose bytes were looked at."""
+    """What is known of the images whose bytes were looked at."""
 
     def __init__(self) -> None:
         self.lengths: list[int] = []
@@ -166,11 +166,11 @@ def page(folder: Path, out_html: Path, captions: int = 24, views: int = 6) -> Pa
         body.append(f"<p>{facts['set_aside']} captions were set aside; all are in {REJECTED}/.</p>")
     body.append("<h2>Captions and their views</h2>")
     for shown in spread(folder, captions, views):
-        pictures = "".join(f'<img src="{_inline(p)}" alt="">' for p in shown.pictures)
+        images = "".join(f'<img src="{_inline(p)}" alt="">' for p in shown.images)
         words = html.escape(shown.caption)
         body.append(
             f'<div class="row"><div class="words"><div class="concept">'
-            f"{html.escape(shown.concept)}</div>{words}</div>{pictures}</div>"
+            f"{html.escape(shown.concept)}</div>{words}</div>{images}</div>"
         )
     document = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(folder.name)}'
@@ -195,8 +195,8 @@ def _text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _inline(picture: Image.Image) -> str:
-    small = picture.convert("RGB")
+def _inline(image: Image.Image) -> str:
+    small = image.convert("RGB")
     if max(small.size) > 2 * THUMBNAIL:
         small.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))
     sink = io.BytesIO()

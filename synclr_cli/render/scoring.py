@@ -1,6 +1,6 @@
-"""How well a picture fits its caption, by any CLIP-like model of transformers.
+"""How well an image fits its caption, by any CLIP-like model of transformers.
 
-pictures [B, H, W, 3] and captions -> the model's two embeddings -> cosine of each pair [B]
+images [B, H, W, 3] and captions -> the model's two embeddings -> cosine of each pair [B]
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from synclr_cli.learning import runtime
 
 
 class Scorer:
-    """Scores pictures against captions with the model in a folder or on the hub.
+    """Scores images against captions with the model in a folder or on the hub.
 
     Raises:
-        EngineError: no such model, or one that does not embed both pictures and text.
+        EngineError: no such model, or one that does not embed both images and text.
     """
 
     def __init__(self, name: str):
@@ -45,7 +45,7 @@ class Scorer:
         text = getattr(self._model.config, "text_config", None)
         if text is None or not hasattr(self._model.config, "vision_config"):
             raise EngineError(
-                f"{self._name}: {type(self._model).__name__} does not compare pictures with text",
+                f"{self._name}: {type(self._model).__name__} does not compare images with text",
                 do="take a CLIP or SigLIP model",
             )
         self._longest = getattr(text, "max_position_embeddings", 77)
@@ -53,11 +53,11 @@ class Scorer:
         self._model.to(self._device)
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> list[float]:
-        """Return the cosine similarity of each picture [H, W, 3] uint8 with its caption."""
+    def __call__(self, images: Sequence[np.ndarray], captions: Sequence[str]) -> list[float]:
+        """Return the cosine similarity of each image [H, W, 3] uint8 with its caption."""
         texts = list(dict.fromkeys(captions))
         inputs = self._processor(
-            text=texts, images=list(pictures), return_tensors="pt", truncation=True,
+            text=texts, images=list(images), return_tensors="pt", truncation=True,
             padding="max_length", max_length=self._longest,
         )  # fmt: skip
         found = self._model(**inputs.to(self._device))

@@ -16,7 +16,7 @@ from synclr_cli.data import artifacts, storage
 from synclr_cli.data.images import DECODE_ERRORS
 from synclr_cli.data.manifest import open_dataset
 
-CELL = 160  # pixels of a picture on the sheet
+CELL = 160  # pixels of an image on the sheet
 GAP, MARGIN, TEXT_WIDTH, LINE = 10, 24, 240, 20
 PAPER, INK, FAINT = (250, 250, 248), (28, 28, 30), (130, 130, 134)
 
@@ -28,7 +28,7 @@ class Shown:
     caption_id: int
     caption: str
     concept: str
-    pictures: list[Image.Image]
+    images: list[Image.Image]
 
 
 def contact_sheet(images_folder: Path, out_png: Path, captions: int = 8, views: int = 4) -> Path:
@@ -38,7 +38,7 @@ def contact_sheet(images_folder: Path, out_png: Path, captions: int = 8, views: 
         DataError: no finished images/1 folder.
     """
     rows = spread(images_folder, captions, views)
-    columns = max((len(r.pictures) for r in rows), default=0)
+    columns = max((len(r.images) for r in rows), default=0)
     width = 2 * MARGIN + TEXT_WIDTH + columns * (CELL + GAP)
     height = 2 * MARGIN + 34 + len(rows) * (CELL + GAP)
     sheet = Image.new("RGB", (width, height), PAPER)
@@ -53,8 +53,8 @@ def contact_sheet(images_folder: Path, out_png: Path, captions: int = 8, views: 
             lines = [*lines[:5], lines[5][:27] + "..."]
         for j, line in enumerate(lines):
             draw.text((MARGIN, y + 20 + j * LINE), line, INK, words)
-        for column, picture in enumerate(row.pictures):
-            sheet.paste(_fitted(picture), (MARGIN + TEXT_WIDTH + column * (CELL + GAP), y))
+        for column, image in enumerate(row.images):
+            sheet.paste(_fitted(image), (MARGIN + TEXT_WIDTH + column * (CELL + GAP), y))
     with storage.atomic_file(out_png) as partial:
         sheet.save(partial, "PNG")
     return out_png
@@ -87,26 +87,26 @@ def _some(path: Path, captions: int, views: int) -> list[Shown]:
                     row["caption_id"],
                     Shown(row["caption_id"], row["caption"], row["concept"], []),
                 )
-                if len(shown.pictures) < views:
-                    shown.pictures.append(_decoded((row["image"] or {}).get("bytes") or b""))
+                if len(shown.images) < views:
+                    shown.images.append(_decoded((row["image"] or {}).get("bytes") or b""))
     return list(found.values())
 
 
 def _decoded(data: bytes) -> Image.Image:
-    """Return a stored picture, an empty one where it does not decode."""
+    """Return a stored image, an empty one where it does not decode."""
     try:
-        picture = Image.open(io.BytesIO(data))
-        picture.load()
+        image = Image.open(io.BytesIO(data))
+        image.load()
     except DECODE_ERRORS:
         return Image.new("RGB", (CELL, CELL), FAINT)
-    return picture
+    return image
 
 
-def _fitted(picture: Image.Image) -> Image.Image:
-    """Return a picture as a square cell, cropped in the middle."""
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    square = picture.convert("RGB").crop((left, top, left + side, top + side))
+def _fitted(image: Image.Image) -> Image.Image:
+    """Return an image as a square cell, cropped in the middle."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.convert("RGB").crop((left, top, left + side, top + side))
     way = Image.Resampling.LANCZOS if side >= CELL / 2 else Image.Resampling.BICUBIC
     return square.resize((CELL, CELL), way)
 

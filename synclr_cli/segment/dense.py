@@ -1,9 +1,9 @@
-"""Pictures with a class for every pixel: training crops, and testing by a sliding window.
+"""Images with a class for every pixel: training crops, and testing by a sliding window.
 
-    picture [H, W, 3] + mask [H, W] --training_crop--> [3, S, S], [S, S]
-    picture [3, H, W] --slide--> logits [K, H, W]
+    image [H, W, 3] + mask [H, W] --training_crop--> [3, S, S], [S, S]
+    image [3, H, W] --slide--> logits [K, H, W]
 
-Shapes: S side of a crop or window in pixels, K classes, H and W of one picture.
+Shapes: S side of a crop or window in pixels, K classes, H and W of one image.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CLASSES_AT_ONCE = 16  # enlarged together when the winner is looked for: bounds
 
 
 def read_mask(split: Split, i: int, ignore_index: int) -> np.ndarray:
-    """Return the class ids of picture i, [H, W] int64, ignored pixels as `IGNORED`."""
+    """Return the class ids of image i, [H, W] int64, ignored pixels as `IGNORED`."""
     ids = np.array(split.mask(i), dtype=np.int64)
     ids[ids == ignore_index] = IGNORED
     return ids
@@ -37,7 +37,7 @@ def read_mask(split: Split, i: int, ignore_index: int) -> np.ndarray:
 
 
 def training_crop(
-    picture: Image.Image,
+    image: Image.Image,
     ids: np.ndarray,
     config: SegmentConfig,
     mean: Sequence[float],
@@ -47,7 +47,7 @@ def training_crop(
     """Resize at random, crop, flip, distort the colours, normalise.
 
     A crop that one class fills beyond `max_class_share` is drawn again, up to ten times. Where the
-    resized picture is smaller than the crop, the rest is mean colour and ignored.
+    resized image is smaller than the crop, the rest is mean colour and ignored.
 
     Args:
         ids: class ids [H, W], `IGNORED` where there are none.
@@ -55,7 +55,7 @@ def training_crop(
     Returns:
         The crop [3, S, S] and its ids [S, S].
     """
-    side, (width, height) = config.image_size, picture.size
+    side, (width, height) = config.image_size, image.size
     zoom = rng.uniform(*config.scale)
     if config.short_side:
         zoom *= config.short_side / min(width, height)
@@ -74,7 +74,7 @@ def training_crop(
         kept = _resize_ids(ids, shape, box)  # [h, w]
         if config.max_class_share >= 1 or _largest_share(kept) <= config.max_class_share:
             break
-    crop = picture.resize(shape[::-1], Image.Resampling.BILINEAR, box=box)
+    crop = image.resize(shape[::-1], Image.Resampling.BILINEAR, box=box)
     x = torch.from_numpy(np.array(crop)).permute(2, 0, 1).float() / 255  # [3, h, w]
     y = torch.from_numpy(kept)
     if rng.random() < 0.5:
@@ -108,8 +108,8 @@ def distort_colours(x: Tensor, rng: np.random.Generator) -> Tensor:
 def _resize_ids(
     ids: np.ndarray, shape: tuple[int, int], box: tuple[float, float, float, float]
 ) -> np.ndarray:
-    as_picture = Image.fromarray(ids.astype(np.int32))
-    resized = as_picture.resize(shape[::-1], Image.Resampling.NEAREST, box=box)
+    as_image = Image.fromarray(ids.astype(np.int32))
+    resized = as_image.resize(shape[::-1], Image.Resampling.NEAREST, box=box)
     return np.array(resized, dtype=np.int64)
 
 
@@ -123,14 +123,14 @@ def _largest_share(ids: np.ndarray) -> float:
 
 
 def test_view(
-    picture: Image.Image, short_side: int, mean: Sequence[float], std: Sequence[float]
+    image: Image.Image, short_side: int, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """Return the whole picture, its shorter side resized (0: as it is), normalised; [3, H, W]."""
+    """Return the whole image, its shorter side resized (0: as it is), normalised; [3, H, W]."""
     if short_side:
-        zoom = short_side / min(picture.size)
-        size = max(1, round(picture.width * zoom)), max(1, round(picture.height * zoom))
-        picture = picture.resize(size, Image.Resampling.BILINEAR)
-    return transforms.normalise(picture, mean, std)
+        zoom = short_side / min(image.size)
+        size = max(1, round(image.width * zoom)), max(1, round(image.height * zoom))
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    return transforms.normalise(image, mean, std)
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:
@@ -147,11 +147,11 @@ def slide(
     stride: int,
     batch_size: int = 8,
 ) -> Tensor:
-    """Return the logits of a whole picture, the mean over the windows that saw each pixel.
+    """Return the logits of a whole image, the mean over the windows that saw each pixel.
 
     Args:
         logits_of: windows [B, 3, S, S] -> logits [B, K, S, S].
-        x: one picture [3, H, W]; if smaller than the window it is filled up with mean colour.
+        x: one image [3, H, W]; if smaller than the window it is filled up with mean colour.
 
     Returns:
         [K, H, W] float32.

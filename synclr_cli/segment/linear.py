@@ -2,7 +2,7 @@
 
     images [B, 3, S, S] --frozen ViT--> [B, D, g, g] --batch norm, 1x1 convolution--> logits
 
-Shapes: B pictures, S pixels, g patches along a side, D width of the ViT, K classes.
+Shapes: B images, S pixels, g patches along a side, D width of the ViT, K classes.
 """
 
 from __future__ import annotations

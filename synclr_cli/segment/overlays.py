@@ -1,6 +1,6 @@
-"""A few test pictures with their classes laid over: what is there, and what was found.
+"""A few test images with their classes laid over: what is there, and what was found.
 
-test split + model --draw--> out/overlays.png: one row a picture: picture, truth, what was found;
+test split + model --draw--> out/overlays.png: one row an image: image, truth, what was found;
     below, the colours of the classes that are shown
 """
 
@@ -23,35 +23,35 @@ from synclr_cli.learning.runtime import Runtime
 from synclr_cli.segment import dense, grading
 
 FILE = "overlays.png"
-_PICTURES, _HEIGHT, _GAP = 6, 160, 4  # rows; pixels of a row; pixels between
+_IMAGES, _HEIGHT, _GAP = 6, 160, 4  # rows; pixels of a row; pixels between
 _LETTERS = 12  # pixels, of the names below
-_STRENGTH = 0.6  # of the class colours over the picture
+_STRENGTH = 0.6  # of the class colours over the image
 
 
 def draw(
     config: SegmentConfig,
-    pictures: Labelled,
+    data: Labelled,
     opened: Backbone,
     rt: Runtime,
     model: nn.Module,
     path: Path,
 ) -> None:
-    """Write a PNG of up to six test pictures, evenly spaced over the split."""
-    split = pictures.splits["test"]
-    colours = palette(len(pictures.classes))
+    """Write a PNG of up to six test images, evenly spaced over the split."""
+    split = data.splits["test"]
+    colours = palette(len(data.classes))
     rows: list[np.ndarray] = []
     shown: set[int] = set()
     model.eval()
-    for i in np.linspace(0, len(split) - 1, min(len(split), _PICTURES)).astype(int):
-        picture = split.image(int(i))
+    for i in np.linspace(0, len(split) - 1, min(len(split), _IMAGES)).astype(int):
+        image = split.image(int(i))
         truth = dense.read_mask(split, int(i), config.ignore_index)
-        x = dense.test_view(picture, config.short_side, opened.mean, opened.std)
+        x = dense.test_view(image, config.short_side, opened.mean, opened.std)
         with torch.inference_mode():
-            classes = grading.segment_picture(model, x.to(rt.device), truth.shape, config, rt)
+            classes = grading.segment_image(model, x.to(rt.device), truth.shape, config, rt)
         predicted = np.where(truth == dense.IGNORED, dense.IGNORED, classes.cpu().numpy())
-        rows.append(np.hstack([blend(picture, ids, colours) for ids in (None, truth, predicted)]))
+        rows.append(np.hstack([blend(image, ids, colours) for ids in (None, truth, predicted)]))
         shown |= {*np.unique(truth).tolist(), *np.unique(predicted).tolist()}
-    rows.append(legend(pictures.classes, sorted(shown), colours, max(r.shape[1] for r in rows)))
+    rows.append(legend(data.classes, sorted(shown), colours, max(r.shape[1] for r in rows)))
     width = max(row.shape[1] for row in rows)
     sheet = np.vstack([np.pad(r, ((0, _GAP), (0, width - r.shape[1]), (0, 0))) for r in rows])
     with storage.atomic_file(path) as partial:
@@ -62,7 +62,7 @@ def legend(
     classes: Sequence[str], shown: Sequence[int], colours: np.ndarray, width: int
 ) -> np.ndarray:
     """Return the names of some classes beside their colours, [height, at least width, 3]."""
-    words = [("left: picture, middle: truth, right: found", (0, 0, 0))]
+    words = [("left: image, middle: truth, right: found", (0, 0, 0))]
     for k in shown:
         if k == dense.IGNORED:
             words.append(("not labelled", (60, 60, 60)))
@@ -95,9 +95,9 @@ def palette(classes: int) -> np.ndarray:
     return (colours * level[:, None]).astype(np.uint8)  # [K, 3]
 
 
-def blend(picture: Image.Image, ids: np.ndarray | None, colours: np.ndarray) -> np.ndarray:
-    """Return the picture with classes laid over, ignored pixels black, [height, w + gap, 3]."""
-    pixels = np.asarray(picture, dtype=np.float64)  # [H, W, 3]
+def blend(image: Image.Image, ids: np.ndarray | None, colours: np.ndarray) -> np.ndarray:
+    """Return the image with classes laid over, ignored pixels black, [height, w + gap, 3]."""
+    pixels = np.asarray(image, dtype=np.float64)  # [H, W, 3]
     if ids is not None:
         over = (1 - _STRENGTH) * pixels + _STRENGTH * colours[ids.clip(0)]
         pixels = np.where((ids == dense.IGNORED)[..., None], 0.0, over)

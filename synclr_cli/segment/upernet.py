@@ -4,7 +4,7 @@
 
 The heads' parts are those of transformers; what it leaves open (weights at the start, dropout, the
 pyramid of a ViT) is here, after the recipe the released configs extend.
-Shapes: B pictures, S pixels, g patches along a side, D width of the ViT, C channels, K classes.
+Shapes: B images, S pixels, g patches along a side, D width of the ViT, C channels, K classes.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What a backbone sees in pictures nobody labelled: its patches as colours, and who is near whom.
+"""What a backbone sees in images nobody labelled: its patches as colours, and who is near whom.
 
-    pictures --patches--> [n, h, w, D] --first 3 principal components--> colours (Fig. 5)
-    pictures --cls-----> [n, D] --cosine--> the nearest pictures of each
+    images --patches--> [n, h, w, D] --first 3 principal components--> colours (Fig. 5)
+    images --cls-----> [n, D] --cosine--> the nearest images of each
 
-One set of components serves all pictures of a backbone, so equal colours are like features.
-Shapes: n pictures, h x w patches of one, D features.
+One set of components serves all images of a backbone, so equal colours are like features.
+Shapes: n images, h x w patches of one, D features.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from synclr_cli.learning.backbone import Backbone
 PATCHES_FILE, NEIGHBOURS_FILE = "patches.png", "neighbours.png"
 # Images of 4:3 are shown to the ViT at 336 x 448 where it was trained at 224, as in the paper.
 TALL, WIDE = 336 / 224, 448 / 224
-SHOWN, NEAREST = 8, 5  # pictures on a sheet; neighbours of each
-MOST = 2000  # pictures among which neighbours are looked for
+SHOWN, NEAREST = 8, 5  # images on a sheet; neighbours of each
+MOST = 2000  # images among which neighbours are looked for
 BATCH = 16
 _TILE, _GAP, _TITLE = 192, 4, 16  # pixels: an image's longer side, between two, a heading
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one backbone made of the pictures."""
+    """What one backbone made of the images."""
 
     name: str
     colours: np.ndarray  # [shown, h, w, 3], 0 to 1
-    nearest: np.ndarray  # [shown, NEAREST] picture numbers
+    nearest: np.ndarray  # [shown, NEAREST] image numbers
 
 
-def run(specs: Sequence[str], pictures: Path, out: Path, *, seed: int = 0) -> list[Path]:
+def run(specs: Sequence[str], images: Path, out: Path, *, seed: int = 0) -> list[Path]:
     """Draw both sheets, the backbones one below the other; return the files.
 
     Raises:
-        DataError: fewer than two pictures, or one does not decode.
+        DataError: fewer than two images, or one does not decode.
     """
-    source = _source(pictures)
+    source = _source(images)
     among = np.linspace(0, len(source) - 1, min(len(source), MOST)).astype(int)  # [n]
     shown = np.linspace(0, len(among) - 1, min(len(among), SHOWN)).astype(int)  # of them
     aspect = _aspect([source.image(int(among[i])).size for i in shown])
@@ -63,8 +63,8 @@ def run(specs: Sequence[str], pictures: Path, out: Path, *, seed: int = 0) -> li
     tile = partial(_tile, aspect=aspect)
     tiles = [tile(source.image(int(among[i]))) for i in shown]
     patches, near = out / PATCHES_FILE, out / NEIGHBOURS_FILE
-    rows = [("pictures", tiles)]
-    rows += [(each.name, [tile(_picture(c)) for c in each.colours]) for each in seen]
+    rows = [("images", tiles)]
+    rows += [(each.name, [tile(_image(c)) for c in each.colours]) for each in seen]
     _sheet(rows, patches)
     rows = []
     for each in seen:
@@ -91,11 +91,11 @@ def components(patches: Tensor, count: int = 3) -> Tensor:
 
 
 def nearest(features: Tensor, asked: Tensor, count: int) -> Tensor:
-    """Return the numbers of the pictures most like each asked one by cosine, itself apart.
+    """Return the numbers of the images most like each asked one by cosine, itself apart.
 
     Args:
         features: [n, D].
-        asked: [q] picture numbers.
+        asked: [q] image numbers.
 
     Returns:
         [q, count], the most alike first.
@@ -123,7 +123,7 @@ def _see(
     ]
     cls, patches = [], {}
     wanted = set(shown.tolist())
-    with console.progress(f"looking with {spec}", len(among), unit="pictures") as meter:
+    with console.progress(f"looking with {spec}", len(among), unit="images") as meter:
         for batch in loader.in_batches(range(len(among)), BATCH):
             views = [_view(source.image(int(among[i])), size, opened) for i in batch]
             x = torch.stack(views).to(rt.device)  # [B, 3, H, W]
@@ -149,11 +149,11 @@ def _source(path: Path) -> Source:
     elif path.suffix == ".parquet" and path.is_file():
         source = sources.ParquetRows([path], columns.image_column([path]))
     elif path.is_dir():
-        source = sources.Files(list(layouts.picture_files(path)))
+        source = sources.Files(list(layouts.image_files(path)))
     else:
-        raise DataError(f"no pictures {path}", expected="a folder of pictures, or Parquet")
+        raise DataError(f"no images {path}", expected="a folder of images, or Parquet")
     if len(source) < 2:
-        raise DataError(f"pictures in {path}", got=len(source), expected="two or more")
+        raise DataError(f"images in {path}", got=len(source), expected="two or more")
     return source
 
 
@@ -163,22 +163,22 @@ def _aspect(sizes: Sequence[tuple[int, int]]) -> float:
     return float(np.clip(median, TALL / WIDE, WIDE / TALL))
 
 
-def _view(picture: Image.Image, size: Sequence[int], opened: Backbone) -> Tensor:
+def _view(image: Image.Image, size: Sequence[int], opened: Backbone) -> Tensor:
     mode = getattr(Image.Resampling, opened.interpolation.upper())
-    resized = ImageOps.fit(picture, (size[1], size[0]), mode)
+    resized = ImageOps.fit(image, (size[1], size[0]), mode)
     return transforms.normalise(resized, opened.mean, opened.std)
 
 
-def _picture(colours: np.ndarray) -> Image.Image:
+def _image(colours: np.ndarray) -> Image.Image:
     return Image.fromarray((255 * colours).round().astype(np.uint8))
 
 
-def _tile(picture: Image.Image, aspect: float) -> Image.Image:
+def _tile(image: Image.Image, aspect: float) -> Image.Image:
     """Return an image as a tile of this width / height, cropped where it has another."""
-    coarse = picture.width < _TILE // 2  # a patch is a square, not a blur
+    coarse = image.width < _TILE // 2  # a patch is a square, not a blur
     mode = Image.Resampling.NEAREST if coarse else Image.Resampling.BICUBIC
     size = (_TILE, round(_TILE / aspect)) if aspect >= 1 else (round(_TILE * aspect), _TILE)
-    return ImageOps.fit(picture, size, mode)
+    return ImageOps.fit(image, size, mode)
 
 
 def _sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], path: Path) -> None:

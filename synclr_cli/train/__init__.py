@@ -1,1 +1,1 @@
-"""Pictures -> backbone."""
+"""Images -> backbone."""

@@ -1,15 +1,15 @@
 """Batches of crops from an images/1 folder: a pure function of (seed, step, rank).
 
 Each epoch is a new permutation of the captions, cut into whole batches; a batch takes `views`
-pictures of each of its captions. Nothing depends on the number of loader processes, and the union
+images of each of its captions. Nothing depends on the number of loader processes, and the union
 over ranks does not depend on the number of ranks.
 
-    step --order--> captions --views--> pictures --decode--> Uncut --crops--> Batch, uint8
+    step --order--> captions --views--> images --decode--> Uncut --crops--> Batch, uint8
 
-With `global_crops` a picture stands in the batch that many times, under as many ids, each time with
+With `global_crops` an image stands in the batch that many times, under as many ids, each time with
 crops of its own.
 
-Shapes: C captions of this rank, V views, G global crops of a picture, B = C x V x G, L local crops
+Shapes: C captions of this rank, V views, G global crops of an image, B = C x V x G, L local crops
 with each, S pixels of the global crop, s of a local one, N patches.
 """
 
@@ -35,8 +35,8 @@ from synclr_cli.train import crops, masks
 from synclr_cli.train.image_index import ImageIndex
 from synclr_cli.train.image_reader import ImageReader, decode
 
-DAMAGED_SHARE = 0.01  # of the pictures read; more stop the run
-DAMAGED_FROM = 2000  # pictures read before the share is taken literally
+DAMAGED_SHARE = 0.01  # of the images read; more stop the run
+DAMAGED_FROM = 2000  # images read before the share is taken literally
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Batch:
 
     step: int
     globals: Tensor  # [B, 3, S, S] uint8
-    locals: Tensor  # [B x L, 3, s, s] uint8, crop after crop of picture after picture
+    locals: Tensor  # [B x L, 3, s, s] uint8, crop after crop of image after image
     masks: Tensor  # [B, N] bool, True where the student sees the mask token
     ids: Tensor  # [B] int64, of the crops; random draws of the model are keyed by them
     labels: Tensor  # [B] int64, equal for positives
@@ -61,24 +61,24 @@ class Batch:
 
 @dataclass
 class Uncut:
-    """A batch whose pictures are decoded, and whose crops are drawn but not yet cut."""
+    """A batch whose images are decoded, and whose crops are drawn but not yet cut."""
 
-    pictures: Sequence[Tensor] | Tensor  # B of [1, 3, H, W] uint8, or all of them as [B, 3, H, W]
+    images: Sequence[Tensor] | Tensor  # B of [1, 3, H, W] uint8, or all of them as [B, 3, H, W]
     drawn: crops.Plan
     rest: Batch  # without crops
 
     def pin_memory(self) -> Uncut:
-        """Pin the tensors, the pictures as one; DataLoader calls this where there is a GPU."""
-        self.pictures = crops.together(self.pictures).pin_memory()
+        """Pin the tensors, the images as one; DataLoader calls this where there is a GPU."""
+        self.images = crops.together(self.images).pin_memory()
         self.rest.labels = self.rest.labels.pin_memory()
         return self
 
     def cut(self, config: TrainConfig, device: torch.device) -> Batch:
         """Cut and paint the crops on the device, and move there what else is in the batch."""
-        batch, pictures = self.rest.to(device), self.pictures
+        batch, images = self.rest.to(device), self.images
         if device.type != "cpu":
-            pictures = send(crops.together(pictures), device)  # [B, 3, H, W]
-        batch.globals, batch.locals = crops.cut_and_paint(config, pictures, self.drawn)
+            images = send(crops.together(images), device)  # [B, 3, H, W]
+        batch.globals, batch.locals = crops.cut_and_paint(config, images, self.drawn)
         return batch
 
 
@@ -108,7 +108,7 @@ class Batches:
             self._epoch, self._order = epoch, order
         return self._order, batch * self.config.captions_per_batch
 
-    def pictures(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    def images(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
         """Return the views of a step's whole batch: which of each caption, and their ids.
 
         Views are drawn without replacement and come in random order, each of them G times.
@@ -140,7 +140,7 @@ class Batches:
     def read(self, step: int) -> Uncut:
         """Return this rank's part of a step's batch, decoded and drawn but not yet cut."""
         config = self.config
-        views, ids = self.pictures(step)
+        views, ids = self.images(step)
         share = config.captions_per_batch // self.world
         own_captions = slice(self.rank * share, (self.rank + 1) * share)
         of_caption = views.shape[1]
@@ -152,9 +152,9 @@ class Batches:
         ]
         captions = np.array([caption for caption, _, _ in found])  # [C]
         labels = self._labels(captions, np.stack([row for _, row, _ in found]))  # [C, V x G]
-        pictures = [picture for *_, of_one in found for picture in of_one]  # B x [1, 3, H, W]
+        images = [image for *_, of_one in found for image in of_one]  # B x [1, 3, H, W]
         drawn = crops.plan(
-            config, step, ids[own], np.array([p.shape[-2:] for p in pictures], np.int64)
+            config, step, ids[own], np.array([p.shape[-2:] for p in images], np.int64)
         )
         nothing = torch.empty(0, dtype=torch.uint8)
         rest = Batch(
@@ -178,7 +178,7 @@ class Batches:
             caption_ids=self.index.locate(captions).caption_id.tolist(),
             damaged=damaged,
         )
-        return Uncut(pictures, drawn, rest)
+        return Uncut(images, drawn, rest)
 
     def _labels(self, captions: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the classes of views [C, V x G]: numbers from 0 where a classifier counts them.
@@ -202,9 +202,9 @@ class Batches:
         views: NDArray[np.int64],
         damaged: list[tuple[int, int, str]],
     ) -> tuple[int, NDArray[np.int64], list[Tensor]]:
-        """Return the caption at a place of the batch, its views [V x G] and their pictures.
+        """Return the caption at a place of the batch, its views [V x G] and their images.
 
-        If none of its pictures decodes, the caption one batch further on in the epoch takes its
+        If none of its images decodes, the caption one batch further on in the epoch takes its
         place, and so on. Two places never meet, so that ranks need not tell each other, and what
         was drawn for the place (ids, masks) stays.
         """
@@ -215,7 +215,7 @@ class Batches:
                 (views,), _ = self._views(step, np.array([caption]))
             found = []
             for view in views.tolist():
-                taken = self._picture(caption, view, damaged)
+                taken = self._image(caption, view, damaged)
                 if taken is None:
                     break
                 found.append(taken)
@@ -225,10 +225,10 @@ class Batches:
         raise DataError(
             f"no image of caption {caption_id} decodes, nor of"
             " any caption that could take its place",
-            do="render the pictures again",
+            do="render the images again",
         )
 
-    def _picture(
+    def _image(
         self, caption: int, view: int, damaged: list[tuple[int, int, str]]
     ) -> tuple[int, Tensor] | None:
         """Return a view, or the caption's next whole one if it is damaged: its number and pixels.
@@ -245,7 +245,7 @@ class Batches:
                 return other, decode(data, where)
             except DataError as e:
                 found = (int(at.caption_id[0]), other, str(e))
-                if found not in damaged:  # a crop of the same picture was asked for before
+                if found not in damaged:  # a crop of the same image was asked for before
                     damaged.append(found)
         return None
 

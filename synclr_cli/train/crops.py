@@ -1,12 +1,12 @@
-"""Crops of a picture and their colours: the "Downsample" step, then BYOL's augmentation.
+"""Crops of an image and their colours: the "Downsample" step, then BYOL's augmentation.
 
-Every number is drawn from (seed, step, picture, crop); the pixels follow from the numbers alone.
+Every number is drawn from (seed, step, image, crop); the pixels follow from the numbers alone.
 Colours are changed as float32 from 0 to 255, whole batches at a time: each step cuts to that range
 where Pillow does, and they are rounded to 8 bits once, at the end. (Pillow rounds after each step.)
 
-    picture --cut--> crops, uint8 --paint--> crops, uint8        (normalised later, on the device)
+    image --cut--> crops, uint8 --paint--> crops, uint8        (normalised later, on the device)
 
-Shapes: B pictures, K crops of a picture (the global one first), n crops of one size S.
+Shapes: B images, K crops of an image (the global one first), n crops of one size S.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.2, 0.1  # 1 +- the first thr
 ALWAYS_BLURRED = 0.5  # share of the global crops under the first recipe: blur, never solarise
 GLOBAL_BLUR = 0.1  # under the second recipe
 LOCAL_BLUR = 0.5
-SIGMA = (0.1, 2.0)  # pixels of a 224 px picture; as much smaller as the global crop is
+SIGMA = (0.1, 2.0)  # pixels of a 224 px image; as much smaller as the global crop is
 KERNEL = 9  # pixels
 RATIO = (3 / 4, 4 / 3)  # width / height of a crop
 TRIES = 10  # boxes tried before the crop falls back to the centre
@@ -39,12 +39,12 @@ DOWNSAMPLED = (4, 2)  # StableRep: 256 px down to 64 or 128, and up again
 LUMA = (0.299, 0.587, 0.114)  # grey of red, green and blue, ITU-R 601
 CHUNK = 1 << 17  # pixel values painted together: what fits a core's cache
 CHUNK_ON_GPU = 1 << 26
-TOGETHER = 128  # pictures that a GPU cuts at a time
+TOGETHER = 128  # images that a GPU cuts at a time
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is drawn for the crops of B pictures."""
+    """Everything that is drawn for the crops of B images."""
 
     size: NDArray[np.int64]  # [B, 2]: height, width
     divisor: NDArray[np.int64]  # [B], 1: not downsampled
@@ -58,10 +58,10 @@ class Plan:
 
 
 def plan(config: TrainConfig, step: int, ids: NDArray[np.uint64], sizes: NDArray[np.int64]) -> Plan:
-    """Draw the crops of pictures, the global one first.
+    """Draw the crops of images, the global one first.
 
     Args:
-        ids: of the pictures, [B].
+        ids: of the images, [B].
         sizes: height and width of each in pixels, [B, 2].
     """
     seed, crops = config.seed, np.arange(1 + config.local_crops)
@@ -122,48 +122,47 @@ def _boxes(
     return np.where(fits.any(-1)[..., None], box, centre)
 
 
-def cut(picture: Tensor, divisor: int, boxes: NDArray[np.int64], sizes: list[int]) -> list[Tensor]:
-    """Cut boxes out of one picture, each resized to its size, bicubic with antialiasing.
+def cut(image: Tensor, divisor: int, boxes: NDArray[np.int64], sizes: list[int]) -> list[Tensor]:
+    """Cut boxes out of one image, each resized to its size, bicubic with antialiasing.
 
     Args:
-        picture: [1, 3, H, W] uint8.
-        divisor: the picture is first made this many times smaller and enlarged again, bilinear.
+        image: [1, 3, H, W] uint8.
+        divisor: the image is first made this many times smaller and enlarged again, bilinear.
         boxes: [K, 4].
         sizes: K of them, pixels.
     """
     if divisor > 1:
-        picture = _dull(picture, divisor)
+        image = _dull(image, divisor)
     crops = []
     for (top, left, height, width), size in zip(boxes.tolist(), sizes, strict=True):
-        box = picture[..., top : top + height, left : left + width]
+        box = image[..., top : top + height, left : left + width]
         crops.append(F.interpolate(box, (size, size), mode="bicubic", antialias=True)[0])
     return crops
 
 
-def together(pictures: Sequence[Tensor] | Tensor) -> Tensor:
-    """Return pictures [1, 3, H, W] as one tensor, smaller ones filled up at right and bottom."""
-    if isinstance(pictures, Tensor):
-        return pictures
-    height, width = (max(p.shape[i] for p in pictures) for i in (2, 3))
-    if all(p.shape[2:] == (height, width) for p in pictures):
-        return torch.cat(list(pictures))
-    every = pictures[0].new_zeros(len(pictures), 3, height, width)
-    for whole, picture in zip(every, pictures, strict=True):
-        whole[:, : picture.shape[2], : picture.shape[3]] = picture[0]
+def together(images: Sequence[Tensor] | Tensor) -> Tensor:
+    """Return images [1, 3, H, W] as one tensor, smaller ones filled up at right and bottom."""
+    if isinstance(images, Tensor):
+        return images
+    height, width = (max(p.shape[i] for p in images) for i in (2, 3))
+    if all(p.shape[2:] == (height, width) for p in images):
+        return torch.cat(list(images))
+    every = images[0].new_zeros(len(images), 3, height, width)
+    for whole, image in zip(every, images, strict=True):
+        whole[:, : image.shape[2], : image.shape[3]] = image[0]
     return every
 
 
 def cut_and_paint(
-    config: TrainConfig, pictures: Sequence[Tensor] | Tensor, drawn: Plan
+    config: TrainConfig, images: Sequence[Tensor] | Tensor, drawn: Plan
 ) -> tuple[Tensor, Tensor]:
-    """Return the global crops [B, 3, S, S] and the local ones [B x L, 3, s, s] of B pictures."""
+    """Return the global crops [B, 3, S, S] and the local ones [B x L, 3, s, s] of B images."""
     sizes = [config.image_size] + [config.local_size] * config.local_crops
-    if isinstance(pictures, Tensor):
-        cut_global, cut_local = _cut_together(pictures, drawn, sizes)
+    if isinstance(images, Tensor):
+        cut_global, cut_local = _cut_together(images, drawn, sizes)
     else:
         crops = [
-            cut(picture, int(drawn.divisor[i]), drawn.box[i], sizes)
-            for i, picture in enumerate(pictures)
+            cut(image, int(drawn.divisor[i]), drawn.box[i], sizes) for i, image in enumerate(images)
         ]
         cut_global, small = (
             torch.stack([c[0] for c in crops]),
@@ -176,41 +175,41 @@ def cut_and_paint(
     return paint(cut_global, drawn, slice(0, 1)), cut_local
 
 
-def _cut_together(pictures: Tensor, drawn: Plan, sizes: list[int]) -> tuple[Tensor, Tensor]:
-    """Do as `cut` for all pictures [B, 3, H, W], those of one divisor having one size."""
+def _cut_together(images: Tensor, drawn: Plan, sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """Do as `cut` for all images [B, 3, H, W], those of one divisor having one size."""
     for i in np.flatnonzero(drawn.divisor > 1):
         height, width = drawn.size[i].tolist()
-        whole = pictures[i : i + 1, :, :height, :width]
+        whole = images[i : i + 1, :, :height, :width]
         whole.copy_(_dull(whole.float(), int(drawn.divisor[i])).round_().clamp_(0, 255))
-    box = send(drawn.box, pictures.device)  # [B, K, 4]
+    box = send(drawn.box, images.device)  # [B, K, 4]
     local, size = [], sizes[-1]
-    for start in range(0, len(pictures), TOGETHER):
-        some, boxes = pictures[start : start + TOGETHER], box[start : start + TOGETHER]
+    for start in range(0, len(images), TOGETHER):
+        some, boxes = images[start : start + TOGETHER], box[start : start + TOGETHER]
         small = [resize_boxes(some, boxes[:, k], size) for k in range(1, len(sizes))]
         local.append(
             torch.stack(small, 1).flatten(0, 1) if small else some.new_empty(0, 3, size, size)
         )
     large = [
-        resize_boxes(pictures[i : i + TOGETHER], box[i : i + TOGETHER, 0], sizes[0])
-        for i in range(0, len(pictures), TOGETHER)
+        resize_boxes(images[i : i + TOGETHER], box[i : i + TOGETHER, 0], sizes[0])
+        for i in range(0, len(images), TOGETHER)
     ]
     return torch.cat(large), torch.cat(local)
 
 
-def resize_boxes(pictures: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Return box n of picture n as [n, 3, size, size] uint8, bicubic with antialiasing: for a GPU.
+def resize_boxes(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Return box n of image n as [n, 3, size, size] uint8, bicubic with antialiasing: for a GPU.
 
-    A resized line is a weighted sum of the lines under it, so a crop is R x picture x C^T. The
-    weights are those of torch's antialiased resizing, which on a CPU is faster picture by picture.
+    A resized line is a weighted sum of the lines under it, so a crop is R x image x C^T. The
+    weights are those of torch's antialiased resizing, which on a CPU is faster image by image.
 
     Args:
-        pictures: [n, 3, H, W] uint8.
+        images: [n, 3, H, W] uint8.
         boxes: [n, 4] top, left, height, width.
     """
     top, left, height, width = boxes.float().unbind(1)
-    rows = resize_weights(top, height, size, pictures.shape[2])  # [n, S, H]
-    columns = resize_weights(left, width, size, pictures.shape[3])  # [n, S, W]
-    x = pictures.float() @ columns[:, None].transpose(2, 3)  # [n, 3, H, S]
+    rows = resize_weights(top, height, size, images.shape[2])  # [n, S, H]
+    columns = resize_weights(left, width, size, images.shape[3])  # [n, S, W]
+    x = images.float() @ columns[:, None].transpose(2, 3)  # [n, 3, H, S]
     x = rows[:, None] @ x  # [n, 3, S, S]
     return x.clamp_(0, 255).round_().to(torch.uint8)
 
@@ -241,11 +240,11 @@ def keys_cubic(x: Tensor, a: float = -0.5) -> Tensor:
     return torch.where(x <= 1, near, torch.where(x < 2, far, 0.0))
 
 
-def _dull(picture: Tensor, divisor: int) -> Tensor:
-    full = picture.shape[-2:]
+def _dull(image: Tensor, divisor: int) -> Tensor:
+    full = image.shape[-2:]
     small = [max(1, side // divisor) for side in full]
-    picture = F.interpolate(picture, small, mode="bilinear", antialias=True)
-    return F.interpolate(picture, full, mode="bilinear", antialias=True)
+    image = F.interpolate(image, small, mode="bilinear", antialias=True)
+    return F.interpolate(image, full, mode="bilinear", antialias=True)
 
 
 def paint(crops: Tensor, drawn: Plan, k: slice) -> Tensor:
@@ -255,9 +254,9 @@ def paint(crops: Tensor, drawn: Plan, k: slice) -> Tensor:
     that are rounded once, at the end.
 
     Args:
-        crops: uint8, crop after crop of picture after picture.
-        drawn: the plan of these pictures.
-        k: which crops of each picture these are.
+        crops: uint8, crop after crop of image after image.
+        drawn: the plan of these images.
+        k: which crops of each image these are.
     """
     order = drawn.order[:, k].reshape(-1, 4)  # [n, 4]
     flat = _Drawn(
@@ -329,18 +328,18 @@ def _put(x: Tensor, rows: NDArray[np.int64], values: Tensor) -> None:
 
 
 def luma(x: Tensor) -> Tensor:
-    """Return the grey of pictures [n, 3, S, S], [n, 1, S, S]."""
+    """Return the grey of images [n, 3, S, S], [n, 1, S, S]."""
     red, green, blue = x.split(1, dim=1)
     return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def brighten(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend pictures [n, 3, S, S] with black, in place; factor [n] is 1 for no change."""
+    """Blend images [n, 3, S, S] with black, in place; factor [n] is 1 for no change."""
     return x.mul_(factor[:, None, None, None]).clamp_(max=255)
 
 
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend pictures with the mean of their grey, in place."""
+    """Blend images with the mean of their grey, in place."""
     weights = torch.cat([x.new_full((1,), share) for share in LUMA])  # [3], made where it is used
     mean = x.mean(dim=(2, 3)) @ weights  # [n]
     rest = (1 - factor) * mean
@@ -348,14 +347,14 @@ def contrast(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def saturate(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend pictures with their grey, in place."""
+    """Blend images with their grey, in place."""
     factor = factor[:, None, None, None]
     rest = luma(x).mul_(1 - factor)  # [n, 1, S, S]
     return x.mul_(factor).add_(rest).clamp_(0, 255)
 
 
 def turn_hue(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue of pictures by a share [n] of the circle, at most a sixth, in place.
+    """Turn the hue of images by a share [n] of the circle, at most a sixth, in place.
 
     With v the highest channel, m the lowest, c = v - m and h the hue in sixths of the circle, HSV
     gives each channel v - c f(h + offset), where f is a trapezium of period 6. Multiplied by c
@@ -376,7 +375,7 @@ def turn_hue(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Return pictures [n, 3, S, S] blurred with Gaussians of deviation sigma [n] pixels."""
+    """Return images [n, 3, S, S] blurred with Gaussians of deviation sigma [n] pixels."""
     reach = torch.linspace(-(KERNEL // 2), KERNEL // 2, KERNEL, device=x.device)  # [9]
     kernel = torch.exp(-0.5 * (reach / sigma[:, None]) ** 2)  # [n, 9]
     kernel = (kernel / kernel.sum(1, keepdim=True))[:, None, None, None]  # [n, 1, 1, 1, 9]

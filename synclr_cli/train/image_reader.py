@@ -1,8 +1,8 @@
-"""Encoded pictures and texts of an images/2 folder, read a row group at a time, and their decoding.
+"""Encoded images and texts of an images/2 folder, read a row group at a time, and their decoding.
 
     part, row --row group--> bytes, text        bytes --decode--> [1, 3, H, W] uint8
 
-A stored picture is 256 px and a global crop of it at least 145 px wide on its way to 224, so a JPEG
+A stored image is 256 px and a global crop of it at least 145 px wide on its way to 224, so a JPEG
 is never decoded at a smaller scale.
 """
 
@@ -26,7 +26,7 @@ from synclr_cli.data import images, storage
 from synclr_cli.errors import DataError
 from synclr_cli.train import libjpeg
 
-CACHED_BYTES = 256 << 20  # of encoded pictures, per loader process
+CACHED_BYTES = 256 << 20  # of encoded images, per loader process
 OPEN_FILES = 64  # per loader process
 FOOTERS_KEPT = 4096  # parts whose row groups are known, per loader process
 JPEG = b"\xff\xd8\xff"  # how its bytes begin
@@ -52,8 +52,8 @@ class ImageReader:
 
     def image(self, part: int, row: int) -> bytes | None:
         """Return the encoded image of a row."""
-        (pictures, _), place = self._group(part, row)
-        return pictures[place]
+        (images, _), place = self._group(part, row)
+        return images[place]
 
     def text(self, part: int, row: int) -> str:
         """Return the text of a row."""
@@ -93,9 +93,9 @@ class ImageReader:
             table = self._file(part).read_row_group(
                 group, columns=["image", self._text], use_threads=False
             )
-        pictures = [r["bytes"] if r else None for r in table["image"].to_pylist()]
-        self._groups[part, group] = pictures, [text or "" for text in table[self._text].to_pylist()]
-        self._bytes += sum(len(p or b"") for p in pictures)
+        images = [r["bytes"] if r else None for r in table["image"].to_pylist()]
+        self._groups[part, group] = images, [text or "" for text in table[self._text].to_pylist()]
+        self._bytes += sum(len(p or b"") for p in images)
         while self._bytes > CACHED_BYTES and len(self._groups) > 1:
             _, (dropped, _) = self._groups.popitem(last=False)
             self._bytes -= sum(len(p or b"") for p in dropped)
@@ -108,16 +108,16 @@ class ImageReader:
             yield
         except (pa.ArrowException, OSError) as e:
             raise DataError(
-                f"cannot read the pictures of {self._path(part)} ({e})",
+                f"cannot read the images of {self._path(part)} ({e})",
                 do="if it is whole elsewhere, copy it again; the same command continues",
             ) from e
 
 
 def decode(data: bytes | None, where: str) -> Tensor:
-    """Return a picture, [1, 3, H, W] uint8, its channels last in memory: so it is resized fastest.
+    """Return an image, [1, 3, H, W] uint8, its channels last in memory: so it is resized fastest.
 
     Raises:
-        DataError: the bytes are no picture, or libjpeg had to guess at a part of it.
+        DataError: the bytes are no image, or libjpeg had to guess at a part of it.
     """
     if data and data.startswith(JPEG):
         if (size := images.jpeg_size(data)) is not None:
@@ -126,12 +126,12 @@ def decode(data: bytes | None, where: str) -> Tensor:
             with libjpeg.listening() as heard:
                 encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
                 # A third faster than Pillow.
-                picture = decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
+                image = decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
         except RuntimeError:  # a kind of JPEG that it cannot read, or a damaged one: Pillow says
             pass
         else:
             if heard.complaint:
-                raise DataError(f"{where} does not decode as a picture ({heard.complaint})")
-            return picture[None]
+                raise DataError(f"{where} does not decode as an image ({heard.complaint})")
+            return image[None]
     pixels = np.asarray(images.decode(data, where))
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]  # [1, 3, H, W]

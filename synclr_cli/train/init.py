@@ -4,7 +4,7 @@
 
 Heads, mask token and predictor are drawn anew: no released weights have them. The position table is
 resized to the crops; a backbone that was trained with another mean and deviation gets its patch
-embedding changed so that it computes the same from pictures normalised the way training does.
+embedding changed so that it computes the same from images normalised the way training does.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def parent(start: Backbone) -> dict[str, object]:
 
 
 def fit(start: Backbone) -> Mapping[str, Tensor]:
-    """Return the weights, such that pictures with ImageNet's mean and deviation suit them.
+    """Return the weights, such that images with ImageNet's mean and deviation suit them.
 
     With x' = (p - m') / s' of training and x = (p - m) / s of the start, x = x' s' / s + (m' - m) /
     s, which the patch embedding takes up: W x + b = (W s' / s) x' + (b + sum W (m' - m) / s). If it

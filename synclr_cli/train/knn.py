@@ -3,7 +3,7 @@
     train.knn_data --open--> uint8 images, kept --teacher--> cls features --k-NN--> top-1 in %
 
 The neighbours are training images, the queries validation images: the test split is left to the
-evaluations. It costs one forward pass of at most 2 x `knn_pictures` images.
+evaluations. It costs one forward pass of at most 2 x `knn_images` images.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def open_grader(config: TrainConfig) -> Grader | None:
 def _read(split: Split, config: TrainConfig) -> tuple[Tensor, Tensor]:
     size = config.image_size
     view = EvalTransform(size=size, resize=size, mean=(0, 0, 0), std=(1, 1, 1))
-    chosen = rng.generator(0).permutation(len(split))[: config.knn_pictures]
+    chosen = rng.generator(0).permutation(len(split))[: config.knn_images]
     chosen.sort()  # images that lie together are read together
     images = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
     for place, i in enumerate(chosen.tolist()):

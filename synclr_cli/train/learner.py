@@ -101,7 +101,7 @@ class Learner:
         """Draw the weights, or take those of a ViT to start from.
 
         Args:
-            classes: of the pictures; they matter to a cross entropy only.
+            classes: of the images; they matter to a cross entropy only.
             start: a state dict of the student's ViT, which the teacher takes over.
         """
         runtime.seed_everything(config.seed)

@@ -2,7 +2,7 @@
 
 torchvision and Pillow raise for a JPEG that is cut short or whose tables are broken. Bytes changed
 in the middle of one come out as stripes and grey; libjpeg mostly notices, but says it on C's stderr
-alone. So C's stderr, which Python's does not go through, leads to memory while a picture is
+alone. So C's stderr, which Python's does not go through, leads to memory while an image is
 decoded.
 
     with listening() as heard: decode_jpeg(...)        heard.complaint -> "Corrupt JPEG data: ..."

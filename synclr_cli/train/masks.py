@@ -1,12 +1,12 @@
-"""Which patches of which pictures the student does not see (iBOT, random masking).
+"""Which patches of which images the student does not see (iBOT, random masking).
 
-Exactly floor(B x probability) pictures of the whole batch are masked, drawn at random over captions
+Exactly floor(B x probability) images of the whole batch are masked, drawn at random over captions
 and views alike, and in each exactly floor(N x ratio) patches; the products are rounded to doubles
 first, as in the released code (100 x 0.29 gives 28).
 
-    ids of all pictures of the batch --draw--> masks of one rank's pictures
+    ids of all images of the batch --draw--> masks of one rank's images
 
-Shapes: B pictures of the batch over all ranks, b of this rank, N patches of a picture.
+Shapes: B images of the batch over all ranks, b of this rank, N patches of an image.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def require(config: TrainConfig, patches: int) -> None:
     Raises:
         UsageError: says what would mask one.
     """
-    pictures = config.captions_per_batch * config.views * config.global_crops
-    shares = {"mask_probability": (pictures, "pictures"), "mask_ratio": (patches, "patches")}
+    images = config.captions_per_batch * config.views * config.global_crops
+    shares = {"mask_probability": (images, "images"), "mask_ratio": (patches, "patches")}
     for name, (count, what) in shares.items():
         share = getattr(config, name)
         if config.patch_weight and int(count * share) == 0:
@@ -53,21 +53,21 @@ def draw(
 
     Args:
         seed, step: of the run; the draw is a function of these and the ids.
-        ids: of all pictures of the batch, [B].
+        ids: of all images of the batch, [B].
         own: which of them are this rank's.
         patches: N.
-        probability: share of the pictures that are masked; the count is cut, not rounded.
+        probability: share of the images that are masked; the count is cut, not rounded.
         ratio: share of the patches masked in those; the count is cut, not rounded.
         of_caption: crops of a caption, which follow each other; the masked ones are then the first
             of every caption, as far as they go, as the released command has it. 0: at random.
     """
-    masked_pictures = int(len(ids) * probability)
+    masked_images = int(len(ids) * probability)
     masked_patches = int(patches * ratio)
     order = rng.uniform("train.masked pictures", seed, step, ids)  # [B]
     if of_caption:
         order = (np.arange(len(ids)) % of_caption).astype(float)  # [B]
     masked = np.zeros(len(ids), bool)  # [B]
-    masked[np.argsort(order, kind="stable")[:masked_pictures]] = True
+    masked[np.argsort(order, kind="stable")[:masked_images]] = True
     masks = np.zeros((len(ids[own]), patches), bool)  # [b, N]
     rows = np.flatnonzero(masked[own])  # [m]
     lots = rng.uniform(

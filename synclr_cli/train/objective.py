@@ -9,7 +9,7 @@ sides are trained; a cross entropy of classes (supervised) takes the place of th
 With `micro_batch` the ViTs see that many images at a time, the heads and losses always the whole
 batch: the student's features are computed without a graph, the losses' gradient at them is kept,
 and then each piece is computed again and given its part of that gradient. The result is the
-gradient of the whole batch, batch norms and Sinkhorn included; what a image gives does not depend
+gradient of the whole batch, batch norms and Sinkhorn included; what an image gives does not depend
 on the pieces, with MKL not even in its last bit (a ReLU that flips is more than rounding).
 
 Shapes: B images of this rank, L local crops of each, M masked patches, D width, E embedding.
@@ -286,7 +286,7 @@ class Objective:
             runtime.amp_dtype,
         )
         # Each masked image has equally many masked patches, so this is the mean over patches
-        # inside a image, then over masked images.
+        # inside an image, then over masked images.
         count = runtime.sum(torch.full((), len(tokens), device=runtime.device)).clamp(min=1)
         return total * (runtime.world / count), targets
 

@@ -73,14 +73,14 @@ def test_without_its_concept_file_the_intended_shares_are_absent(made):
         listed.write_text(text)
 
 
-def test_the_report_has_a_table_and_a_picture(made, tmp_path):
+def test_the_report_has_a_table_and_a_image(made, tmp_path):
     from PIL import Image
 
     report = reports.report(made)
     names = [name for name, _ in reports.table(report)]
     assert {"captions", "source own", "template c_bg", "exact duplicates"} <= set(names)
-    with Image.open(reports.plot(report, tmp_path / "coverage.png")) as picture:
-        assert picture.format == "PNG" and picture.width > 500
+    with Image.open(reports.plot(report, tmp_path / "coverage.png")) as image:
+        assert image.format == "PNG" and image.width > 500
 
 
 @pytest.mark.parametrize(

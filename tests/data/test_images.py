@@ -1,4 +1,4 @@
-"""Pictures of every kind become 8-bit RGB, and judges see the view the protocol says."""
+"""Images of every kind become 8-bit RGB, and judges see the view the protocol says."""
 
 import io
 
@@ -31,7 +31,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
     assert (found == RAMP[..., None]).all()
 
 
-def test_a_dark_sixteen_bit_picture_is_as_dark_as_it_says():
+def test_a_dark_sixteen_bit_image_is_as_dark_as_it_says():
     deep = Image.fromarray(np.full((3, 4), 200, np.uint16))
     assert set(np.asarray(decode(stored(deep), "x")).ravel()) == {1}
 
@@ -42,7 +42,7 @@ def test_fractions_are_shares_of_white():
     assert (found == RAMP[..., None]).all()
 
 
-def test_a_picture_is_turned_as_its_exif_says():
+def test_a_image_is_turned_as_its_exif_says():
     sideways, exif = Image.fromarray(RAMP).convert("RGB"), Image.Exif()
     exif[0x0112] = 6  # the camera was held with its right side down
     buffer = io.BytesIO()
@@ -51,7 +51,7 @@ def test_a_picture_is_turned_as_its_exif_says():
     assert (found[..., 0] == np.rot90(RAMP, -1)).all()
 
 
-def test_one_bit_pictures_are_black_and_white():
+def test_one_bit_images_are_black_and_white():
     found = np.asarray(decode(stored(Image.fromarray(RAMP > 100)), "x"))
     assert set(found.ravel()) == {0, 255}
 
@@ -72,7 +72,7 @@ def test_palettes_and_cmyk_keep_their_colours():
         assert np.abs(found.astype(int) - [250, 10, 10]).max() <= 2
 
 
-@pytest.mark.parametrize("data", [None, b"", b"no picture", stored(Image.fromarray(RAMP))[:-30]])
+@pytest.mark.parametrize("data", [None, b"", b"no image", stored(Image.fromarray(RAMP))[:-30]])
 def test_what_does_not_decode_is_named(data):
     with pytest.raises(DataError, match="row 3 does not decode"):
         decode(data, "row 3")
@@ -80,17 +80,17 @@ def test_what_does_not_decode_is_named(data):
 
 def test_the_view_is_the_shorter_side_resized_then_the_centre():
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8))
+    image = Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8))
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-    found = EvalTransform(size=20, resize=24, mean=mean, std=std)(picture)
+    found = EvalTransform(size=20, resize=24, mean=mean, std=std)(image)
     # By PIL alone: 40 -> 24, so 60 -> 36; then 20 x 20 around the centre.
-    small = np.asarray(picture.resize((36, 24), Image.Resampling.BICUBIC))[2:22, 8:28]
+    small = np.asarray(image.resize((36, 24), Image.Resampling.BICUBIC))[2:22, 8:28]
     expected = (small / 255.0 - mean) / std
     assert found.shape == (3, 20, 20)
     assert np.abs(found.permute(1, 2, 0).numpy() - expected).max() < 1e-5
 
 
-def test_a_view_may_be_larger_than_the_picture():
+def test_a_view_may_be_larger_than_the_image():
     found = EvalTransform(size=32, resize=32, mean=(0,) * 3, std=(1,) * 3)(
         Image.fromarray(RAMP).convert("RGB")
     )

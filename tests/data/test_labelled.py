@@ -1,4 +1,4 @@
-"""Labelled pictures: every layout, the splits held out, and what users bring that cannot work."""
+"""Labelled images: every layout, the splits held out, and what users bring that cannot work."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from synclr_cli.data.shards import ShardedDataset
 from synclr_cli.errors import DataError, UsageError
 
 
-def picture(value=0, size=(8, 6)):
+def image(value=0, size=(8, 6)):
     return Image.new("RGB", size, (value, 255 - value, 7))
 
 
@@ -27,11 +27,11 @@ def encoded(image, kind="PNG"):
 
 
 def class_folders(root: Path, counts: dict[str, int]) -> Path:
-    """Write n pictures into each folder; the n-th is n levels red."""
+    """Write n images into each folder; the n-th is n levels red."""
     for folder, n in counts.items():
         (root / folder).mkdir(parents=True)
         for i in range(n):
-            picture(i).save(root / folder / f"{i}.png")
+            image(i).save(root / folder / f"{i}.png")
     return root
 
 
@@ -45,8 +45,8 @@ def write_parquet(path: Path, columns: dict, features: dict | None = None) -> Pa
     return path
 
 
-def pictures_column(n):
-    return [{"bytes": encoded(picture(i)), "path": None} for i in range(n)]
+def images_column(n):
+    return [{"bytes": encoded(image(i)), "path": None} for i in range(n)]
 
 
 def open_data(spec, **options):
@@ -81,7 +81,7 @@ def test_splits_are_known_by_other_spellings(tmp_path, names):
     data = open_data(class_folders(tmp_path / "x", counts))
     assert data.classes == ["a", "b"] and len(data.splits["test"]) == 4
     for name, n in zip(names, (16, 4), strict=True):
-        columns = {"image": pictures_column(n), "label": ["x", "y"] * (n // 2)}
+        columns = {"image": images_column(n), "label": ["x", "y"] * (n // 2)}
         write_parquet(tmp_path / "y" / f"{name}.parquet", columns)
     assert len(open_data(tmp_path / "y").splits["test"]) == 4
 
@@ -92,12 +92,12 @@ def test_splits_of_unknown_names_are_not_taken_for_classes(tmp_path):
         open_data(class_folders(tmp_path / "x", counts))
 
 
-def test_hidden_folders_and_folders_named_like_pictures_are_no_pictures(tmp_path):
+def test_hidden_folders_and_folders_named_like_images_are_no_images(tmp_path):
     root = class_folders(tmp_path / "x", {"a": 4, "b": 4, "a/.ipynb_checkpoints": 1, "b/c.png": 0})
     assert sum(map(len, open_data(root).splits.values())) == 8
 
 
-def test_class_folders_without_pictures_are_named(tmp_path, capsys):
+def test_class_folders_without_images_are_named(tmp_path, capsys):
     counts = {"a": 4, "b": 4} | {f"empty{i}": 0 for i in range(6)}
     assert open_data(class_folders(tmp_path / "x", counts)).classes == ["a", "b"]
     told = " ".join(capsys.readouterr().err.split())
@@ -105,8 +105,8 @@ def test_class_folders_without_pictures_are_named(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("column", ["image", "mask"])
-def test_a_column_of_anything_but_pictures_is_named(tmp_path, column):
-    columns = {"image": pictures_column(4), "mask": pictures_column(4), "label": ["x", "y"] * 2}
+def test_a_column_of_anything_but_images_is_named(tmp_path, column):
+    columns = {"image": images_column(4), "mask": images_column(4), "label": ["x", "y"] * 2}
     path = write_parquet(tmp_path / "x.parquet", columns | {column: ["a.png"] * 4})
     with pytest.raises(DataError, match=rf"column {column}: got type string, expected encoded"):
         open_data(path, masks=column == "mask")
@@ -130,7 +130,7 @@ def test_the_one_public_evaluation_split_is_the_test_split(tmp_path):
     assert {k: len(s) for k, s in data.splits.items()} == {"train": 12, "val": 4, "test": 16}
 
 
-def test_another_seed_holds_out_other_pictures_and_the_same_seed_the_same(tmp_path):
+def test_another_seed_holds_out_other_images_and_the_same_seed_the_same(tmp_path):
     root = class_folders(tmp_path, {"a": 20, "b": 20})
     rows = [open_data(root, seed=seed).splits["val"].rows.tolist() for seed in (0, 0, 1)]
     assert rows[0] == rows[1] != rows[2]
@@ -144,7 +144,7 @@ def test_parquet_in_hugging_face_layout_names_its_classes(tmp_path):
     for name, n in (("train-00000-of-00002", 10), ("train-00001-of-00002", 6), ("test", 4)):
         write_parquet(
             tmp_path / "data" / f"{name}.parquet",
-            {"image": pictures_column(n), "label": [i % 2 for i in range(n)]},
+            {"image": images_column(n), "label": [i % 2 for i in range(n)]},
             features,
         )
     data = open_data(tmp_path)
@@ -161,7 +161,7 @@ def test_split_folders_of_parquet_parts_are_found(tmp_path):
     for split in ("train", "test"):
         write_parquet(
             tmp_path / split / "part-0.parquet",
-            {"image": pictures_column(8), "label": ["x", "y"] * 4},
+            {"image": images_column(8), "label": ["x", "y"] * 4},
         )
     data = open_data(tmp_path)
     assert data.classes == ["x", "y"]
@@ -170,7 +170,7 @@ def test_split_folders_of_parquet_parts_are_found(tmp_path):
 
 def test_whole_number_labels_without_names_are_their_own_names(tmp_path):
     path = write_parquet(
-        tmp_path / "x.parquet", {"image": pictures_column(24), "label": [3, 70, 11] * 8}
+        tmp_path / "x.parquet", {"image": images_column(24), "label": [3, 70, 11] * 8}
     )
     data = open_data(path)
     assert data.classes == ["3", "11", "70"]
@@ -181,7 +181,7 @@ def test_a_test_split_whose_labels_are_secret_is_passed_over(tmp_path):
     for name, labels in (("train", [0, 1] * 8), ("test", [-1] * 4)):
         write_parquet(
             tmp_path / f"{name}.parquet",
-            {"image": pictures_column(len(labels)), "label": labels},
+            {"image": images_column(len(labels)), "label": labels},
         )
     assert "held out" in open_data(tmp_path).facts["test"]
 
@@ -198,7 +198,7 @@ def rendered(root: Path, captions: int, views: int, masks: bool = True) -> Path:
             "view": pa.array([v for _, v in rows], pa.int32()),
             "caption": [f"caption {c}" for c, _ in rows],
             "concept": ["owl" if c % 2 else "ant" for c, _ in rows],
-            "image": [{"bytes": encoded(picture(c)), "path": f"{c}-{v}.png"} for c, v in rows],
+            "image": [{"bytes": encoded(image(c)), "path": f"{c}-{v}.png"} for c, v in rows],
             "width": pa.array([8] * len(rows), pa.int32()),
             "height": pa.array([6] * len(rows), pa.int32()),
             "seed": pa.array([0] * len(rows), pa.int64()),
@@ -225,13 +225,13 @@ def test_views_of_one_caption_stay_in_one_split(tmp_path):
     assert data.header is not None
 
 
-def test_rendered_pictures_serve_as_segmentation_data(tmp_path):
+def test_rendered_images_serve_as_segmentation_data(tmp_path):
     data = open_data(rendered(tmp_path / "images", captions=8, views=2), masks=True)
     assert data.classes == ["0", "1"]
     assert data.splits["train"].mask(0).tolist() == np.eye(6, 8).tolist()
 
 
-def test_rendered_pictures_without_masks_say_so(tmp_path):
+def test_rendered_images_without_masks_say_so(tmp_path):
     root = rendered(tmp_path / "images", captions=8, views=2, masks=False)
     with pytest.raises(DataError, match="row 0 has no mask"):
         open_data(root, masks=True)
@@ -249,7 +249,7 @@ def mask_folders(root: Path, ids=(0, 1), size=(8, 6)) -> Path:
         for kind in ("images", "annotations"):
             (root / kind / split).mkdir(parents=True)
         for i in range(4):
-            picture(i).save(root / "images" / split / f"{i}.jpg")
+            image(i).save(root / "images" / split / f"{i}.jpg")
             mask = np.resize(np.array(ids, np.uint8), size[::-1])
             Image.fromarray(mask).save(root / "annotations" / split / f"{i}.png")
     return root
@@ -278,7 +278,7 @@ def test_reducing_the_zero_label_makes_it_unlabelled_and_moves_the_others_down(t
 
 @pytest.fixture
 def voc(tmp_path, monkeypatch):
-    """Lay out VOC 2007 where torchvision would put it: two pictures of train, one of val, test."""
+    """Lay out VOC 2007 where torchvision would put it: two images of train, one of val, test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for module in ("VOCDetection", "VOCSegmentation"):
         root = tmp_path / "synclr" / "torchvision" / module / "VOCdevkit" / "VOC2007"
@@ -290,7 +290,7 @@ def voc(tmp_path, monkeypatch):
         for folder in ("JPEGImages", "Annotations", "SegmentationClass"):
             (root / folder).mkdir()
         for name, objects in (("a", "cat dog"), ("b", "dog -cat"), ("c", "cat"), ("d", "dog")):
-            picture(9).save(root / "JPEGImages" / f"{name}.jpg")
+            image(9).save(root / "JPEGImages" / f"{name}.jpg")
             ids = np.array([[0, 8, 12], [15, 20, 255]], np.uint8).repeat(3, 0)[:, [0, 1, 2] * 2]
             Image.fromarray(np.pad(ids, ((0, 0), (0, 2)))).save(
                 root / "SegmentationClass" / f"{name}.png"
@@ -308,8 +308,8 @@ def voc(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["torchvision", "folder"])
-def test_vocs_objects_are_several_labels_of_a_picture_but_difficult_ones(voc, where):
-    # Classes that no picture of train has are refused elsewhere; here there are two of twenty.
+def test_vocs_objects_are_several_labels_of_a_image_but_difficult_ones(voc, where):
+    # Classes that no image of train has are refused elsewhere; here there are two of twenty.
     found = layouts.find("torchvision:VOCDetection" if where != "folder" else str(voc), masks=False)
     assert {name: len(split.labels) for name, split in found.splits.items()} == {
         "train": 2, "val": 1, "test": 1
@@ -346,11 +346,11 @@ def test_the_digest_is_that_of_the_content_not_of_the_place(tmp_path):
     one = class_folders(tmp_path / "one", {"a": 8, "b": 8})
     two = class_folders(tmp_path / "two", {"a": 8, "b": 8})
     assert open_data(one).digest == open_data(two).digest
-    picture(99).save(two / "a" / "0.png")
+    image(99).save(two / "a" / "0.png")
     assert open_data(one).digest != open_data(two).digest
 
 
-def test_moving_a_picture_to_another_class_changes_the_digest(tmp_path):
+def test_moving_a_image_to_another_class_changes_the_digest(tmp_path):
     root = class_folders(tmp_path, {"a": 8, "b": 8})
     before = open_data(root).digest
     (root / "a" / "0.png").rename(root / "b" / "x.png")
@@ -359,7 +359,7 @@ def test_moving_a_picture_to_another_class_changes_the_digest(tmp_path):
 
 def test_no_more_row_groups_are_kept_than_fit(tmp_path, monkeypatch):
     path = write_parquet(
-        tmp_path / "x.parquet", {"image": pictures_column(16), "label": ["x", "y"] * 8}
+        tmp_path / "x.parquet", {"image": images_column(16), "label": ["x", "y"] * 8}
     )
     monkeypatch.setattr(sources, "CACHE_BYTES", 1)
     rows = sources.ParquetRows([path], "image")
@@ -376,8 +376,8 @@ def test_no_more_row_groups_are_kept_than_fit(tmp_path, monkeypatch):
     [
         ({"a": 8}, "one class, a"),
         ({"train/a": 4, "train/b": 4, "test/c": 4}, "class c of the test split"),
-        ({"train/a": 4, "train/b": 4, "test/a": 0}, "no folders with pictures"),
-        ({"a": 1, "b": 1}, "every class has one picture"),
+        ({"train/a": 4, "train/b": 4, "test/a": 0}, "no folders with images"),
+        ({"a": 1, "b": 1}, "every class has one image"),
         ({"test/a": 4, "test/b": 4}, "no train split"),
     ],
 )
@@ -387,7 +387,7 @@ def test_folders_that_cannot_be_judged_on(tmp_path, counts, message):
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no folders with pictures"):
+    with pytest.raises(DataError, match="no folders with images"):
         open_data(tmp_path)
 
 
@@ -400,9 +400,9 @@ def test_an_empty_parquet_split_is_refused(tmp_path):
         open_data(path)
 
 
-def test_a_picture_that_does_not_decode_names_its_row(tmp_path):
-    cells = pictures_column(16)
-    cells[5] = {"bytes": b"no picture", "path": None}
+def test_a_image_that_does_not_decode_names_its_row(tmp_path):
+    cells = images_column(16)
+    cells[5] = {"bytes": b"no image", "path": None}
     path = write_parquet(tmp_path / "x.parquet", {"image": cells, "label": ["x", "y"] * 8})
     data = open_data(path)
     with pytest.raises(DataError, match=r"x\.parquet row 5 does not decode"):
@@ -414,7 +414,7 @@ def test_a_picture_that_does_not_decode_names_its_row(tmp_path):
 def test_a_label_beyond_the_named_classes_names_its_row(tmp_path):
     path = write_parquet(
         tmp_path / "x.parquet",
-        {"image": pictures_column(8), "label": [0, 1, 0, 1, 0, 1, 2, 0]},
+        {"image": images_column(8), "label": [0, 1, 0, 1, 0, 1, 2, 0]},
         {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}},
     )
     with pytest.raises(DataError, match="row 6: got 2, expected 0 to 1"):
@@ -423,7 +423,7 @@ def test_a_label_beyond_the_named_classes_names_its_row(tmp_path):
 
 def test_a_missing_label_names_its_row(tmp_path):
     path = write_parquet(
-        tmp_path / "x.parquet", {"image": pictures_column(4), "label": ["x", "y", None, "x"]}
+        tmp_path / "x.parquet", {"image": images_column(4), "label": ["x", "y", None, "x"]}
     )
     with pytest.raises(DataError, match=r"x\.parquet: column label has no value in row 2"):
         open_data(path)
@@ -431,7 +431,7 @@ def test_a_missing_label_names_its_row(tmp_path):
 
 @pytest.mark.parametrize(
     ("columns", "message"),
-    [({"label": ["x", "y"]}, "expected image"), ({"image": pictures_column(2)}, "no labels")],
+    [({"label": ["x", "y"]}, "expected image"), ({"image": images_column(2)}, "no labels")],
 )
 def test_a_missing_column_is_named(tmp_path, columns, message):
     with pytest.raises(DataError, match=message):
@@ -440,7 +440,7 @@ def test_a_missing_column_is_named(tmp_path, columns, message):
 
 def test_a_truncated_parquet_file_is_refused(tmp_path):
     path = write_parquet(
-        tmp_path / "x.parquet", {"image": pictures_column(8), "label": ["x", "y"] * 4}
+        tmp_path / "x.parquet", {"image": images_column(8), "label": ["x", "y"] * 4}
     )
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match="truncated"):
@@ -448,7 +448,7 @@ def test_a_truncated_parquet_file_is_refused(tmp_path):
 
 
 def test_masks_of_another_size_are_refused(tmp_path):
-    with pytest.raises(DataError, match="got 9x6 pixels, expected the picture's 8x6"):
+    with pytest.raises(DataError, match="got 9x6 pixels, expected the image's 8x6"):
         open_data(mask_folders(tmp_path, size=(9, 6)), masks=True)
 
 
@@ -461,12 +461,12 @@ def test_a_mask_id_that_train_lacks_is_refused(tmp_path):
 
 def test_a_colour_mask_is_refused(tmp_path):
     root = mask_folders(tmp_path)
-    picture().save(root / "annotations/train/0.png")
+    image().save(root / "annotations/train/0.png")
     with pytest.raises(DataError, match="one channel of class ids"):
         open_data(root, masks=True)
 
 
-def test_a_picture_without_its_mask_is_refused(tmp_path):
+def test_a_image_without_its_mask_is_refused(tmp_path):
     root = mask_folders(tmp_path)
     (root / "annotations/train/1.png").unlink()
     with pytest.raises(DataError, match="has no mask"):

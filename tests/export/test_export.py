@@ -32,16 +32,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def picture() -> Image.Image:
+def image() -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((57, 44))
 
 
-def ours(trained: Path, picture: Image.Image) -> torch.Tensor:
+def ours(trained: Path, image: Image.Image) -> torch.Tensor:
     opened = backbone.open_backbone(str(trained))
     view = EvalTransform(32, 32, opened.mean, opened.std, opened.interpolation)
     with torch.no_grad():
-        return opened.model.eval().forward_features(view(picture)[None])
+        return opened.model.eval().forward_features(view(image)[None])
 
 
 def test_timm_opens_the_export_by_itself(trained: Path, tmp_path: Path) -> None:
@@ -58,19 +58,19 @@ def test_timm_opens_the_export_by_itself(trained: Path, tmp_path: Path) -> None:
     assert model.pretrained_cfg["mean"] == list(backbone.IMAGENET_MEAN)
 
 
-def test_transformers_shows_and_computes_a_picture_alike(
-    trained: Path, tmp_path: Path, picture: Image.Image
+def test_transformers_shows_and_computes_a_image_alike(
+    trained: Path, tmp_path: Path, image: Image.Image
 ) -> None:
     from transformers import AutoImageProcessor, ViTModel
 
     out = run(str(trained), "transformers", tmp_path / "out")
     model, info = ViTModel.from_pretrained(out, add_pooling_layer=False, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    pixels = AutoImageProcessor.from_pretrained(out)(picture, return_tensors="pt")
+    pixels = AutoImageProcessor.from_pretrained(out)(image, return_tensors="pt")
     with torch.no_grad():
         tokens = model.eval()(**pixels).last_hidden_state
     # The processor resizes 8-bit pixels as we do; a level of rounding apart at most.
-    torch.testing.assert_close(tokens, ours(trained, picture), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(tokens, ours(trained, image), rtol=0.02, atol=0.02)
 
 
 def test_timms_wrapper_in_transformers_opens_the_timm_export(trained: Path, tmp_path: Path) -> None:

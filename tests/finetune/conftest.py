@@ -1,4 +1,4 @@
-"""Small labelled pictures and a small backbone."""
+"""Small labelled images and a small backbone."""
 
 import io
 
@@ -36,7 +36,7 @@ def write_split(path, n, seed):
 
 @pytest.fixture(scope="session")
 def stripes(tmp_path_factory):
-    """A folder of Parquet files: 80 pictures to train on, 40 to test on, four classes."""
+    """A folder of Parquet files: 80 images to train on, 40 to test on, four classes."""
     folder = tmp_path_factory.mktemp("stripes")
     write_split(folder / "train.parquet", 80, 0)
     write_split(folder / "test.parquet", 40, 1)

@@ -1,4 +1,4 @@
-"""The whole judge on small pictures: it learns, stops, goes on, and refuses what does not fit."""
+"""The whole judge on small images: it learns, stops, goes on, and refuses what does not fit."""
 
 import functools
 import json
@@ -189,7 +189,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(settings, stripes, small_vit, tm
         run(settings(base_lr=1e12, warmup_epochs=0), small_vit, stripes, Path(tmp_path))
 
 
-def test_a_view_depends_on_seed_epoch_and_picture_alone(settings, stripes, small_vit):
+def test_a_view_depends_on_seed_epoch_and_image_alone(settings, stripes, small_vit):
     from synclr_cli.data import labelled
     from synclr_cli.finetune import recipe
     from synclr_cli.learning import backbone
@@ -204,7 +204,7 @@ def test_a_view_depends_on_seed_epoch_and_picture_alone(settings, stripes, small
         assert not torch.equal(first, recipe.train_item(split, view, seed, key)[0])
 
 
-def test_the_strongest_posterisation_of_the_papers_policy_is_a_black_picture(settings, small_vit):
+def test_the_strongest_posterisation_of_the_papers_policy_is_a_black_image(settings, small_vit):
     opened = backbone.open_backbone(small_vit)
     view = recipe.train_view(settings(augment="rand-m9-mstd0.5-inc1"), opened)
     grey = Image.new("RGB", (8, 8), (200, 100, 50))

@@ -1,4 +1,4 @@
-"""Mixup and cutmix: what they do to pictures and labels."""
+"""Mixup and cutmix: what they do to images and labels."""
 
 import numpy as np
 import pytest

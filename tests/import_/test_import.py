@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from image_folders import contents, facts, picture, reference_set, rejected, rows_of, tar_of
+from image_folders import contents, facts, image, reference_set, rejected, rows_of, tar_of
 from killing import kill_until_done
 
 from synclr_cli.errors import DataError, UsageError
@@ -26,7 +26,7 @@ def test_the_references_csv_and_parallel_folders(tmp_path):
     assert [(r["caption_id"], r["view"]) for r in rows] == [
         (c, v) for c in range(5) for v in range(3)
     ]
-    assert rows[4]["image"]["bytes"] == picture(11) and rows[4]["caption"] == "a fox, number 1"
+    assert rows[4]["image"]["bytes"] == image(11) and rows[4]["caption"] == "a fox, number 1"
     assert (rows[0]["width"], rows[0]["height"]) == (16, 12)
     manifest = facts(out)
     assert manifest["views"] == 3 and len(list(out.glob("part-*"))) == 3
@@ -35,7 +35,7 @@ def test_the_references_csv_and_parallel_folders(tmp_path):
 def test_named_folders_are_the_views(tmp_path):
     csv = reference_set(tmp_path)
     out = run(csv, tmp_path / "out", roots=[tmp_path / "seed2", tmp_path / "seed0"])
-    assert [r["image"]["bytes"] for r in rows_of(out)[:2]] == [picture(2), picture(0)]
+    assert [r["image"]["bytes"] for r in rows_of(out)[:2]] == [image(2), image(0)]
 
 
 def test_webdataset_tars_are_grouped_by_caption(tmp_path):
@@ -43,7 +43,7 @@ def test_webdataset_tars_are_grouped_by_caption(tmp_path):
     for shard in range(2):
         members = {}
         for i in range(4):
-            members[f"{shard}{i:04}.jpg"] = picture(shard * 4 + i, "JPEG")
+            members[f"{shard}{i:04}.jpg"] = image(shard * 4 + i, "JPEG")
             if i % 2:
                 members[f"{shard}{i:04}.txt"] = b"a bee\n"
             else:
@@ -53,24 +53,24 @@ def test_webdataset_tars_are_grouped_by_caption(tmp_path):
     assert [(r["caption"], r["view"]) for r in rows] == [
         (c, v) for c in ("a fox", "a bee") for v in range(4)
     ]
-    assert rows[5]["image"]["bytes"] == picture(3, "JPEG")
+    assert rows[5]["image"]["bytes"] == image(3, "JPEG")
 
 
 def test_a_parquet_with_repeated_captions(tmp_path):
-    cells = [{"bytes": picture(i), "path": None} for i in range(6)]
+    cells = [{"bytes": image(i), "path": None} for i in range(6)]
     texts = ["a fox", "a bee", "a fox", "a bee", "an ant", "a fox"]
     pq.write_table(
         pa.table({"text": texts, "image": cells}), tmp_path / "x.parquet", row_group_size=2
     )
     out = run(tmp_path / "x.parquet", tmp_path / "out")
     assert [r["caption"] for r in rows_of(out)] == ["a fox"] * 3 + ["a bee"] * 2
-    assert rows_of(out)[2]["image"]["bytes"] == picture(5)
+    assert rows_of(out)[2]["image"]["bytes"] == image(5)
     assert [(e["caption"], e["views"]) for e in rejected(out)] == [("an ant", 1)]
 
 
 def test_what_is_missing_or_does_not_decode_is_listed(tmp_path):
     csv = reference_set(tmp_path)
-    (tmp_path / "seed1" / "shard" / "0.png").write_bytes(b"no picture")
+    (tmp_path / "seed1" / "shard" / "0.png").write_bytes(b"no image")
     (tmp_path / "seed2" / "shard" / "4.png").unlink()
     out = run(csv, tmp_path / "out")
     assert [(e["caption_id"], e["view"], e["reason"]) for e in rejected(out)] == [
@@ -128,7 +128,7 @@ def test_a_set_of_which_nothing_is_left_is_refused_and_leaves_nothing(tmp_path):
 
 def write_csv(root: Path, text: str) -> Path:
     for i in range(4):
-        (root / f"{i}.png").write_bytes(picture(i))
+        (root / f"{i}.png").write_bytes(image(i))
     (root / "list.csv").write_text(text, encoding="utf-8")
     return root / "list.csv"
 
@@ -144,8 +144,8 @@ def write_csv(root: Path, text: str) -> Path:
 def test_a_csv_with_repeated_captions(tmp_path, text):
     rows = rows_of(run(write_csv(tmp_path, text), tmp_path / "out"))
     assert [(r["caption"], r["view"], r["image"]["bytes"]) for r in rows] == [
-        ("a bee", 0, picture(0)), ("a bee", 1, picture(2)),
-        ("a fox", 0, picture(1)), ("a fox", 1, picture(3)),
+        ("a bee", 0, image(0)), ("a bee", 1, image(2)),
+        ("a fox", 0, image(1)), ("a fox", 1, image(3)),
     ]  # fmt: skip
 
 
@@ -210,7 +210,7 @@ def test_an_import_that_fails_leaves_the_old_result(tmp_path, synclr):
     outcome = synclr("import", csv, "--root", tmp_path / "nope", "-o", out, "--overwrite")
     assert outcome.code == 3 and contents(out) == before
     members = {
-        f"{i}.{kind}": picture(i) if kind == "png" else b"a fox"
+        f"{i}.{kind}": image(i) if kind == "png" else b"a fox"
         for i in range(9)
         for kind in ("png", "txt")
     }
@@ -246,12 +246,12 @@ def test_a_folder_of_images_has_its_captions_from_names(tmp_path):
     )
     for i, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(picture(i))
+        (root / name).write_bytes(image(i))
     for name in ("c/x.txt", "c/y.txt"):
         (root / name).write_text("a chair in the sun\n")
     rows = rows_of(run(root, tmp_path / "out"))
     assert sorted((r["caption"], r["concept"], r["image"]["bytes"]) for r in rows) == sorted(
-        (caption, concept, picture(i))
+        (caption, concept, image(i))
         for i, (caption, concept) in enumerate(
             [("red fox", "red fox")] * 2
             + [("a bee", "a bee")] * 2
@@ -263,7 +263,7 @@ def test_a_folder_of_images_has_its_captions_from_names(tmp_path):
 def test_sources_of_other_bytes_and_equal_sizes_are_told_apart(tmp_path, monkeypatch):
     def tars(first: int) -> Path:
         for i in range(2):
-            members = {f"{j}.{k}": picture(first + j, "BMP") if k == "png" else b"a fox"
+            members = {f"{j}.{k}": image(first + j, "BMP") if k == "png" else b"a fox"
                        for j in range(2) for k in ("png", "txt")}  # fmt: skip
             (tmp_path / "tars").mkdir(exist_ok=True)
             tar_of(tmp_path / "tars" / f"{i}.tar", members)
@@ -288,7 +288,7 @@ def test_sources_of_other_bytes_and_equal_sizes_are_told_apart(tmp_path, monkeyp
 def test_images_outside_of_the_source_are_refused_unless_allowed(tmp_path, name):
     root = tmp_path / "set"
     root.mkdir()
-    (tmp_path / "secret.png").write_bytes(picture(7))
+    (tmp_path / "secret.png").write_bytes(image(7))
     (root / "a").mkdir()
     csv = write_csv(root, f"0.png,a bee\n{name},a bee\n")
     with pytest.raises(DataError, match=r"list.csv line 2: the image .* lies outside.*--allow-out"):
@@ -302,14 +302,14 @@ def test_images_outside_of_the_source_are_refused_unless_allowed(tmp_path, name)
     if not name.startswith("/"):
         for source in (csv, root / "x.parquet"):
             rows = rows_of(run(source, tmp_path / source.name, allow_outside=True))
-            assert [r["image"]["bytes"] for r in rows] == [picture(0), picture(7)]
+            assert [r["image"]["bytes"] for r in rows] == [image(0), image(7)]
 
 
 def test_a_member_of_twenty_gigabytes_is_left_out(tmp_path):
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:
         for i in range(2):
-            for name, data in ((f"{i}.png", picture(i)), (f"{i}.txt", b"a fox")):
+            for name, data in ((f"{i}.png", image(i)), (f"{i}.txt", b"a fox")):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
@@ -323,7 +323,7 @@ def test_a_member_of_twenty_gigabytes_is_left_out(tmp_path):
         text.size = 5
         f.write(text.tobuf() + b"a fox".ljust(512, b"\0") + bytes(1024))
     out = run(path, tmp_path / "out")
-    assert [r["image"]["bytes"] for r in rows_of(out)] == [picture(0), picture(1)]
+    assert [r["image"]["bytes"] for r in rows_of(out)] == [image(0), image(1)]
     assert [(e["view"], e["reason"]) for e in rejected(out)] == [(2, "too large")]
 
 

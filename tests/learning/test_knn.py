@@ -24,13 +24,13 @@ def test_votes_are_weighted_by_cosine_as_in_a_plain_loop():
         assert int(found[q]) == votes.index(max(votes))
 
 
-def test_a_known_picture_is_its_own_nearest_neighbour():
+def test_a_known_image_is_its_own_nearest_neighbour():
     known = torch.eye(5)
     labels = torch.tensor([4, 3, 2, 1, 0])
     found = knn.predict(known, labels, known * 3, classes=5, k=1)
     assert found.tolist() == labels.tolist()
 
 
-def test_fewer_pictures_than_neighbours_is_fine():
+def test_fewer_images_than_neighbours_is_fine():
     known, labels = torch.eye(3), torch.tensor([0, 1, 1])
     assert knn.predict(known, labels, known, classes=2, k=20).tolist() == [0, 1, 1]

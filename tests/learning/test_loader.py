@@ -36,10 +36,10 @@ def refuse_five(key):
     return key
 
 
-def test_an_epoch_shows_no_picture_twice_and_its_number_counts_up():
+def test_an_epoch_shows_no_image_twice_and_its_number_counts_up():
     batches = list(order())
     assert len(batches) == len(order()) == 9
-    for epoch in range(3):  # 14 pictures make three batches of four
+    for epoch in range(3):  # 14 images make three batches of four
         keys = [key for batch in batches[3 * epoch : 3 * epoch + 3] for key in batch]
         assert {e for e, _ in keys} == {epoch}
         assert len({i for _, i in keys}) == 12

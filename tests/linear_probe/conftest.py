@@ -24,7 +24,7 @@ def small():
 
 @pytest.fixture(scope="session")
 def stripes(tmp_path_factory) -> Path:
-    """Write noisy pictures of level, upright and plain texture into train, val and test."""
+    """Write noisy images of level, upright and plain texture into train, val and test."""
     root = tmp_path_factory.mktemp("stripes")
     rng = np.random.default_rng(0)
     waves = np.sign(np.sin(np.arange(32) * 0.8))

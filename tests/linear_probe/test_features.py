@@ -38,8 +38,8 @@ def extract(small, stripes, tmp_path):
 def test_features_are_the_cls_token_of_the_protocols_view(extract, stripes):
     found, _ = extract(precision="float32")
     model = backbones.open_backbone("random:vit_tiny_patch16_224", image_size=32).model.eval()
-    picture = Image.open(stripes / "test" / "plain" / "1.png")
-    x = torch.tensor(np.asarray(picture) / 255.0, dtype=torch.float32).permute(2, 0, 1)
+    image = Image.open(stripes / "test" / "plain" / "1.png")
+    x = torch.tensor(np.asarray(image) / 255.0, dtype=torch.float32).permute(2, 0, 1)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.no_grad():
         expected = model.forward_features(((x - mean[:, None, None]) / std[:, None, None])[None])

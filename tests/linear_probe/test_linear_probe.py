@@ -54,7 +54,7 @@ def test_another_config_is_refused_unless_made_anew(small, stripes, tmp_path):
 def test_the_test_split_has_no_say_in_the_choice(small, stripes, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(stripes, other)
-    for i in range(4):  # half of the test pictures change classes
+    for i in range(4):  # half of the test images change classes
         (other / "test/level" / f"{i}.png").rename(other / "test/upright" / f"moved{i}.png")
     one = run(small(), BACKBONE, str(stripes), tmp_path / "one")
     two = run(small(), BACKBONE, str(other), tmp_path / "two")
@@ -77,10 +77,10 @@ def test_the_mean_per_class_can_be_the_metric(small, stripes, tmp_path):
     assert report["value"] == report["mean_per_class"]
 
 
-def test_a_broken_picture_stops_the_judge_and_leaves_no_report(small, stripes, tmp_path):
+def test_a_broken_image_stops_the_judge_and_leaves_no_report(small, stripes, tmp_path):
     broken = tmp_path / "data"
     shutil.copytree(stripes, broken)
-    (broken / "test/plain/3.png").write_bytes(b"no picture")
+    (broken / "test/plain/3.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"3\.png does not decode"):
         run(small(workers=1), BACKBONE, str(broken), tmp_path / "out")
     assert not (tmp_path / "out" / "report.json").exists()
@@ -106,7 +106,7 @@ def test_one_class_is_one_line_and_exit_code_three(synclr, stripes, tmp_path):
 
 
 def several_labels(folder, n=40):
-    """Write pictures that are dark or light and reddish or not, with a list of labels each."""
+    """Write images that are dark or light and reddish or not, with a list of labels each."""
     rng = np.random.default_rng(0)
     for split in ("train", "val", "test"):
         light, red = rng.integers(0, 2, n), rng.integers(0, 2, n)
@@ -121,7 +121,7 @@ def several_labels(folder, n=40):
         pq.write_table(pa.table({"image": cells, "labels": labels}), folder / f"{split}.parquet")
 
 
-def test_several_labels_a_picture_are_graded_by_average_precision(small, tmp_path):
+def test_several_labels_a_image_are_graded_by_average_precision(small, tmp_path):
     several_labels(tmp_path)
     report = run(small(metric="mean_ap"), "pixels:4", str(tmp_path), tmp_path / "out")
     assert report["metric"] == "mean_ap"

@@ -1,4 +1,4 @@
-"""Two processes share the pictures and come to the grade of one."""
+"""Two processes share the images and come to the grade of one."""
 
 import json
 import os

@@ -40,7 +40,7 @@ def test_few_shots_are_graded_for_each_draw(small, stripes, tmp_path):
     assert report["value"] > 45
 
 
-def test_more_shots_than_pictures_are_refused(small, stripes, tmp_path):
+def test_more_shots_than_images_are_refused(small, stripes, tmp_path):
     with pytest.raises(DataError, match="class level: got 12, expected at least"):
         run(small(protocol="few-shot", shots=13), BACKBONE, str(stripes), tmp_path)
 
@@ -96,7 +96,7 @@ def test_the_updates_are_those_of_torchs_sgd(trained, stripes, kind):
     opened = backbones.open_backbone(BACKBONE, image_size=32)
     model = opened.model.eval()
     data = labelled.open_data(str(stripes), validation_share=0.2, seed=0)
-    n, train = 36 + 18, 36  # pictures of train and validation together, and of train
+    n, train = 36 + 18, 36  # images of train and validation together, and of train
     layer = nn.Linear(192, 3)
     start = sgd.Heads(1, 192, 3, batch_norm=False, seed=0).weight[0]
     layer.weight.data, layer.bias.data = start.T.detach().clone(), torch.zeros(3)
@@ -140,7 +140,7 @@ def test_a_killed_sgd_run_continues_to_the_same_grade(small, stripes, tmp_path, 
         assert cut[key] == whole[key]
 
 
-def test_a_training_view_depends_on_seed_epoch_and_picture_alone(stripes):
+def test_a_training_view_depends_on_seed_epoch_and_image_alone(stripes):
     data = labelled.open_data(str(stripes), validation_share=0.2, seed=0)
     opened = backbones.open_backbone(BACKBONE, image_size=32)
     one, label, _ = sgd.training_item(data, opened, 0, (3, 20))

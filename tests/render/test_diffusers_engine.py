@@ -91,7 +91,7 @@ def test_it_keeps_the_promises_of_an_engine(tiny_pipeline):
     assert_image_engine(engine_for(tiny_pipeline), CAPTIONS, CAPTIONS, SEEDS, within=1)
 
 
-def test_text_and_guidance_change_the_picture(tiny_pipeline):
+def test_text_and_guidance_change_the_image(tiny_pipeline):
     def pixels(caption: str, **values) -> np.ndarray:
         return engine_for(tiny_pipeline, **values).generate([caption], [""], [1])[0].pixels
 

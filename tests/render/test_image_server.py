@@ -203,6 +203,6 @@ def test_refused_views_are_drawn_again_and_then_set_aside(serve, captions_file, 
     )  # fmt: skip
     rows = [("a gun on a table", "gun"), ("a red fox", "fox")]
     facts = report(run(config, captions_file(rows), tmp_path / "images"))
-    assert facts["captions"] == 1 and facts["pictures"] == 2 and facts["set_aside"] == 1
+    assert facts["captions"] == 1 and facts["images"] == 2 and facts["set_aside"] == 1
     assert facts["rejected"] == {"refused": 4}  # two views, each from two seeds
     assert len({b["seed"] for b in seen(url)["bodies"] if "gun" in b["prompt"]}) == 4

@@ -102,13 +102,13 @@ def engine_for(file: Path, **values):
 
 
 def test_folding_is_exact_and_keeps_neighbours_together():
-    pictures = torch.randn(2, 3, 32, 32)
-    assert torch.equal(unfold(fold(pictures)), pictures)
-    assert torch.equal(fold(pictures)[0, :4, 3, 5], pictures[0, 0, 6:8, 10:12].flatten())
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(unfold(fold(images)), images)
+    assert torch.equal(fold(images)[0, :4, 3, 5], images[0, 0, 6:8, 10:12].flatten())
 
 
 class Straight(torch.nn.Module):
-    """A UNet's stand-in that knows the way: noise - picture, for one picture and noise."""
+    """A UNet's stand-in that knows the way: noise - image, for one image and noise."""
 
     def __init__(self, flow: torch.Tensor):
         super().__init__()
@@ -123,17 +123,17 @@ class Straight(torch.nn.Module):
 
 @pytest.mark.parametrize("scheduler", ["own", "heun"])
 @pytest.mark.parametrize("steps", [2, 5])
-def test_a_straight_flow_ends_at_the_picture(pipe, scheduler, steps):
+def test_a_straight_flow_ends_at_the_image(pipe, scheduler, steps):
     from synclr_cli.render.engines.pocket.engine import SCHEDULERS
 
-    picture, noise = torch.randn(1, *SHAPE), torch.randn(1, *SHAPE)
-    stand_in = Straight(noise - picture)
+    image, noise = torch.randn(1, *SHAPE), torch.randn(1, *SHAPE)
+    stand_in = Straight(noise - image)
     pipe.unet, pipe.scheduler = stand_in, SCHEDULERS[scheduler]()
     end = pipe(
         prompt_embeds=torch.zeros(1, 8), latents=noise, num_inference_steps=steps,
         guidance_scale=1, output_type="latent",
     ).images  # fmt: skip
-    torch.testing.assert_close(end, picture, rtol=0, atol=1e-3)
+    torch.testing.assert_close(end, image, rtol=0, atol=1e-3)
     if scheduler == "own":  # equal steps, none of them for nothing
         np.testing.assert_allclose(stand_in.levels, 1 - np.arange(steps) / steps, atol=1e-6)
     else:
@@ -381,7 +381,7 @@ def test_it_keeps_the_promises_of_an_engine(file):
         other = engine_for(file, batch_size=size).generate(CAPTIONS, CAPTIONS, SEEDS)
         for a, b in zip(wanted, other, strict=True):
             assert np.abs(a.pixels.astype(int) - b.pixels).max() <= 1
-    # Each setting that a picture depends on changes it.
+    # Each setting that an image depends on changes it.
     for values in ({"guidance": 1.0}, {"steps": 6}, {"scheduler": "heun"},
                    {"negative_prompt": "a dog"}):  # fmt: skip
         other = engine_for(file, **values).generate(CAPTIONS[:1], CAPTIONS[:1], SEEDS[:1])
@@ -409,7 +409,7 @@ def test_each_caption_is_read_once_and_the_oldest_are_forgotten(file, monkeypatc
 
 @needs_smollm2
 @pytest.mark.usefixtures("smollm2_read_once")
-def test_a_picture_that_is_not_finite_is_marked(file):
+def test_a_image_that_is_not_finite_is_marked(file):
     engine = engine_for(file)
     next(engine._pipe.unet.conv_out.parameters()).data.fill_(float("nan"))
     painted = engine.generate(["A cat."], ["cat"], [1])
@@ -505,15 +505,15 @@ def test_the_shipped_weights_paint_the_colour_that_is_asked_for():
 # ------------------------------------------------------------------------ the diffusers folder
 
 
-def same_pictures(a: PocketPipeline, b: PocketPipeline, prompts: list[str]) -> bool:
-    pictures = [
+def same_images(a: PocketPipeline, b: PocketPipeline, prompts: list[str]) -> bool:
+    images = [
         pipe(
             prompts, num_inference_steps=2, output_type="pt",
             generator=[torch.Generator().manual_seed(s) for s in range(len(prompts))],
         ).images
         for pipe in (a, b)
     ]  # fmt: skip
-    return torch.equal(*pictures)
+    return torch.equal(*images)
 
 
 def quiet(pipe: PocketPipeline) -> PocketPipeline:
@@ -525,7 +525,7 @@ def test_a_folder_with_the_language_model_inside_paints_the_same(pipe, tmp_path,
     pipe.save_pretrained(tmp_path / "whole")
     monkeypatch.setattr(pipeline, "read_language_model", None)  # it needs none
     again = quiet(PocketPipeline.from_pretrained(tmp_path / "whole"))
-    assert same_pictures(pipe, again, ["a cat", "a red car"])
+    assert same_images(pipe, again, ["a cat", "a red car"])
 
 
 def test_a_folder_without_reads_the_package_and_can_take_it_in(
@@ -536,7 +536,7 @@ def test_a_folder_without_reads_the_package_and_can_take_it_in(
     assert not (tmp_path / "bare" / "language_model").exists()
     monkeypatch.setattr(pipeline, "read_language_model", lambda dtype: small_llama)
     again = quiet(PocketPipeline.from_pretrained(tmp_path / "bare"))
-    assert same_pictures(pipe, again, ["a cat", "a red car"])
+    assert same_images(pipe, again, ["a cat", "a red car"])
     again.save_pretrained(tmp_path / "still-bare")
     assert not (tmp_path / "still-bare" / "language_model").exists()
     again.add_language_model()

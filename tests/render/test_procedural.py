@@ -1,4 +1,4 @@
-"""Drawn pictures: the caption's words show, the concept stays itself, the seed changes the rest."""
+"""Drawn images: the caption's words show, the concept stays itself, the seed changes the rest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HUES = {"red": 0, "green": 1, "blue": 2}  # colour word -> the channel that must
 
 
 def paint(caption: str, concept: str, seed: int, side: int = 48):
-    return scene.paint(caption, concept, seed, side)
+    return scene.draw(caption, concept, seed, side)
 
 
 def test_it_keeps_the_promises_of_an_engine():
@@ -87,7 +87,7 @@ def test_almost_every_view_shows_its_concept():
     assert 0.06 < np.mean(shares) < 0.4
 
 
-def test_spectra_fall_like_those_of_natural_pictures():
+def test_spectra_fall_like_those_of_natural_images():
     # Amplitude ~ 1 / f^a with a near 1 in photographs (0.8 to 1.5 over scenes).
     grey = [paint(f"a {c}", c, s, 64)[0].mean(2) for c in ("dog", "car", "tree") for s in range(10)]
     window = np.hanning(64)[:, None] * np.hanning(64)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from image_folders import contents, facts, rejected, rows_of
 from PIL import Image
-from test_render_run import picture, render_config
+from test_render_run import image, render_config
 
 from synclr_cli.data.manifest import open_dataset
 from synclr_cli.errors import DataError, UsageError
@@ -26,7 +26,7 @@ def jpeg(pixels: np.ndarray, level: int = 95) -> bytes:
     return sink.getvalue()
 
 
-def pictures_of(folder: Path) -> dict[tuple[int, int], bytes]:
+def images_of(folder: Path) -> dict[tuple[int, int], bytes]:
     return {(r["caption_id"], r["view"]): r["image"]["bytes"] for r in rows_of(folder)}
 
 
@@ -39,7 +39,7 @@ def pictures_of(folder: Path) -> dict[tuple[int, int], bytes]:
         (np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8), ""),
     ],
 )
-def test_a_flawed_picture_is_told_from_a_good_one(pixels, reason):
+def test_a_flawed_image_is_told_from_a_good_one(pixels, reason):
     assert quality.flaw(pixels, render_config()) == reason
 
 
@@ -48,12 +48,12 @@ def test_entropy_counts_bits():
     assert quality.entropy(four) == pytest.approx(2.0)
 
 
-def test_fingerprints_of_one_picture_agree_and_of_two_do_not():
+def test_fingerprints_of_one_image_agree_and_of_two_do_not():
     from synclr_cli.render.engines.procedural import scene
 
-    pictures = [scene.paint("a fox on a beach", "fox", s, 96)[0] for s in range(8)]
-    same = [quality.fingerprint(jpeg(p)) ^ quality.fingerprint(jpeg(p, 60)) for p in pictures]
-    prints = [quality.fingerprint(jpeg(p)) for p in pictures]
+    images = [scene.draw("a fox on a beach", "fox", s, 96)[0] for s in range(8)]
+    same = [quality.fingerprint(jpeg(p)) ^ quality.fingerprint(jpeg(p, 60)) for p in images]
+    prints = [quality.fingerprint(jpeg(p)) for p in images]
     apart = [(a ^ b).bit_count() for i, a in enumerate(prints) for b in prints[:i]]
     assert max(d.bit_count() for d in same) <= 4 and min(apart) > 4
 
@@ -96,7 +96,7 @@ def test_no_verdict_depends_on_batches_or_parts(captions_file, tmp_path):
     b = run(
         render_config(**PICKY, captions_per_part=5, engine__batch_size=7), captions, tmp_path / "b"
     )
-    assert pictures_of(a) == pictures_of(b) and rejected(a) == rejected(b)
+    assert images_of(a) == images_of(b) and rejected(a) == rejected(b)
 
 
 def test_a_view_that_is_not_finite_is_rejected(captions_file, tmp_path, tiny_pipeline):
@@ -116,10 +116,10 @@ def test_more_views_are_added_to_those_that_are_there(captions_file, tmp_path):
     captions = captions_file(10)
     fresh = run(render_config(**PICKY, views=5), captions, tmp_path / "fresh")
     grown = run(render_config(**PICKY, views=2), captions, tmp_path / "grown")
-    before = pictures_of(grown)
+    before = images_of(grown)
     run(render_config(**PICKY, views=5), captions, grown)
     assert contents(grown) == contents(fresh)
-    assert before.items() <= pictures_of(grown).items()
+    assert before.items() <= images_of(grown).items()
 
 
 def test_fewer_views_than_there_are_are_refused(captions_file, tmp_path):
@@ -139,7 +139,7 @@ def test_more_captions_continue_the_set(captions_file, tmp_path):
     manifests = [facts(f) for f in (grown, fresh)]
     assert manifests[0]["classes"] == manifests[1]["classes"]
     assert manifests[0]["classes"][0] == "ant"
-    ids = {i for r in rows_of(grown) for i in np.unique(np.asarray(picture(r, "mask")))}
+    ids = {i for r in rows_of(grown) for i in np.unique(np.asarray(image(r, "mask")))}
     assert ids == set(range(7))
 
 

@@ -1,4 +1,4 @@
-"""Captions are read in pieces, and they and the pictures may lie at any fsspec URI."""
+"""Captions are read in pieces, and they and the images may lie at any fsspec URI."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from image_folders import contents, facts, picture, reference_set, rows_of, tar_of
+from image_folders import contents, facts, image, reference_set, rows_of, tar_of
 from test_render_run import render_config
 
 from synclr_cli.data import storage
@@ -95,7 +95,7 @@ def test_a_truncated_captions_file_is_one_line(captions_file, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_captions_and_pictures_may_lie_elsewhere(captions_file, tmp_path, elsewhere):
+def test_captions_and_images_may_lie_elsewhere(captions_file, tmp_path, elsewhere):
     local = captions_file(9)
     there = storage.place(f"{elsewhere}/captions.parquet")
     there.parent.mkdir(parents=True, exist_ok=True)
@@ -132,10 +132,10 @@ def test_a_set_is_imported_from_here_to_elsewhere_and_back(tmp_path, elsewhere):
     assert len(rows_of(local)) == 15
 
 
-def test_pictures_without_a_caption_are_counted(tmp_path, capsys):
+def test_images_without_a_caption_are_counted(tmp_path, capsys):
     members = {}
     for i in range(6):
-        members[f"{i}.png"] = picture(i)
+        members[f"{i}.png"] = image(i)
         if i != 3:
             members[f"{i}.txt"] = b"a fox"
     out = import_run.run(tar_of(tmp_path / "a.tar", members), tmp_path / "images")
@@ -143,8 +143,8 @@ def test_pictures_without_a_caption_are_counted(tmp_path, capsys):
     assert "1 images have no caption" in capsys.readouterr().err
 
 
-def test_a_caption_whose_pictures_lie_far_apart_is_gathered(tmp_path):
-    cells = [{"bytes": picture(i), "path": None} for i in range(40)]
+def test_a_caption_whose_images_lie_far_apart_is_gathered(tmp_path):
+    cells = [{"bytes": image(i), "path": None} for i in range(40)]
     for name, start in (("a", 0), ("b", 20)):
         table = pa.table(
             {"caption": [f"caption {i % 10}" for i in range(20)], "image": cells[start:][:20]}
@@ -155,7 +155,7 @@ def test_a_caption_whose_pictures_lie_far_apart_is_gathered(tmp_path):
         (tmp_path / f"{name}.parquet").rename(tmp_path / "set" / f"{name}.parquet")
     rows = rows_of(import_run.run(tmp_path / "set", tmp_path / "images", captions_per_part=4))
     assert [r["caption"] for r in rows] == [f"caption {c}" for c in range(10) for _ in range(4)]
-    wanted = [picture(i) for c in range(10) for i in (c, c + 10, c + 20, c + 30)]
+    wanted = [image(i) for c in range(10) for i in (c, c + 10, c + 20, c + 30)]
     assert [r["image"]["bytes"] for r in rows] == wanted
     manifest = facts(tmp_path / "images")
     assert manifest["views"] == 4

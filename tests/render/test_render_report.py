@@ -49,12 +49,12 @@ def recount(out: Path) -> dict[str, object]:
     return {
         "captions": len(of_caption),
         "concepts": len({row["concept"] for row in rows}),
-        "pictures": len(rows),
+        "images": len(rows),
         "looked_at": len(rows),
         "views": views,
         "sizes": sizes,
         "bytes": sum(p.stat().st_size for p in out.glob("part-*")),
-        "bytes_per_picture": sorted(lengths)[len(lengths) // 2],
+        "bytes_per_image": sorted(lengths)[len(lengths) // 2],
         "masks": masks,
         "same_bytes": same_bytes,
         "alike": alike,
@@ -113,7 +113,7 @@ def test_scores_are_told_by_their_quantiles(captions_file, tmp_path):
     assert report(out)["scores"] == pytest.approx({"least": 0, **middle, "greatest": 1}, abs=1e-4)
 
 
-def test_captions_that_repeat_with_other_ids_do_not_repeat_their_pictures(captions_file, tmp_path):
+def test_captions_that_repeat_with_other_ids_do_not_repeat_their_images(captions_file, tmp_path):
     out = run(render_config(), captions_file([("a fox", "fox")] * 5), tmp_path / "images")
     assert report(out)["same_bytes"] == 0
 
@@ -128,7 +128,7 @@ def test_the_page_needs_no_other_file(captions_file, tmp_path):
     assert "href=" not in text
 
 
-def test_pictures_that_do_not_decode_are_counted_and_shown_empty(captions_file, tmp_path):
+def test_images_that_do_not_decode_are_counted_and_shown_empty(captions_file, tmp_path):
     out = run(render_config(), captions_file(2), tmp_path / "images")
     part = out / "part-00000.parquet"
     table = pq.read_table(part)
@@ -145,7 +145,7 @@ def test_pictures_that_do_not_decode_are_counted_and_shown_empty(captions_file, 
     rows[1]["image"]["bytes"], rows[4]["image"] = claims, None
     replace_part(out, 0, pa.Table.from_pylist(rows, schema=table.schema))
     facts = report(out)
-    assert facts["unreadable"] == 2 and facts["pictures"] == facts["looked_at"] == 6
+    assert facts["unreadable"] == 2 and facts["images"] == facts["looked_at"] == 6
     assert contact_sheet(out, tmp_path / "sheet.png").is_file()
 
 

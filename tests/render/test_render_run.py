@@ -1,4 +1,4 @@
-"""From a captions file to a folder of pictures: what it holds, and what no accident changes."""
+"""From a captions file to a folder of images: what it holds, and what no accident changes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def render_config(**values):
     )
 
 
-def picture(row: dict, column: str = "image") -> Image.Image:
+def image(row: dict, column: str = "image") -> Image.Image:
     return Image.open(io.BytesIO(row[column]["bytes"]))
 
 
@@ -50,7 +50,7 @@ def test_every_caption_has_its_views_side_by_side(captions_file, tmp_path):
     assert [(r["caption_id"], r["view"]) for r in rows] == [
         (c, v) for c in range(10) for v in range(3)
     ]
-    assert all(picture(r).size == (32, 32) and picture(r).format == "JPEG" for r in rows)
+    assert all(image(r).size == (32, 32) and image(r).format == "JPEG" for r in rows)
     assert rows[0]["caption"] == "a red fox in the snow" and rows[0]["concept"] == "red fox"
     dataset = open_dataset(out, "images")
     assert dataset.parts["rows"].to_pylist() == [12, 12, 6] and dataset.rows == 30
@@ -74,7 +74,7 @@ def test_masks_hold_the_class_id_of_their_concept(captions_file, tmp_path):
     classes = facts(out)["classes"]
     assert classes == ["fire truck", "red fox", "sunflower", "teapot"]
     for row in rows_of(out):
-        mask = np.asarray(picture(row, "mask"))
+        mask = np.asarray(image(row, "mask"))
         assert mask.shape == (32, 32)
         assert set(np.unique(mask)) <= {0, 1 + classes.index(row["concept"])}
         assert mask.any()
@@ -91,18 +91,16 @@ def test_more_concepts_than_mask_ids_become_one_class(captions_file, tmp_path):
     config = render_config(views=1, captions_per_part=300, engine__size=8, stored_size=8)
     out = run(config, captions, tmp_path / "images")
     assert facts(out)["classes"] == ["object"]
-    assert {i for r in rows_of(out) for i in np.unique(picture(r, "mask"))} <= {0, 1}
+    assert {i for r in rows_of(out) for i in np.unique(image(r, "mask"))} <= {0, 1}
 
 
 @pytest.mark.parametrize(("name", "stored"), [("png", "PNG"), ("webp", "WEBP"), ("jpeg", "JPEG")])
-def test_pictures_are_reduced_and_stored_in_the_chosen_format(
-    captions_file, tmp_path, name, stored
-):
+def test_images_are_reduced_and_stored_in_the_chosen_format(captions_file, tmp_path, name, stored):
     config = render_config(stored_size=16, image_format=name)
     out = run(config, captions_file(2), tmp_path / "images")
     for row in rows_of(out):
-        assert picture(row).size == (16, 16) == picture(row, "mask").size
-        assert picture(row).format == stored
+        assert image(row).size == (16, 16) == image(row, "mask").size
+        assert image(row).format == stored
         assert (row["width"], row["height"]) == (16, 16)
 
 
@@ -114,7 +112,7 @@ def test_a_png_at_the_painted_size_holds_the_painted_pixels(captions_file, tmp_p
     painted = load("image", config.engine).generate(
         [first["caption"]], [first["concept"]], [first["seed"]]
     )[0]
-    assert np.array_equal(np.asarray(picture(first)), painted.pixels)
+    assert np.array_equal(np.asarray(image(first)), painted.pixels)
 
 
 def test_a_view_depends_on_neither_its_neighbours_nor_the_batch(captions_file, tmp_path):
@@ -344,7 +342,7 @@ def test_twenty_kills_at_random_moments_change_no_byte(captions_file, tmp_path):
     _assert_kills_change_nothing(captions_file, tmp_path, kills=20, captions=1200)
 
 
-def test_datasets_shows_the_pictures(captions_file, tmp_path):
+def test_datasets_shows_the_images(captions_file, tmp_path):
     import datasets
 
     out = run(render_config(), captions_file(4), tmp_path / "images")

@@ -1,4 +1,4 @@
-"""Scores of pictures against captions: stored, thresholded, and any CLIP-like model's own."""
+"""Scores of images against captions: stored, thresholded, and any CLIP-like model's own."""
 
 from __future__ import annotations
 
@@ -66,26 +66,26 @@ def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
-def pictures(n: int) -> list[np.ndarray]:
+def images(n: int) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(n)]
 
 
 def test_a_score_is_the_models_own_cosine(clip):
     captions = ["a red fox", "a bee", "a red fox"]
-    found = Scorer(str(clip))(pictures(3), captions)
+    found = Scorer(str(clip))(images(3), captions)
     model = transformers.CLIPModel.from_pretrained(clip).eval()
     processor = transformers.CLIPProcessor.from_pretrained(clip)
     with torch.no_grad():
-        for score, picture, caption in zip(found, pictures(3), captions, strict=True):
-            inputs = processor(text=[caption], images=[picture], return_tensors="pt")
+        for score, image, caption in zip(found, images(3), captions, strict=True):
+            inputs = processor(text=[caption], images=[image], return_tensors="pt")
             logit = model(**inputs).logits_per_image.item()
             assert score == pytest.approx(logit / model.logit_scale.exp().item(), abs=1e-5)
     assert len({round(s, 6) for s in found}) == 3
 
 
 def test_siglip_scores_too(siglip):
-    found = Scorer(str(siglip))(pictures(2), ["a red fox", "fox " * 30])
+    found = Scorer(str(siglip))(images(2), ["a red fox", "fox " * 30])
     assert all(-1 <= s <= 1 for s in found) and found[0] != found[1]
 
 
@@ -132,5 +132,5 @@ def test_what_is_no_clip_is_one_line(tmp_path):
     )
     transformers.ViTModel(config).save_pretrained(tmp_path)
     transformers.ViTImageProcessor().save_pretrained(tmp_path)
-    with pytest.raises(EngineError, match="does not compare pictures with text"):
+    with pytest.raises(EngineError, match="does not compare images with text"):
         Scorer(str(tmp_path))

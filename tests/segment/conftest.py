@@ -1,4 +1,4 @@
-"""Small pictures with masks and a small backbone."""
+"""Small images with masks and a small backbone."""
 
 import io
 
@@ -23,7 +23,7 @@ def png(pixels):
 def write_split(path, n, seed, spoil=None):
     """Coloured boxes on a dark ground, some pixels unlabelled; `spoil(ids, i)` changes masks."""
     rng = np.random.default_rng(seed)
-    pictures, masks = [], []
+    images, masks = [], []
     for i in range(n):
         height, width = SIZE + int(rng.integers(0, 9)), SIZE + int(rng.integers(0, 9))
         ids = np.zeros((height, width), np.uint8)
@@ -32,10 +32,10 @@ def write_split(path, n, seed, spoil=None):
             ids[top : top + 14, left : left + 14] = k
         pixels = np.array(COLOURS)[ids] + rng.integers(-30, 30, (height, width, 3))
         ids[:2] = UNLABELLED
-        pictures.append(png(pixels.clip(0, 255).astype(np.uint8)))
+        images.append(png(pixels.clip(0, 255).astype(np.uint8)))
         masks.append(png(spoil(ids, i) if spoil else ids))
     path.parent.mkdir(exist_ok=True)
-    pq.write_table(pa.table({"image": pictures, "mask": masks}), path)
+    pq.write_table(pa.table({"image": images, "mask": masks}), path)
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def new_split():
 
 @pytest.fixture(scope="session")
 def boxes(tmp_path_factory):
-    """A folder of Parquet files: 40 pictures to train on, 12 to test on, three classes."""
+    """A folder of Parquet files: 40 images to train on, 12 to test on, three classes."""
     folder = tmp_path_factory.mktemp("boxes")
     write_split(folder / "train.parquet", 40, 0)
     write_split(folder / "test.parquet", 12, 1)

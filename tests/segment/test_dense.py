@@ -25,7 +25,7 @@ def config(**changes):
 
 
 def scene(height=48, width=40):
-    """A picture whose red channel is 10 times the class id of the pixel."""
+    """An image whose red channel is 10 times the class id of the pixel."""
     ids = (np.arange(height)[:, None] // 12 + np.arange(width)[None] // 20).astype(np.int64)
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[..., 0] = ids * 10
@@ -35,28 +35,28 @@ def scene(height=48, width=40):
 # ---------------------------------------------------------------------------------- crops
 
 
-def test_picture_and_mask_move_together():
-    picture, ids = scene()
+def test_image_and_mask_move_together():
+    image, ids = scene()
     for seed in range(20):
-        x, y = dense.training_crop(picture, ids, config(), MEAN, STD, np.random.default_rng(seed))
+        x, y = dense.training_crop(image, ids, config(), MEAN, STD, np.random.default_rng(seed))
         assert x.shape == (3, 32, 32)
         assert torch.equal((x[0] * 0.5 + 0.5).mul(255).round().long(), y * 10)
 
 
 def test_resized_crops_keep_the_classes_inside_their_borders():
-    picture, ids = scene(96, 80)
+    image, ids = scene(96, 80)
     resized = config(scale=(0.5, 2.0), short_side=40)
     for seed in range(20):
-        x, y = dense.training_crop(picture, ids, resized, MEAN, STD, np.random.default_rng(seed))
+        x, y = dense.training_crop(image, ids, resized, MEAN, STD, np.random.default_rng(seed))
         red = (x[0] * 0.5 + 0.5) * 255 / 10
         inside = y != dense.IGNORED
         near = (red - y).abs() < 0.5  # blending of neighbours happens at borders only
         assert near[inside].float().mean() > 0.85
 
 
-def test_a_picture_smaller_than_the_crop_is_filled_up_with_mean_colour_and_ignored():
-    picture, ids = scene(20, 24)
-    x, y = dense.training_crop(picture, ids, config(), MEAN, STD, np.random.default_rng(0))
+def test_a_image_smaller_than_the_crop_is_filled_up_with_mean_colour_and_ignored():
+    image, ids = scene(20, 24)
+    x, y = dense.training_crop(image, ids, config(), MEAN, STD, np.random.default_rng(0))
     assert (y == dense.IGNORED).sum() == 32 * 32 - 20 * 24
     assert (x[:, y == dense.IGNORED] == 0).all()
     assert (y != dense.IGNORED).sum() == 20 * 24
@@ -65,13 +65,13 @@ def test_a_picture_smaller_than_the_crop_is_filled_up_with_mean_colour_and_ignor
 def test_a_crop_that_one_class_fills_is_drawn_again():
     ids = np.zeros((64, 64), np.int64)
     ids[32:, 32:] = 1  # most crops see class 0 only
-    picture = Image.fromarray(np.zeros((64, 64, 3), np.uint8))
+    image = Image.fromarray(np.zeros((64, 64, 3), np.uint8))
 
     def filled(limit):
         shares = []
         for seed in range(100):
             _, y = dense.training_crop(
-                picture, ids, config(max_class_share=limit), MEAN, STD, np.random.default_rng(seed)
+                image, ids, config(max_class_share=limit), MEAN, STD, np.random.default_rng(seed)
             )
             shares.append((y == 0).float().mean().item())
         return np.mean(np.array(shares) > 0.75)
@@ -81,10 +81,10 @@ def test_a_crop_that_one_class_fills_is_drawn_again():
 
 
 def test_the_crop_depends_on_its_generator_alone():
-    picture, ids = scene()
+    image, ids = scene()
     settings = config(scale=(0.5, 2.0), photometric=True)
     first, again, other = (
-        dense.training_crop(picture, ids, settings, MEAN, STD, np.random.default_rng(seed))
+        dense.training_crop(image, ids, settings, MEAN, STD, np.random.default_rng(seed))
         for seed in (5, 5, 6)
     )
     assert torch.equal(first[0], again[0])
@@ -119,7 +119,7 @@ def brightness(windows):
     return torch.cat([windows, -windows[:, :1]], dim=1)
 
 
-def test_a_window_as_large_as_the_picture_is_whole_picture_inference():
+def test_a_window_as_large_as_the_image_is_whole_image_inference():
     torch.manual_seed(0)
     net = torch.nn.Conv2d(3, 4, 5, padding=2)
     x = torch.randn(3, 32, 32)
@@ -146,7 +146,7 @@ def test_overlapping_windows_are_averaged():
     assert found[0, 0, 32:].tolist() == [1.0] * 16
 
 
-def test_a_picture_smaller_than_the_window_comes_back_in_its_own_size():
+def test_a_image_smaller_than_the_window_comes_back_in_its_own_size():
     x = torch.randn(3, 20, 11)
     found = dense.slide(brightness, x, window=32, stride=20)
     assert torch.equal(found, brightness(x[None])[0])

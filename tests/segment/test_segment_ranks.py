@@ -1,4 +1,4 @@
-"""Two processes share the pictures and agree on the grade."""
+"""Two processes share the images and agree on the grade."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The whole judge on small pictures: it learns, stops, goes on, and refuses what does not fit."""
+"""The whole judge on small images: it learns, stops, goes on, and refuses what does not fit."""
 
 import functools
 import json
@@ -31,7 +31,7 @@ def test_it_learns_to_find_boxes_and_beats_the_floor(settings, boxes, small_vit,
     assert report["selected"]["step"] in (20, 40)
     assert not (tmp_path / "out" / "checkpoints").exists()
     with Image.open(tmp_path / "out" / "overlays.png") as sheet:
-        rows = 6 * (160 + 4)  # six of the twelve test pictures, and the legend
+        rows = 6 * (160 + 4)  # six of the twelve test images, and the legend
         assert rows < sheet.height < rows + 60
         assert sheet.width > 3 * 128
 

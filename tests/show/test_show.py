@@ -1,4 +1,4 @@
-"""Patches as colours and nearest pictures: the numbers, and the sheets that are drawn."""
+"""Patches as colours and nearest images: the numbers, and the sheets that are drawn."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_the_components_are_those_of_a_singular_value_decomposition():
     assert found.min() == 0 and found.max() == 1
 
 
-def test_a_pictures_nearest_are_others_by_cosine():
+def test_a_images_nearest_are_others_by_cosine():
     x = torch.tensor([[1.0, 0.0], [3.0, 0.1], [0.0, 1.0], [1.0, 1.0]])
     assert run.nearest(x, torch.tensor([0, 2]), 2).tolist() == [[1, 3], [3, 1]]
 
@@ -107,8 +107,8 @@ def test_show_draws_a_row_for_each_backbone(tmp_path, synclr):
     done = synclr("show", *backbones, "--images", folder, "-o", tmp_path / "out", "-q")
     assert done.code == 0, done.err
     patches, near = (Image.open(line) for line in done.out.split())
-    assert patches.width == near.width == 3 * 196 + 4  # three pictures; one and its two nearest
-    assert patches.height == 3 * (16 + 144 + 4) + 4  # the pictures, then a row a backbone
+    assert patches.width == near.width == 3 * 196 + 4  # three images; one and its two nearest
+    assert patches.height == 3 * (16 + 144 + 4) + 4  # the images, then a row a backbone
     assert near.height == 2 * (16 + 3 * 148) + 4
 
 
@@ -131,7 +131,7 @@ def test_images_keep_their_shape_and_long_ones_are_cropped(tmp_path, synclr, siz
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_fewer_than_two_pictures_are_refused(tmp_path, synclr, count):
+def test_fewer_than_two_images_are_refused(tmp_path, synclr, count):
     for i in range(count):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
     done = synclr("show", "random:vit_tiny_patch16_224", "--images", tmp_path)

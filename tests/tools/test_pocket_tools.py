@@ -54,7 +54,7 @@ def tools(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
         sys.modules.pop(name, None)
 
 
-def picture(thing: str, ground: str) -> np.ndarray:
+def drawing(thing: str, ground: str) -> np.ndarray:
     """A square of one colour in the middle of another, with a little noise."""
     made = np.tile(np.array(RGB[ground], dtype=np.float32), (32, 32, 1))
     made[8:24, 8:24] = RGB[thing]
@@ -119,7 +119,7 @@ def test_a_free_sentence_is_read_or_refused(tools, text, said):
 def test_the_colour_in_the_middle_is_the_things(tools, thing):
     colours = tools["colours"]
     ground = "white" if thing != "white" else "black"
-    things, grounds = colours.describe(picture(thing, ground)[None])
+    things, grounds = colours.describe(drawing(thing, ground)[None])
     assert colours.COLOURS[things[0]] == thing
     assert colours.COLOURS[grounds[0]] == ground
 
@@ -127,7 +127,7 @@ def test_the_colour_in_the_middle_is_the_things(tools, thing):
 @pytest.mark.parametrize("ground", ["green", "blue", "white", "black", "brown", "grey"])
 def test_the_colour_at_the_rim_is_the_grounds(tools, ground):
     colours = tools["colours"]
-    things, grounds = colours.describe(picture("red", ground)[None])
+    things, grounds = colours.describe(drawing("red", ground)[None])
     assert colours.COLOURS[things[0]] == "red" and colours.COLOURS[grounds[0]] == ground
 
 
@@ -150,7 +150,7 @@ def write_images(path: Path, count: int, ground: str = "") -> Path:
     for i in range(count):
         sink = io.BytesIO()
         names = list(RGB)
-        Image.fromarray(picture(names[i % 9], ground or names[i % 4 + 3])).save(sink, "PNG")
+        Image.fromarray(drawing(names[i % 9], ground or names[i % 4 + 3])).save(sink, "PNG")
         rows.append({"image": {"bytes": sink.getvalue(), "path": None}, "label": i % 10})
     pq.write_table(pa.Table.from_pylist(rows), path)
     return path
@@ -449,14 +449,14 @@ def test_rendered_images_are_read_with_the_class_of_their_concept(tools, tmp_pat
     rows = []
     for number, concept in enumerate(("red tree frog", "Persian cat")):
         data = io.BytesIO()
-        Image.fromarray(picture("red", "white").repeat(2, 0).repeat(2, 1)).save(data, "PNG")
+        Image.fromarray(drawing("red", "white").repeat(2, 0).repeat(2, 1)).save(data, "PNG")
         image = {"bytes": data.getvalue(), "path": None}
         rows.append({"image": image, "concept": concept, "caption_id": 7 + number})
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "part-00000.parquet")
     images, kinds, captions = tools["evaluate"].read_rendered([tmp_path / "part-00000.parquet"])
     assert [tools["sentences"].CLASSES[k] for k in kinds] == ["frog", "cat"]
     assert captions.tolist() == [7, 8]
-    assert np.array_equal(images[0], picture("red", "white"))  # 64 px are 2 x 2 averages
+    assert np.array_equal(images[0], drawing("red", "white"))  # 64 px are 2 x 2 averages
 
 
 def test_diversity_is_the_mean_distance_of_two_images_of_a_caption(tools):

@@ -20,7 +20,7 @@ from synclr_cli.data.shards import ShardedDataset
 CONCEPTS = 8
 
 
-def picture(concept: int, caption: int, view: int, size: int) -> bytes:
+def image(concept: int, caption: int, view: int, size: int) -> bytes:
     """Draw one view: the concept sets direction and colour, the view phase, light and noise."""
     rng = np.random.default_rng([concept, caption, view])
     angle, pitch = np.pi * concept / CONCEPTS, 4 + concept % 4
@@ -52,7 +52,7 @@ def write_images(
                 "view": v,
                 "caption": f"caption number {c}",
                 "concept": f"concept {c % CONCEPTS}",
-                "image": {"bytes": picture(c % CONCEPTS, c, v, size), "path": None},
+                "image": {"bytes": image(c % CONCEPTS, c, v, size), "path": None},
                 "width": size,
                 "height": size,
                 "seed": 0,

@@ -1,4 +1,4 @@
-"""Batches: functions of (seed, step, rank), of nothing else; and what pictures are refused."""
+"""Batches: functions of (seed, step, rank), of nothing else; and what images are refused."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_an_epoch_shows_each_caption_once(images: Path, small: Callable) -> None
 
 def test_all_views_of_a_caption_get_their_turn(images: Path, small: Callable) -> None:
     made = source(images, small(views=2))
-    seen = {tuple(row) for step in range(40) for row in made.pictures(step)[0].tolist()}
+    seen = {tuple(row) for step in range(40) for row in made.images(step)[0].tolist()}
     assert seen == {(a, b) for a in range(4) for b in range(4) if a != b}
 
 
@@ -101,7 +101,7 @@ def test_two_captions_of_one_text_are_one_class(
     assert labels[100] == labels[101] != labels[102]
 
 
-def test_one_picture_a_caption_is_refused(
+def test_one_image_a_caption_is_refused(
     tmp_path: Path, make_images: Callable, small: Callable
 ) -> None:
     folder = make_images(tmp_path / "images", views=1)
@@ -109,7 +109,7 @@ def test_one_picture_a_caption_is_refused(
         source(folder, small())
 
 
-def test_a_single_caption_with_one_picture_is_refused(
+def test_a_single_caption_with_one_image_is_refused(
     tmp_path: Path, make_images: Callable, small: Callable
 ) -> None:
     folder = make_images(
@@ -144,7 +144,7 @@ def cut_short(data: bytes) -> bytes:
 
 
 def overwritten(data: bytes) -> bytes:
-    """Put other bytes in the middle of a picture: it decodes without an error."""
+    """Put other bytes in the middle of an image: it decodes without an error."""
     middle = len(data) * 2 // 3
     return data[:middle] + bytes(64) + data[middle + 64 :]
 
@@ -160,7 +160,7 @@ def damage(*broken: tuple[int, int], how: Callable = cut_short) -> Callable:
 
 
 @pytest.mark.parametrize("how", [cut_short, overwritten, lambda _: b"\xff\xd8\xff?", lambda _: b""])
-def test_a_damaged_picture_is_replaced_by_another_view_and_told(
+def test_a_damaged_image_is_replaced_by_another_view_and_told(
     tmp_path: Path, make_images: Callable, small: Callable, how: Callable
 ) -> None:
     folder = make_images(tmp_path / "images", edit=damage((107, 2), how=how))
@@ -170,17 +170,17 @@ def test_a_damaged_picture_is_replaced_by_another_view_and_told(
     assert "row" in batch.damaged[0][2] and batch.globals.shape[0] == 96
 
 
-def test_a_damaged_picture_is_told_once_in_a_batch_in_words_that_stay(
+def test_a_damaged_image_is_told_once_in_a_batch_in_words_that_stay(
     tmp_path: Path, make_images: Callable, small: Callable
 ) -> None:
     folder = make_images(tmp_path / "images", edit=damage((107, 1), (107, 2), how=lambda _: b"?"))
     made = source(folder, small(views=4, captions_per_batch=24, global_crops=2))
     told = made.make(0).damaged
     assert sorted(d[:2] for d in told) == [(107, 1), (107, 2)]
-    assert told[0][2].endswith("does not decode as a picture (no known format)")
+    assert told[0][2].endswith("does not decode as an image (no known format)")
 
 
-def test_a_picture_that_stands_in_for_another_keeps_its_own_class(
+def test_a_image_that_stands_in_for_another_keeps_its_own_class(
     tmp_path: Path, make_images: Callable, small: Callable
 ) -> None:
     folder = make_images(tmp_path / "images", edit=damage((107, 2)))
@@ -194,7 +194,7 @@ def test_a_picture_that_stands_in_for_another_keeps_its_own_class(
     assert sorted(map(labels.count, set(labels))) == [2, 2, 4]  # the stand-in's, twice as often
 
 
-def test_no_pictures_at_all_is_one_line(
+def test_no_images_at_all_is_one_line(
     tmp_path: Path, make_images: Callable, small: Callable
 ) -> None:
     folder = make_images(tmp_path / "images", captions=0, parts=1)
@@ -270,7 +270,7 @@ def test_more_damage_than_one_in_a_hundred_stops(
     assert sorted(d[:2] for d in listed) == [(107, 2), (109, 0)]
 
 
-def test_a_caption_without_any_whole_picture_gives_its_place_to_another(
+def test_a_caption_without_any_whole_image_gives_its_place_to_another(
     tmp_path: Path, make_images: Callable, small: Callable
 ) -> None:
     folder = make_images(tmp_path / "images", edit=damage(*((107, v) for v in range(4))))
@@ -330,7 +330,7 @@ def test_a_part_that_cannot_be_read_is_one_line(
             source(folder, small()).make(step)
 
 
-def test_pictures_smaller_than_a_crop_are_enlarged_and_this_is_said(
+def test_images_smaller_than_a_crop_are_enlarged_and_this_is_said(
     tmp_path: Path, make_images: Callable, small: Callable, capsys: pytest.CaptureFixture
 ) -> None:
     folder = make_images(tmp_path / "images", size=12)
@@ -339,14 +339,14 @@ def test_pictures_smaller_than_a_crop_are_enlarged_and_this_is_said(
     assert "images of 12 px are enlarged to crops of 32 px" in capsys.readouterr().err
 
 
-def test_crops_of_the_pictures_size_are_no_reason_to_warn(
+def test_crops_of_the_images_size_are_no_reason_to_warn(
     images: Path, small: Callable, capsys: pytest.CaptureFixture
 ) -> None:
     assert source(images, small(image_size=48)).index.smallest == 48
     assert not capsys.readouterr().err
 
 
-def test_pictures_stream_from_a_uri(images: Path, small: Callable) -> None:
+def test_images_stream_from_a_uri(images: Path, small: Callable) -> None:
     there = storage.place("memory://train-test/images")
     there.mkdir(parents=True, exist_ok=True)
     for file in images.iterdir():

@@ -1,4 +1,4 @@
-"""Augmentation: each colour step against Pillow's, the boxes' distribution, draws by picture."""
+"""Augmentation: each colour step against Pillow's, the boxes' distribution, draws by image."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from synclr_cli.train import crops
 
 
 @pytest.fixture(scope="module")
-def pictures() -> Tensor:
-    """Smooth and noisy pictures, with every corner of the colour cube."""
+def images() -> Tensor:
+    """Smooth and noisy images, with every corner of the colour cube."""
     g = torch.Generator().manual_seed(0)
     noisy = torch.randint(0, 256, (3, 3, 32, 32), generator=g)
     smooth = F.resize(torch.randint(0, 256, (3, 3, 4, 4), generator=g), [32, 32])
@@ -35,12 +35,12 @@ def pillow(x: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
 
 
 def floating(x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return what torchvision makes of the pictures as floating point numbers."""
+    """Return what torchvision makes of the images as floating point numbers."""
     return change(x / 255) * 255
 
 
-def each(pictures: Tensor, value: float) -> Tensor:
-    return torch.full((len(pictures),), value)
+def each(images: Tensor, value: float) -> Tensor:
+    return torch.full((len(images),), value)
 
 
 @pytest.mark.parametrize("factor", [0.6, 0.93, 1.0, 1.4])
@@ -52,21 +52,21 @@ def each(pictures: Tensor, value: float) -> Tensor:
         (crops.saturate, F.adjust_saturation),
     ],
 )
-def test_blends_are_torchvisions(pictures: Tensor, ours, theirs, factor: float) -> None:
-    done = ours(pictures.clone(), each(pictures, factor))
-    expected = floating(pictures, lambda p: theirs(p, factor))
+def test_blends_are_torchvisions(images: Tensor, ours, theirs, factor: float) -> None:
+    done = ours(images.clone(), each(images, factor))
+    expected = floating(images, lambda p: theirs(p, factor))
     assert (done - expected).abs().max() < 0.05  # its grey weights are cut to four places
-    cut = pillow(pictures, lambda p: theirs(p, factor))  # Pillow cuts, and rounds grey and mean
+    cut = pillow(images, lambda p: theirs(p, factor))  # Pillow cuts, and rounds grey and mean
     assert (done - cut).abs().max() < 2
 
 
 @pytest.mark.parametrize("turns", [-0.1, -0.031, 0.0, 0.05, 0.1, 1 / 6])
-def test_hue_turns_as_torchvisions(pictures: Tensor, turns: float) -> None:
-    done = crops.turn_hue(pictures.clone(), each(pictures, turns))
-    expected = floating(pictures, lambda p: F.adjust_hue(p, turns))
+def test_hue_turns_as_torchvisions(images: Tensor, turns: float) -> None:
+    done = crops.turn_hue(images.clone(), each(images, turns))
+    expected = floating(images, lambda p: F.adjust_hue(p, turns))
     assert (done - expected).abs().max() < 0.01
     # Pillow has hue, saturation and the turn in 8 bits: some levels off, with no bias.
-    difference = done - pillow(pictures, lambda p: F.adjust_hue(p, turns))
+    difference = done - pillow(images, lambda p: F.adjust_hue(p, turns))
     assert difference.abs().mean() < 3 and difference.mean().abs() < 1
 
 
@@ -79,15 +79,15 @@ def test_a_hue_of_any_colour_turns_as_torchvisions() -> None:
         assert (done - expected).abs().max() < 0.01
 
 
-def test_grey_is_pillows(pictures: Tensor) -> None:
-    expected = pillow(pictures, lambda p: p.convert("L"))
-    assert (crops.luma(pictures) - expected).abs().max() <= 0.51
+def test_grey_is_pillows(images: Tensor) -> None:
+    expected = pillow(images, lambda p: p.convert("L"))
+    assert (crops.luma(images) - expected).abs().max() <= 0.51
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.3, 2.0])
-def test_blur_is_torchvisions(pictures: Tensor, sigma: float) -> None:
-    done = crops.blur(pictures, each(pictures, sigma))
-    expected = floating(pictures, lambda p: F.gaussian_blur(p, [9, 9], [sigma, sigma]))
+def test_blur_is_torchvisions(images: Tensor, sigma: float) -> None:
+    done = crops.blur(images, each(images, sigma))
+    expected = floating(images, lambda p: F.gaussian_blur(p, [9, 9], [sigma, sigma]))
     assert (done - expected).abs().max() < 0.01
 
 
@@ -115,30 +115,30 @@ def test_a_painted_crop_is_torchvisions_step_after_step() -> None:
 
 
 def test_cutting_is_cropping_then_resizing_with_antialiasing() -> None:
-    picture = torch.randint(0, 256, (1, 3, 40, 60), dtype=torch.uint8)
+    image = torch.randint(0, 256, (1, 3, 40, 60), dtype=torch.uint8)
     boxes = np.array([[3, 5, 30, 20], [0, 0, 40, 60], [10, 2, 8, 9]])
-    done = crops.cut(picture, 1, boxes, [24, 24, 16])
+    done = crops.cut(image, 1, boxes, [24, 24, 16])
     for crop, box, size in zip(done, boxes.tolist(), [24, 24, 16], strict=True):
         expected = F.resized_crop(
-            picture, *box, size=[size, size], interpolation=v2.InterpolationMode.BICUBIC
+            image, *box, size=[size, size], interpolation=v2.InterpolationMode.BICUBIC
         )[0]
         assert (crop.int() - expected.int()).abs().max() <= 1
 
 
 def test_cutting_together_is_cutting_one_by_one() -> None:
-    """What a GPU does, on a CPU: pictures of two sizes, some of them downsampled."""
+    """What a GPU does, on a CPU: images of two sizes, some of them downsampled."""
     config = TrainConfig(image_size=48, local_size=32, local_crops=2, downsample=0.3)
     sizes = np.array([(64, 64), (60, 72)] * 10)
     noise = torch.randint(0, 256, (20, 3, 9, 9), generator=torch.Generator().manual_seed(2))
-    pictures = [
+    images = [
         F.resize(x[None].to(torch.uint8), size)
         for x, size in zip(noise, sizes.tolist(), strict=True)
     ]
     drawn = crops.plan(config, 0, rng.key("picture", np.arange(20)), sizes)
     assert (drawn.divisor > 1).any()
     drawn = replace(drawn, order=np.full_like(drawn.order, -1), solarise=drawn.solarise & False)
-    one_by_one = crops.cut_and_paint(config, pictures, drawn)
-    together = crops.cut_and_paint(config, crops.together(pictures), drawn)
+    one_by_one = crops.cut_and_paint(config, images, drawn)
+    together = crops.cut_and_paint(config, crops.together(images), drawn)
     for ours, theirs in zip(together, one_by_one, strict=True):
         difference = (ours.int() - theirs.int()).abs()
         # One level for each time that the 8-bit way rounds; three of them when downsampled.
@@ -158,10 +158,10 @@ def test_resizing_by_matrices_is_torchs_antialiased_bicubic(box: tuple, size: in
     assert (done - expected.clamp(0, 255)).abs().max() < 0.51
 
 
-def test_a_downsampled_picture_loses_detail_and_keeps_its_size() -> None:
-    picture = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+def test_a_downsampled_image_loses_detail_and_keeps_its_size() -> None:
+    image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     whole = np.array([[0, 0, 64, 64]])
-    (sharp,), (dull,) = (crops.cut(picture, d, whole, [64]) for d in (1, 4))
+    (sharp,), (dull,) = (crops.cut(image, d, whole, [64]) for d in (1, 4))
     assert dull.shape == sharp.shape == (3, 64, 64)
     assert dull.float().std() < 0.5 * sharp.float().std()
 
@@ -216,7 +216,7 @@ def test_colours_are_as_likely_as_in_the_released_code(
     assert abs(share(drawn.sigma[solarised, 0] > 0) - 0.1) < 4 * 0.3 / solarised.sum() ** 0.5
 
 
-def test_a_picture_is_drawn_alike_in_any_company() -> None:
+def test_a_image_is_drawn_alike_in_any_company() -> None:
     config = TrainConfig(local_crops=2)
     ids, sizes = rng.key("picture", np.arange(10)), np.full((10, 2), 64)
     whole = crops.plan(config, 4, ids, sizes)

@@ -76,7 +76,7 @@ def test_simclr_takes_every_image_for_a_class_of_its_own(images: Path, small: Ca
     batch = source.make(1)
     labels = batch.labels.numpy()
     assert len(batch.globals) == 4 * 2 * 2
-    assert (np.unique(labels, return_counts=True)[1] == 2).all()  # two crops of each picture
+    assert (np.unique(labels, return_counts=True)[1] == 2).all()  # two crops of each image
     assert (labels[0::2] == labels[1::2]).all()
     assert len(batch.ids.unique()) == 16
     first, second = batch.globals[0::2], batch.globals[1::2]
@@ -180,7 +180,7 @@ def test_concepts_may_be_the_classes_of_the_contrast(images: Path, small: Callab
     assert labels.unique(return_counts=True)[1].tolist() == [9] * 8  # 3 captions x 3 views
 
 
-def test_the_released_masks_are_those_of_each_captions_first_pictures() -> None:
+def test_the_released_masks_are_those_of_each_captions_first_images() -> None:
     ids = np.arange(12, dtype=np.uint64)
     drawn = masks.draw(
         0, 5, ids, slice(0, 12), patches=16, probability=0.5, ratio=0.5, of_caption=4

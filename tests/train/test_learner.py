@@ -151,7 +151,7 @@ def test_the_terms_equal_the_equations(images: Path, small: Callable[..., TrainC
     of_patches = reference.patch_loss(
         masked, np.split(targets, len(masked)), config.student_temperature
     )
-    # Pictures are normalised in float32, here and there in another order.
+    # Images are normalised in float32, here and there in another order.
     assert losses.of_globals.item() == pytest.approx(of_globals, rel=1e-5)
     assert losses.of_locals.item() == pytest.approx(of_locals, rel=1e-5)
     assert losses.of_patches.item() == pytest.approx(of_patches, rel=1e-5)
@@ -241,7 +241,7 @@ def test_micro_batches_give_the_gradient_of_the_whole(
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 4])
-def test_a_picture_gives_the_same_bits_in_any_piece(
+def test_a_image_gives_the_same_bits_in_any_piece(
     images: Path, small: Callable[..., TrainConfig], micro_batch: int
 ) -> None:
     """In float32 on one thread: else a ReLU may flip, and the gradient differs by far more."""

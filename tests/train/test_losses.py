@@ -69,7 +69,7 @@ def test_no_gradient_reaches_the_candidates() -> None:
     assert a.grad is not None and b.grad is None
 
 
-def test_the_order_of_the_pictures_does_not_matter() -> None:
+def test_the_order_of_the_images_does_not_matter() -> None:
     a, b, order = rows(10, 5, 10), rows(10, 5, 11), torch.randperm(10)
     own = torch.arange(10)
     first = losses.contrast(a, b, LABELS, LABELS, own, 0.1)
@@ -131,7 +131,7 @@ def patch_case() -> tuple[Tensor, Tensor, losses.Sinkhorn]:
 
 
 @pytest.mark.parametrize("most", [losses.BLOCK, 25])
-def test_the_patch_loss_is_the_mean_over_patches_then_masked_pictures(
+def test_the_patch_loss_is_the_mean_over_patches_then_masked_images(
     most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(losses, "BLOCK", most)
@@ -141,7 +141,7 @@ def test_the_patch_loss_is_the_mean_over_patches_then_masked_pictures(
     scores = (tokens @ prototypes.T).detach().numpy()
     taught = reference.sinkhorn((rows(12, 4, 19) * 0.1 @ rows(8, 4, 20).T).numpy(), 0.07, 3)
     theirs = reference.patch_loss(np.split(scores, 3), np.split(taught, 3), 0.1)
-    assert ours.item() == pytest.approx(theirs, rel=1e-12)  # 3 pictures of 4 masked patches each
+    assert ours.item() == pytest.approx(theirs, rel=1e-12)  # 3 images of 4 masked patches each
 
 
 @pytest.mark.parametrize("most", [losses.BLOCK, 25])

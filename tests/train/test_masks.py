@@ -17,7 +17,7 @@ def draw(step: int, n: int = 32, own: slice = slice(None), **changes: float) -> 
 
 
 @pytest.mark.parametrize(
-    ("n", "patches", "probability", "ratio", "pictures", "tokens"),
+    ("n", "patches", "probability", "ratio", "images", "tokens"),
     [
         (32, 196, 0.5, 0.5, 16, 98),
         (33, 49, 0.5, 0.5, 16, 24),  # cut, not rounded
@@ -28,11 +28,11 @@ def draw(step: int, n: int = 32, own: slice = slice(None), **changes: float) -> 
     ],
 )
 def test_the_counts_are_exact(
-    n: int, patches: int, probability: float, ratio: float, pictures: int, tokens: int
+    n: int, patches: int, probability: float, ratio: float, images: int, tokens: int
 ) -> None:
     drawn = draw(0, n, patches=patches, probability=probability, ratio=ratio)
     counts = drawn.sum(1)
-    assert (counts > 0).sum() == pictures
+    assert (counts > 0).sum() == images
     assert set(counts[counts > 0]) <= {tokens}
 
 
@@ -47,9 +47,9 @@ def test_a_step_has_masks_of_its_own() -> None:
     assert (draw(1) != draw(2)).any()
 
 
-def test_every_picture_and_every_patch_is_masked_equally_often() -> None:
+def test_every_image_and_every_patch_is_masked_equally_often() -> None:
     drawn = np.stack([draw(step) for step in range(400)])  # [steps, B, N]
-    pictures = drawn.any(2).mean(0)
-    assert np.abs(pictures - 0.5).max() < 4 * 0.5 / 400**0.5
+    images = drawn.any(2).mean(0)
+    assert np.abs(images - 0.5).max() < 4 * 0.5 / 400**0.5
     patches = drawn.sum((0, 1)) / drawn.any(2).sum()
     assert np.abs(patches - 24 / 49).max() < 4 * 0.5 / (400 * 16) ** 0.5

@@ -135,7 +135,7 @@ def test_two_ranks_write_one_run(two: Path) -> None:
     assert [p.name for p in (two / "run" / "checkpoints").iterdir()]
 
 
-def test_pictures_that_one_rank_cannot_read_end_all_after_a_checkpoint(two: Path) -> None:
+def test_images_that_one_rank_cannot_read_end_all_after_a_checkpoint(two: Path) -> None:
     first, second = (json.loads((two / f"unread-{rank}.json").read_text()) for rank in range(2))
     assert second == {"text": "the line to the store is down", "code": 3, "speaker": True}
     assert (first["code"], first["speaker"]) == (3, False)

@@ -87,7 +87,7 @@ def test_another_config_is_refused_unless_overwritten(
     assert_same_run(out, finished)
 
 
-def test_another_folder_of_pictures_is_refused(
+def test_another_folder_of_images_is_refused(
     finished: Path, make_images: Callable, small: Callable, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="the input other differ"):
@@ -241,11 +241,11 @@ def test_kill_9_at_any_time_costs_only_the_steps_since_the_checkpoint(
     assert_same_run(out, expected)
 
 
-def test_a_damaged_picture_is_listed(
+def test_a_damaged_image_is_listed(
     make_images: Callable, small: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     def edit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        rows[42]["image"] = {"bytes": b"\xff\xd8 no picture", "path": None}
+        rows[42]["image"] = {"bytes": b"\xff\xd8 no image", "path": None}
         return rows
 
     folder = make_images(tmp_path / "images", captions=30, edit=edit)
@@ -259,7 +259,7 @@ def test_a_damaged_picture_is_listed(
     assert "part-00000.parquet row 42" in listed["what"]
 
 
-def test_pictures_that_cannot_be_read_end_the_run_after_a_checkpoint(
+def test_images_that_cannot_be_read_end_the_run_after_a_checkpoint(
     finished: Path,
     images: Path,
     small: Callable,
@@ -287,7 +287,7 @@ def test_too_much_damage_is_listed_before_it_ends_the_run(
 ) -> None:
     def edit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for row in rows[40:44]:
-            row["image"] = {"bytes": b"no picture", "path": None}
+            row["image"] = {"bytes": b"no image", "path": None}
         return rows
 
     folder, out = make_images(tmp_path / "images", edit=edit), tmp_path / "run"

@@ -67,7 +67,7 @@ def test_features_are_the_wanted_tokens_of_the_encoder(student: Student, way: st
     assert patches.shape == (0, 192)
 
 
-def test_few_pictures_give_the_features_that_many_give(student: Student) -> None:
+def test_few_images_give_the_features_that_many_give(student: Student) -> None:
     """To the bit, in float32 on a CPU: products of few rows are not summed in another way."""
     x, local = images(6, 32), images(12, 16)
     masks = torch.zeros(6, 16, dtype=torch.bool)

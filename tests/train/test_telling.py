@@ -71,7 +71,7 @@ def test_the_grade_is_the_written_out_vote_of_the_nearest_images(
     make_images: Callable[..., Path], small: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
     held_out = make_images(tmp_path / "held-out", captions=64, views=2)
-    config = small(knn_data=str(held_out), knn_pictures=40)
+    config = small(knn_data=str(held_out), knn_images=40)
     grader, learner = knn.open_grader(config), Learner(config, ALONE)
     assert grader is not None and len(grader.known) == 40
     mean = np.array([0.485, 0.456, 0.406])[:, None, None]
@@ -308,12 +308,12 @@ def test_a_run_without_lines_is_described_without_curves(
     assert json.loads(shown.stdout)["finished"] is False and not (out / "curves.png").exists()
 
 
-def test_a_run_whose_folder_takes_no_picture_is_described_all_the_same(told: Path) -> None:
-    picture = told / "curves.png"
-    picture.mkdir()
+def test_a_run_whose_folder_takes_no_image_is_described_all_the_same(told: Path) -> None:
+    image = told / "curves.png"
+    image.mkdir()
     command = [sys.executable, "-m", "synclr_cli", "inspect", str(told)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
-    picture.rmdir()
+    image.rmdir()
     assert json.loads(shown.stdout)["finished"] and "cannot write" in shown.stderr
     refused = subprocess.run([*command, "--png", str(told)], capture_output=True, text=True)
     assert refused.returncode == 2 and refused.stderr.startswith("error: cannot write")

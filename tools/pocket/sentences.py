@@ -180,7 +180,7 @@ def read(text: str) -> tuple[str, str, str] | None:
     """Return (class, colour, ground) of a free sentence; None if it is not about one class.
 
     A colour counts where it stands right before the thing; a sentence that gives a colour to
-    something else is refused, since the picture may not have it.
+    something else is refused, since the image may not have it.
     """
     lowered = text.lower()
     nouns = list(_NOUN.finditer(lowered))

@@ -1,10 +1,10 @@
 """`PocketPipeline`: a text-to-image flow at 32 x 32 pixels, of diffusers' own parts.
 
     prompts -> SmolLM2 -> whitened vectors [B, 128]
-    noise [B, 12, 16, 16] --UNet, steps of a flow--> [B, 12, 16, 16] -> pictures [B, 3, 32, 32]
+    noise [B, 12, 16, 16] --UNet, steps of a flow--> [B, 12, 16, 16] -> images [B, 3, 32, 32]
 
-The flow goes straight from noise to picture (rectified flow, Liu et al. 2023): at noise level s a
-sample is (1 - s) picture + s noise and the UNet says noise - picture. Four neighbouring pixels are
+The flow goes straight from noise to image (rectified flow, Liu et al. 2023): at noise level s a
+sample is (1 - s) image + s noise and the UNet says noise - image. Four neighbouring pixels are
 one position of twelve channels, since a small CPU multiplies wide and short better than narrow and
 long. The sentence enters where the noise level does, as scale and shift of every block.
 
@@ -69,13 +69,13 @@ def suit(unet: UNet2DConditionModel, device: torch.device) -> None:
         unet.set_attn_processor(AttnProcessor())
 
 
-def fold(pictures: Tensor) -> Tensor:
-    """Return pictures [B, 3, 32, 32] in -1..1 as the UNet's samples [B, 12, 16, 16]."""
-    return F.pixel_unshuffle(pictures, FOLD)
+def fold(images: Tensor) -> Tensor:
+    """Return images [B, 3, 32, 32] in -1..1 as the UNet's samples [B, 12, 16, 16]."""
+    return F.pixel_unshuffle(images, FOLD)
 
 
 def unfold(samples: Tensor) -> Tensor:
-    """Return samples [B, 12, 16, 16] as pictures [B, 3, 32, 32] in -1..1."""
+    """Return samples [B, 12, 16, 16] as images [B, 3, 32, 32] in -1..1."""
     return F.pixel_shuffle(samples, FOLD)
 
 
@@ -252,10 +252,10 @@ class PocketPipeline(DiffusionPipeline):
         self.scheduler.set_begin_index(0)  # else it is searched for, and a GPU waited for
 
     def _finish(self, samples: Tensor, output_type: str) -> Any:
-        pictures = (unfold(samples) / 2 + 0.5).clamp(0, 1)  # [B, 3, 32, 32]
+        images = (unfold(samples) / 2 + 0.5).clamp(0, 1)  # [B, 3, 32, 32]
         if output_type == "pt":
-            return pictures
-        values = pictures.permute(0, 2, 3, 1).cpu().numpy()  # [B, 32, 32, 3]
+            return images
+        values = images.permute(0, 2, 3, 1).cpu().numpy()  # [B, 32, 32, 3]
         return self.numpy_to_pil(values) if output_type == "pil" else values
 
 

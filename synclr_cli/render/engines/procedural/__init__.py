@@ -1,8 +1,8 @@
-"""`procedural:` - pictures drawn from the caption itself, with the pixel mask of the concept.
+"""`procedural:` - images drawn from the caption itself, with the pixel mask of the concept.
 
 No model and no download: solids built by rule, one species per concept. A line of research of its
 own (pre-training on fractals, noise and shaders), not text-to-image diffusion, and never passed
-off as such. scene.py tells how a picture comes about; words.py what of a caption is read.
+off as such. scene.py tells how an image comes about; words.py what of a caption is read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DRAWING = 2  # raise when the same caption and seed would give other pixels
 
 
 class ProceduralEngine(ImageEngine):
-    """Draws captions on the CPU; a picture depends on its caption, concept, seed and size only."""
+    """Draws captions on the CPU; an image depends on its caption, concept, seed and size only."""
 
     parallel = True  # small, no device: the images may be generated in several processes
 

@@ -28,7 +28,7 @@ class Family:
     near: Rgb  # ground
     second: Rgb  # ground, second colour
     tile: str  # noise of the ground
-    texels: float  # of that tile across the picture's width, at the front
+    texels: float  # of that tile across the image's width, at the front
     sky: str  # clouds | wall | brick | dark
     floor: str  # noise | tiles | boards | waves
     skyline: str  # none | hills | trees | blocks | shelf
@@ -79,7 +79,7 @@ class Backdrop:
     """A background, drawn."""
 
     light: np.ndarray  # [H, W, 3]
-    horizon: float  # row of the horizon, may lie above the picture
+    horizon: float  # row of the horizon, may lie above the image
     family: str
 
 
@@ -126,17 +126,17 @@ def draw(
     top, low, near, second = np.clip(colours, 0.002, 1)
 
     row = np.float32(horizon * height)
-    picture = np.empty((height, width, 3), np.float32)
+    image = np.empty((height, width, 3), np.float32)
     above = int(np.clip(np.ceil(row), 0, height))
     if above:
-        picture[:above] = _sky(look, top, low, above, width, view)
+        image[:above] = _sky(look, top, low, above, width, view)
     if above < height:
-        picture[above:] = _floor(look, near, second, height, above, row, width, view)
+        image[above:] = _floor(look, near, second, height, above, row, width, view)
         haze = np.exp(-(np.arange(above, height) - row) / (0.12 * height)) * 0.35
-        picture[above:] += haze[:, None, None].astype(np.float32) * (low - picture[above:])
+        image[above:] += haze[:, None, None].astype(np.float32) * (low - image[above:])
     if above > 2 and look.skyline != "none":
-        _skyline(picture, look, (top, low, near, second), above, view)
-    return Backdrop(picture, float(row), family)
+        _skyline(image, look, (top, low, near, second), above, view)
+    return Backdrop(image, float(row), family)
 
 
 def _sky(
@@ -216,12 +216,12 @@ def _floor(
 
 
 def _skyline(
-    picture: np.ndarray, look: Family, colours: tuple[np.ndarray, ...], above: int,
+    image: np.ndarray, look: Family, colours: tuple[np.ndarray, ...], above: int,
     view: np.random.Generator,
 ) -> None:  # fmt: skip
     """Draw what stands at the horizon over the sky's lower rows."""
     _, low, _, second = colours
-    width = picture.shape[1]
+    width = image.shape[1]
     x = np.arange(width, dtype=np.float32) / width
     shift = float(view.uniform(0, 250))
     line = noise.smooth_at("rough", x * 60 + shift, x * 0 + shift)
@@ -240,7 +240,7 @@ def _skyline(
     elif kind == "trunks":
         stems = np.clip(noise.smooth_at("spots", x * 120 + shift, x * 0 + shift) * 3, 0, 1)
         bark = np.array([0.05, 0.035, 0.02], np.float32) * float(view.uniform(0.6, 2))
-        picture[:above] += (stems[None, :, None] * 0.9) * (bark - picture[:above])
+        image[:above] += (stems[None, :, None] * 0.9) * (bark - image[:above])
         return
     elif kind == "blocks":
         tall *= 1.5
@@ -263,7 +263,7 @@ def _skyline(
         step_x = (np.arange(width) * 40 // width) % 2
         windows = (step_x[None] & ((depth.astype(np.int32) * 36 // max(above, 1)) % 2))[..., None]
         texture = texture * (1 + 0.9 * windows)
-    picture[:above] += inside * (colour * texture - picture[:above])
+    image[:above] += inside * (colour * texture - image[:above])
 
 
 def _turn_hue(colours: np.ndarray, turn: float | np.floating) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Tileable noise, made once per process: the texture of everything drawn.
 
-Natural pictures have an amplitude spectrum near 1/f; the tiles are random phases under that law
+Natural images have an amplitude spectrum near 1/f; the tiles are random phases under that law
 and its neighbours (flatter, steeper, banded, streaked), ridges of them, and cells.
 """
 
@@ -29,8 +29,8 @@ def tiles() -> np.ndarray:
         phase = rng.normal(size=f.shape) + 1j * rng.normal(size=f.shape)
         spectrum = phase * amplitude
         spectrum[0, 0] = 0
-        picture = np.fft.irfft2(spectrum, s=(SIDE, SIDE))
-        return np.clip(picture / (2 * picture.std()), -1.4, 1.4)
+        image = np.fft.irfft2(spectrum, s=(SIDE, SIDE))
+        return np.clip(image / (2 * image.std()), -1.4, 1.4)
 
     cloud = shaped(f**-1.6)
     rough = shaped(f**-1.0)
@@ -74,8 +74,8 @@ def window(
     tall = min(texels * height / width, SIDE - 1)
     x, y = rng.uniform(0, SIDE, 2)
     box = (x, y, x + texels, y + tall)
-    picture = _doubled(name).resize((width, height), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(picture)
+    image = _doubled(name).resize((width, height), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(image)
 
 
 def at(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:

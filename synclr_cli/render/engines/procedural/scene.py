@@ -40,14 +40,14 @@ def draw(caption: str, concept: str, seed: int, side: int) -> tuple[np.ndarray, 
         horizon = 1.2 if family == "sky" else horizon + 0.25
     light, mood = _light(reading, family, view)
     backdrop = grounds.draw(reading, family, turn, horizon, side, side, view)
-    picture = backdrop.light * mood
+    image = backdrop.light * mood
 
     things = cast(reading, kind, camera, family, view, habit)
-    picture = _soften(picture, view)
-    _shadows(picture, things, light, camera, horizon, view)
-    mask = _solids(picture, things, light, side, view)
-    _occlude(picture, mask, light, view)
-    return _develop(picture, view), mask
+    image = _soften(image, view)
+    _shadows(image, things, light, camera, horizon, view)
+    mask = _solids(image, things, light, side, view)
+    _occlude(image, mask, light, view)
+    return _develop(image, view), mask
 
 
 def _light(
@@ -87,7 +87,7 @@ def _light(
 
 
 def _shadows(
-    picture: np.ndarray,
+    image: np.ndarray,
     things: list[Thing],
     light: surfaces.Light,
     camera: Camera,
@@ -95,7 +95,7 @@ def _shadows(
     view: np.random.Generator,
 ) -> None:
     """Darken the ground under solids: one soft blot per part, thrown away from the lamp."""
-    side = picture.shape[0]
+    side = image.shape[0]
     coarse = max(side // 4, 16)
     xs = ((np.arange(coarse, dtype=np.float32) + 0.5) / coarse)[None]
     ys = 1 - ((np.arange(coarse, dtype=np.float32) + 0.5) / coarse)[:, None]
@@ -121,7 +121,7 @@ def _shadows(
     dark = 1 - strength * np.clip(shade, 0, 1.0)
     smooth = _enlarge(dark, side)
     below = (np.arange(side) > horizon * side)[:, None, None]
-    picture *= np.where(below, smooth[..., None], 1)
+    image *= np.where(below, smooth[..., None], 1)
 
 
 def _enlarge(small: np.ndarray, side: int) -> np.ndarray:
@@ -129,13 +129,13 @@ def _enlarge(small: np.ndarray, side: int) -> np.ndarray:
 
 
 def _solids(
-    picture: np.ndarray,
+    image: np.ndarray,
     things: list[Thing],
     light: surfaces.Light,
     side: int,
     view: np.random.Generator,
 ) -> np.ndarray:
-    """Draw the things into the picture; return the captioned one's mask [side, side]."""
+    """Draw the things into the image; return the captioned one's mask [side, side]."""
     n = side * OVERSAMPLE
     parts = Parts(*(
         np.concatenate([getattr(t.parts, f) for t in things])
@@ -184,8 +184,8 @@ def _solids(
     captioned = np.zeros(n * n, np.float32)
     captioned[top] = np.array([t.captioned for t in things])[whose]
     layer, covered = _reduced(layer.reshape(n, n, 4)), _reduced(captioned.reshape(n, n))
-    picture *= 1 - layer[..., 3:]
-    picture += layer[..., :3]
+    image *= 1 - layer[..., 3:]
+    image += layer[..., :3]
     mask[covered >= 0.5] = 1
     return mask
 
@@ -214,28 +214,28 @@ def _crease(seen: raster.Seen, n: int) -> np.ndarray:
     return factor
 
 
-def _soften(picture: np.ndarray, view: np.random.Generator) -> np.ndarray:
+def _soften(image: np.ndarray, view: np.random.Generator) -> np.ndarray:
     """Blur the background as a lens out of focus would, in half of the views."""
     amount = float(view.random())
     if amount < 0.5:
-        return picture
-    side = picture.shape[0]
+        return image
+    side = image.shape[0]
     small = max(int(side * (1.25 - amount * 0.95)), 8)
     planes = []
     for c in range(3):
-        plane = Image.fromarray(np.ascontiguousarray(picture[..., c]))
+        plane = Image.fromarray(np.ascontiguousarray(image[..., c]))
         plane = plane.resize((small, small), Image.Resampling.BOX)
         planes.append(np.asarray(plane.resize((side, side), Image.Resampling.BICUBIC)))
     return np.stack(planes, -1)
 
 
 def _occlude(
-    picture: np.ndarray, mask: np.ndarray, light: surfaces.Light, view: np.random.Generator
+    image: np.ndarray, mask: np.ndarray, light: surfaces.Light, view: np.random.Generator
 ) -> None:
     """Put something near and out of focus before the scene, in one view of five."""
     if view.random() > 0.2:
         return
-    side = picture.shape[0]
+    side = image.shape[0]
     y = (np.arange(side, dtype=np.float32)[:, None] + 0.5) / side
     x = (np.arange(side, dtype=np.float32)[None] + 0.5) / side
     hue = np.array(
@@ -255,17 +255,17 @@ def _occlude(
     alpha = np.clip(cover * float(view.uniform(8, 30)) + 0.5, 0, 1)[..., None]
     shade = (light.above + 0.6 * light.lamp) * colour
     texture = 1 + 0.3 * noise.window("rough", view, side, side, 90)[..., None]
-    picture += alpha * (shade * texture - picture)
+    image += alpha * (shade * texture - image)
     mask[alpha[..., 0] > 0.5] = 0
 
 
-def _develop(picture: np.ndarray, view: np.random.Generator) -> np.ndarray:
+def _develop(image: np.ndarray, view: np.random.Generator) -> np.ndarray:
     """Expose, tone and add the sensor's noise: light [S, S, 3] -> sRGB uint8."""
-    side = picture.shape[0]
+    side = image.shape[0]
     exposure, vignette, noisy, haze = view.uniform((0.82, 0.0, 0.0, 0.0), (1.22, 0.35, 1.0, 1.0))
     r = np.linspace(-1, 1, side, dtype=np.float32)
     fall = 1 - np.float32(vignette) * 0.5 * (r[:, None] ** 2 + r[None] ** 2)
-    out = np.sqrt(np.maximum(picture * (np.float32(exposure) * fall)[..., None], 0))
+    out = np.sqrt(np.maximum(image * (np.float32(exposure) * fall)[..., None], 0))
     # A soft shoulder keeps highlights from clipping flat.
     out = np.where(out > 0.8, 0.8 + 0.2 * np.tanh((out - 0.8) * 4), out)
     if haze > 0.85:

@@ -1,4 +1,4 @@
-"""Concept -> species: the body plan, the genes and the surface that all its pictures share.
+"""Concept -> species: the body plan, the genes and the surface that all its images share.
 
 The head noun chooses the plan (a list of everyday words first, a hash for the rest) and, with the
 full name, the genes: "fire truck" and "garbage truck" are both vehicles, and differ. Colours
@@ -110,7 +110,7 @@ _UNKNOWN = tuple(PLANS)
 
 @dataclass(frozen=True)
 class Species:
-    """What every picture of a concept has in common."""
+    """What every image of a concept has in common."""
 
     plan: str
     genes: int  # seed of the gene stream

@@ -23,14 +23,14 @@ from synclr_cli.render.engines.procedural.words import Reading, hashed
 
 @dataclass(frozen=True)
 class Thing:
-    """One solid individual, placed: its parts in picture units (width 1, y up), and its skin."""
+    """One solid individual, placed: its parts in image units (width 1, y up), and its skin."""
 
     kind: Species
     parts: Parts
     colours: np.ndarray  # [5, 3]
     pattern: str
     finish: str
-    size: float  # radius, picture units
+    size: float  # radius, image units
     captioned: bool  # it is the concept of the caption
 
 
@@ -56,7 +56,7 @@ class Habits:
     """What a caption's words leave open and most of its views share: a stream for each purpose.
 
     A text-to-image model answers one sentence much alike each time: what it does not say, such as
-    the colour of a thing or the side it is seen from, is the same in most of the pictures. Four
+    the colour of a thing or the side it is seen from, is the same in most of the images. Four
     views in five take the streams of their caption; the others draw their own.
     """
 
@@ -145,7 +145,7 @@ def _arrange(things: list[Thing], other: Thing, relation: str, view: np.random.G
 
 
 def _extent(things: list[Thing]) -> tuple[float, float, float, float]:
-    """Return (left, right, low, high) of things, about, in picture units."""
+    """Return (left, right, low, high) of things, about, in image units."""
     centre = np.concatenate([t.parts.centre for t in things])
     reach = np.concatenate([
         np.abs(t.parts.axes * t.parts.radii[:, :, None]).sum(1) * 0.85 for t in things
@@ -155,7 +155,7 @@ def _extent(things: list[Thing]) -> tuple[float, float, float, float]:
 
 
 def _moved(thing: Thing, x: float, y: float, z: float, scale: float = 1.0) -> Thing:
-    """Return the thing moved in picture units (z in its sizes), after scaling about 0."""
+    """Return the thing moved in image units (z in its sizes), after scaling about 0."""
     parts = thing.parts
     centre = parts.centre * scale + [x, y, z * thing.size]
     placed = replace(parts, centre=centre, radii=parts.radii * scale)
@@ -163,7 +163,7 @@ def _moved(thing: Thing, x: float, y: float, z: float, scale: float = 1.0) -> Th
 
 
 def _centred(things: list[Thing], x: float, y: float) -> list[Thing]:
-    """Return things together in the middle, reduced if they would leave the picture."""
+    """Return things together in the middle, reduced if they would leave the image."""
     left, right, low, high = _extent(things)
     scale = min(1.0, 0.95 / max(right - left, high - low))
     to_x, to_y = x - scale * (left + right) / 2, y - scale * (low + high) / 2

@@ -1,4 +1,4 @@
-"""Read a caption: what of it a drawn picture can show.
+"""Read a caption: what of it a drawn image can show.
 
     "a small red fox next to a wooden crate on a beach", concept "red fox"
     -> colours red, size 0.7, relation "next to", companion "wooden crate", ground "beach"
