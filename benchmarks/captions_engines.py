@@ -22,7 +22,7 @@ import torch
 from synclr_cli.captions import concepts, prompts, quality
 from synclr_cli.captions.engines.smollm2 import SmolLM2Engine
 from synclr_cli.captions.generate import prompts_of
-from synclr_cli.captions.sampler import Drawer, noise_seeds
+from synclr_cli.captions.sampler import RowSampler, noise_seeds
 from synclr_cli.config import CaptionEngineConfig
 from synclr_cli.learning import smollm2
 
@@ -36,23 +36,25 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     arguments = parser.parse_args()
 
-    drawer = Drawer(
+    sampler = RowSampler(
         concepts.read("in1k"), prompts.shipped(), seed=0, shares=(0.44, 0.45, 0.11),
         demonstrations=3, block=256,
     )  # fmt: skip
-    rows = drawer.rows(np.arange(arguments.rows))
-    asked = prompts_of(rows, drawer)
+    rows = sampler.rows(np.arange(arguments.rows))
+    prompts = prompts_of(rows, sampler)
     seeds = noise_seeds(0, rows.ids, 0).tolist()
 
     engine = SmolLM2Engine(
         "",
         CaptionEngineConfig(max_new_tokens=NEW_TOKENS, batch_size=arguments.batch_size),
     )
-    engine.generate(asked[:8], seeds[:8])  # warm
-    ours, made = timed(lambda: engine.generate(asked, seeds), len(asked))
-    refused = [quality.reason(quality.tidy(c), p.concept) for c, p in zip(made, asked, strict=True)]
+    engine.generate(prompts[:8], seeds[:8])  # warm
+    ours, made = timed(lambda: engine.generate(prompts, seeds), len(prompts))
+    refused = [
+        quality.reason(quality.tidy(c), p.concept) for c, p in zip(made, prompts, strict=True)
+    ]
 
-    texts = [p.text for p in asked[: arguments.plain_rows]]
+    texts = [p.text for p in prompts[: arguments.plain_rows]]
     report = {
         "threads": torch.get_num_threads(),
         "rows": arguments.rows,

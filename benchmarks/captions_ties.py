@@ -17,7 +17,7 @@ import numpy as np
 from synclr_cli.captions import concepts, prompts
 from synclr_cli.captions.engines import smollm2
 from synclr_cli.captions.generate import prompts_of
-from synclr_cli.captions.sampler import Drawer, noise_seeds
+from synclr_cli.captions.sampler import RowSampler, noise_seeds
 from synclr_cli.config import CaptionEngineConfig
 
 
@@ -25,19 +25,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=256)
     count = parser.parse_args().rows
-    drawer = Drawer(
+    sampler = RowSampler(
         concepts.read("in1k"), prompts.shipped(), seed=0, shares=(0.44, 0.45, 0.11),
         demonstrations=3, block=256,
     )  # fmt: skip
-    rows = drawer.rows(np.arange(count))
-    asked = prompts_of(rows, drawer)
+    rows = sampler.rows(np.arange(count))
+    prompts = prompts_of(rows, sampler)
     seeds = noise_seeds(0, rows.ids, 0).tolist()
     report: dict[str, object] = {"rows": count}
     for dtype in ("bfloat16", "float32"):
         made = []
         for batch_size in (128, 17):
             config = CaptionEngineConfig(max_new_tokens=40, batch_size=batch_size, dtype=dtype)
-            made.append(smollm2.SmolLM2Engine("", config).generate(asked, seeds))
+            made.append(smollm2.SmolLM2Engine("", config).generate(prompts, seeds))
         differing = sum(a != b for a, b in zip(*made, strict=True))
         report[dtype] = {"rows_that_differ": differing, "share": round(differing / count, 4)}
     print(json.dumps(report, indent=1))

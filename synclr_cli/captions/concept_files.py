@@ -69,13 +69,13 @@ def read_file(path: Path) -> ConceptList:
         raise DataError(f"no concept file {path}")
     if path.suffix not in SUFFIXES:
         raise DataError(f"concept file {path}", got=path.suffix, expected=" | ".join(SUFFIXES))
-    made = ConceptList(source=path.stem, path=path)
+    concepts = ConceptList(source=path.stem, path=path)
     rows = _READERS[path.suffix](path)
     place: dict[str, int] = {}
     for where, concept, kind, weight, backgrounds in rows:
         name = clean(concept)
         if not name:
-            made.skipped += 1
+            concepts.skipped += 1
             continue
         if len(name) > _LONGEST:
             raise DataError(
@@ -93,16 +93,16 @@ def read_file(path: Path) -> ConceptList:
             )
         key = name.casefold()
         if key in place:
-            made.merged += 1
+            concepts.merged += 1
             if path.suffix != ".txt":
-                made.weights[place[key]] += weight
+                concepts.weights[place[key]] += weight
             continue
-        place[key] = len(made.names)
+        place[key] = len(concepts.names)
         own = tuple(b for b in map(clean, backgrounds) if b)
-        made.add(name, kind=kind, weight=weight, backgrounds=own)
-    if not made.names:
+        concepts.add(name, kind=kind, weight=weight, backgrounds=own)
+    if not concepts.names:
         raise DataError(f"no concept in {path}", do="write one concept per line")
-    return made
+    return concepts
 
 
 _Row = tuple[str, str, str, float, Sequence[str]]  # where, concept, kind, weight, backgrounds

@@ -100,10 +100,10 @@ class Pool:
         starts = self.group_starts[group]
         low = np.where(starts > 0, self.concept_edges[starts - 1], 0.0)
         high = self.concept_edges[self.group_starts[group + 1] - 1]
-        drawn = np.searchsorted(
+        numbers = np.searchsorted(
             self.concept_edges, low + concept_uniform * (high - low), side="right"
         )
-        return np.clip(drawn, starts, self.group_starts[group + 1] - 1)
+        return np.clip(numbers, starts, self.group_starts[group + 1] - 1)
 
     def shares(self) -> np.ndarray:
         """Return each concept's probability [C]."""
@@ -181,15 +181,15 @@ def capped(shares: np.ndarray, cap: float) -> np.ndarray:
     on the probability leaves each caption a function of its own id, and small sets nested in large
     ones. Where not even equal shares are below the cap, they are made equal.
     """
-    there = shares > 0
-    if cap * there.sum() <= 1:
-        return there / there.sum()
+    nonzero = shares > 0
+    if cap * nonzero.sum() <= 1:
+        return nonzero / nonzero.sum()
     full = np.zeros(len(shares), dtype=bool)
     result = shares.copy()
     while (over := (result > cap * (1 + 1e-12)) & ~full).any():
         full |= over
         result[full] = cap
-        rest = there & ~full
+        rest = nonzero & ~full
         result[rest] = shares[rest] / shares[rest].sum() * (1 - cap * full.sum())
     return result
 
@@ -277,17 +277,17 @@ def _load(name: str) -> ConceptList:
 @cache
 def _bank(name: str) -> ConceptList:
     bank = _BANKS[name]
-    made = ConceptList(source=name, domain=bank.domain)
+    concepts = ConceptList(source=name, domain=bank.domain)
     text = (resources.files(__package__) / "banks" / f"{name}.txt").read_text(encoding="utf-8")
     for line in text.splitlines():
-        made.add(line + bank.suffix, kind=bank.kind, gloss=bank.gloss)
-    return made
+        concepts.add(line + bank.suffix, kind=bank.kind, gloss=bank.gloss)
+    return concepts
 
 
 @cache
 def _imagenet(name: str) -> ConceptList:
     """First lemma of each synset; where two synsets share it, the definition's first words too."""
-    made = ConceptList(source=name)
+    concepts = ConceptList(source=name)
     synsets = _timm_info(_IMAGENET[name]).split()
     lemmas = dict(line.split("\t", 1) for line in _timm_info(_LEMMAS).splitlines())
     definitions = dict(line.split("\t", 1) for line in _timm_info(_DEFINITIONS).splitlines())
@@ -308,12 +308,12 @@ def _imagenet(name: str) -> ConceptList:
                     break
                 length += 3
         if concept.casefold() in taken:
-            made.merged += 1  # two synsets with the very same words: one concept
+            concepts.merged += 1  # two synsets with the very same words: one concept
             continue
         taken.add(concept.casefold())
-        made.add(concept, gloss=genus(definition))
-    made.merged = 0  # not the user's doing, so not worth a note
-    return made
+        concepts.add(concept, gloss=genus(definition))
+    concepts.merged = 0  # not the user's doing, so not worth a note
+    return concepts
 
 
 _LEMMAS, _DEFINITIONS = "imagenet_synset_to_lemma.txt", "imagenet_synset_to_definition.txt"

@@ -58,20 +58,20 @@ class Neighbours:
 
     def alike(self, captions: Sequence[list[str]], rows: Sequence[int]) -> list[str]:
         """Return EXACT, NEAR or "" for each caption's words, drawn for these rows."""
-        found = [
+        reasons = [
             EXACT if words and self._first_row.get(" ".join(words), row) < row else ""
             for words, row in zip(captions, rows, strict=True)
         ]
         if self._similarity < 1 and len(captions):
             for number in self._near(captions, np.asarray(rows)):
-                found[number] = found[number] or NEAR
-        return found
+                reasons[number] = reasons[number] or NEAR
+        return reasons
 
     def _near(self, captions: Sequence[list[str]], rows: np.ndarray) -> set[int]:
         # At the first draw nothing has to be computed again.
         first = len(captions) == len(self._first) and all(map(operator.is_, captions, self._first))
-        asked = self._pairs if first else _Pairs(captions)
-        signatures = self._signatures if first else asked.signatures()  # [Q, P]
+        queries = self._pairs if first else _Pairs(captions)
+        signatures = self._signatures if first else queries.signatures()  # [Q, P]
         numbers, others = self._candidates(bands(signatures, self._width), rows)
         # The estimate sorts out most of them; three of its standard deviations are left for error.
         agreeing = (signatures[numbers] == self._signatures[others]).mean(axis=1)
@@ -82,28 +82,28 @@ class Neighbours:
         for i in likely:
             number = int(numbers[i])
             if number not in near:
-                mine, its = asked.of(number), self._pairs.of(int(others[i]))
-                common = len(mine & its)
-                if common and common >= self._similarity * (len(mine) + len(its) - common):
+                pairs, other_pairs = queries.of(number), self._pairs.of(int(others[i]))
+                common = len(pairs & other_pairs)
+                if common and common >= self._similarity * (len(pairs) + len(other_pairs) - common):
                     near.add(number)
         return near
 
-    def _candidates(self, asked: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _candidates(self, queries: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (caption asked about, earlier row) of all that agree in a band [B, Q]."""
-        found: list[np.ndarray] = []
-        count = asked.shape[1]
-        for keys, order, wanted in zip(self._sorted, self._orders, asked, strict=True):
-            start = np.searchsorted(keys, wanted)  # [Q]
+        matches: list[np.ndarray] = []
+        count = queries.shape[1]
+        for keys, order, values in zip(self._sorted, self._orders, queries, strict=True):
+            start = np.searchsorted(keys, values)  # [Q]
             for step in range(_MOST_CANDIDATES):
                 place = np.minimum(start + step, len(keys) - 1)
-                good = (start + step < len(keys)) & (keys[place] == wanted)
+                good = (start + step < len(keys)) & (keys[place] == values)
                 good &= order[place] < rows  # rows of a key stand in order
                 if not good.any():
                     break
-                found.append(np.flatnonzero(good) + count * order[place[good]])
-        if not found:
+                matches.append(np.flatnonzero(good) + count * order[place[good]])
+        if not matches:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-        every = np.unique(np.concatenate(found))
+        every = np.unique(np.concatenate(matches))
         return every % count, every // count
 
 
@@ -142,8 +142,8 @@ class _WordHashes(dict[str, int]):
         if len(self) > 1 << 17:  # bounded: a language does not have more in use
             self.clear()
         digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        self[word] = found = int.from_bytes(digest, "little")
-        return found
+        self[word] = value = int.from_bytes(digest, "little")
+        return value
 
 
 _hashes = _WordHashes()

@@ -18,7 +18,7 @@ import pyarrow as pa
 from synclr_cli import engines
 from synclr_cli.captions import quality
 from synclr_cli.captions.duplicates import Neighbours
-from synclr_cli.captions.sampler import Drawer, Rows, noise_seeds
+from synclr_cli.captions.sampler import Rows, RowSampler, noise_seeds
 from synclr_cli.config import CaptionEngineConfig, CaptionsConfig
 from synclr_cli.engines import CaptionEngine, Prompt
 from synclr_cli.safe_text import redact
@@ -38,18 +38,18 @@ class Rejects:
     seeds: list[int] = field(default_factory=list)
 
 
-def complete(
+def generate(
     rows: Rows,
-    drawer: Drawer,
+    sampler: RowSampler,
     engine: CaptionEngine,
     config: CaptionsConfig,
     advance: Callable[[int], None],
 ) -> tuple[pa.Table, pa.Table]:
     """Return the captions of N rows and what was refused on the way, as tables of their schemas."""
     with _no_search_for_cycles():
-        asked = prompts_of(rows, drawer)
-        shown = _shown(rows, drawer)
-    count = len(asked)
+        prompts = prompts_of(rows, sampler)
+        shown = _shown(rows, sampler)
+    count = len(prompts)
     captions, writers = [""] * count, [redact(config.engine.name)] * count
     seeds = np.zeros(count, dtype=np.int64)  # [N]
     rejects = Rejects()
@@ -58,18 +58,20 @@ def complete(
     for attempt in range(config.attempts):
         tried = noise_seeds(config.seed, rows.ids[pending], attempt)
         seeds[pending] = tried
-        drawn = _draw(engine, asked, pending, tried, config, advance if attempt == 0 else None)
+        texts = _complete(
+            engine, prompts, pending, tried, config, advance if attempt == 0 else None
+        )
         with _no_search_for_cycles():
             if config.quality_gate:
-                words = list(map(quality.words_of, drawn))
+                words = list(map(quality.words_of, texts))
                 if attempt == 0:
                     firsts = [words[s : s + BLOCK] for s in range(0, count, BLOCK)]
                     blocks = [Neighbours(first, config.max_similarity) for first in firsts]
-                reasons = _judge(drawn, words, pending, asked, shown, blocks)
+                reasons = _reasons(texts, words, pending, prompts, shown, blocks)
             else:  # the released behaviour, except that no caption is empty
-                reasons = ["" if caption else quality.EMPTY for caption in drawn]
+                reasons = ["" if caption else quality.EMPTY for caption in texts]
         for i, caption, why, seed in zip(
-            pending.tolist(), drawn, reasons, tried.tolist(), strict=True
+            pending.tolist(), texts, reasons, tried.tolist(), strict=True
         ):
             if why:
                 rejects.rows.append(i)
@@ -87,12 +89,12 @@ def complete(
     if len(pending):
         rule = engines.load("caption", CaptionEngineConfig(name=FALLBACK))
         seeds[pending] = noise_seeds(config.seed, rows.ids[pending], config.attempts)
-        written = rule.generate([asked[i] for i in pending], seeds[pending].tolist())
+        written = rule.generate([prompts[i] for i in pending], seeds[pending].tolist())
         for i, caption in zip(pending.tolist(), written, strict=True):
             captions[i], writers[i] = caption, FALLBACK
     return (
-        _captions_table(rows, drawer, captions, writers, seeds),
-        _rejects_table(rows, drawer, rejects),
+        _captions_table(rows, sampler, captions, writers, seeds),
+        _rejects_table(rows, sampler, rejects),
     )
 
 
@@ -111,9 +113,9 @@ def _no_search_for_cycles() -> Iterator[None]:
             gc.enable()
 
 
-def prompts_of(rows: Rows, drawer: Drawer) -> list[Prompt]:
+def prompts_of(rows: Rows, sampler: RowSampler) -> list[Prompt]:
     """Return the prompt of each drawn row."""
-    pool, bank = drawer.pool, drawer.bank
+    pool, bank = sampler.pool, sampler.bank
     names, kinds, glosses = pool.names, pool.kinds, pool.glosses
     return [
         Prompt(bank.prompt(name, shown, names[c], companion), names[c], kinds[c], template,
@@ -125,40 +127,40 @@ def prompts_of(rows: Rows, drawer: Drawer) -> list[Prompt]:
     ]  # fmt: skip
 
 
-def _draw(
+def _complete(
     engine: CaptionEngine,
-    asked: list[Prompt],
+    prompts: list[Prompt],
     pending: np.ndarray,
     seeds: np.ndarray,
     config: CaptionsConfig,
     advance: Callable[[int], None] | None,
 ) -> list[str]:
-    drawn: list[str] = []
+    texts: list[str] = []
     # A chunk is what the engine sees at once: whole blocks, so that prefixes are shared, and some
     # batches, so that rows that end are followed by others most of the time.
     chunk = 4 * max(config.engine.batch_size or engine.batch_size, config.examples_block)
     for start in range(0, len(pending), chunk):
         here = pending[start : start + chunk]
         completions = engine.generate(
-            [asked[i] for i in here], seeds[start : start + chunk].tolist()
+            [prompts[i] for i in here], seeds[start : start + chunk].tolist()
         )
-        drawn += map(quality.tidy, completions)
+        texts += map(quality.tidy, completions)
         if advance:
             advance(len(here))
-    return drawn
+    return texts
 
 
-def _judge(
-    drawn: list[str],
+def _reasons(
+    texts: list[str],
     words: list[list[str]],
     pending: np.ndarray,
-    asked: list[Prompt],
+    prompts: list[Prompt],
     shown: list[tuple[str, ...]],
     blocks: list[Neighbours],
 ) -> list[str]:
     reasons = [
-        quality.reason(caption, asked[i].concept, shown[i], its)
-        for i, caption, its in zip(pending.tolist(), drawn, words, strict=True)
+        quality.reason(caption, prompts[i].concept, shown[i], caption_words)
+        for i, caption, caption_words in zip(pending.tolist(), texts, words, strict=True)
     ]
     for number, block in enumerate(blocks):
         places = np.flatnonzero(pending // BLOCK == number).tolist()
@@ -168,9 +170,9 @@ def _judge(
     return reasons
 
 
-def _shown(rows: Rows, drawer: Drawer) -> list[tuple[str, ...]]:
+def _shown(rows: Rows, sampler: RowSampler) -> list[tuple[str, ...]]:
     """Return the captions of each row's demonstrations; neighbours share them."""
-    captions = drawer.bank.captions
+    captions = sampler.bank.captions
     by_examples: dict[tuple[int, ...], tuple[str, ...]] = {}
     shown = []
     for examples in map(tuple, rows.examples.tolist()):
@@ -181,16 +183,16 @@ def _shown(rows: Rows, drawer: Drawer) -> list[tuple[str, ...]]:
 
 
 def _captions_table(
-    rows: Rows, drawer: Drawer, captions: list[str], writers: list[str], seeds: np.ndarray
+    rows: Rows, sampler: RowSampler, captions: list[str], writers: list[str], seeds: np.ndarray
 ) -> pa.Table:
-    pool, drawn = drawer.pool, rows.concepts.tolist()
+    pool, concepts = sampler.pool, rows.concepts.tolist()
     count, shown = rows.examples.shape
     return pa.table(
         {
             "caption_id": rows.ids,
             "caption": captions,
-            "concept": [pool.names[c] for c in drawn],
-            "source": [pool.sources[c] for c in drawn],
+            "concept": [pool.names[c] for c in concepts],
+            "source": [pool.sources[c] for c in concepts],
             "template": rows.templates,
             "companion": rows.companions,
             "engine": writers,
@@ -203,8 +205,8 @@ def _captions_table(
     )
 
 
-def _rejects_table(rows: Rows, drawer: Drawer, rejects: Rejects) -> pa.Table:
-    pool = drawer.pool
+def _rejects_table(rows: Rows, sampler: RowSampler, rejects: Rejects) -> pa.Table:
+    pool = sampler.pool
     return pa.table(
         {
             "caption_id": pa.array([int(rows.ids[i]) for i in rejects.rows], pa.int64()),

@@ -13,8 +13,8 @@ import numpy as np
 
 from synclr_cli import engines
 from synclr_cli.captions import concepts, prompts
-from synclr_cli.captions.generate import complete
-from synclr_cli.captions.sampler import Drawer
+from synclr_cli.captions.generate import generate
+from synclr_cli.captions.sampler import RowSampler
 from synclr_cli.config import CaptionsConfig
 from synclr_cli.data.manifest import PartFacts
 from synclr_cli.data.shards import ShardedDataset
@@ -52,12 +52,12 @@ class CaptionParts:
     ) -> Iterator[dict[str, Any]]:
         """Make parts; yield the engine's revision and what `take` takes in."""
         assert self.engine is not None
-        drawer = self.drawer()
+        sampler = self.sampler()
         for index in parts:
             for dataset in (self.captions, self.rejects):
                 dataset.look_up(index)
-            rows = drawer.rows(part_ids(index, self.config))
-            accepted, refused = complete(rows, drawer, self.engine, self.config, advance)
+            rows = sampler.rows(part_ids(index, self.config))
+            accepted, refused = generate(rows, sampler, self.engine, self.config, advance)
             # A part's rejects come first: the captions say that it is done.
             rejects = self.rejects.write(index, refused, rows_per_group=ROWS_PER_GROUP)
             captions = self.captions.write(index, accepted, rows_per_group=ROWS_PER_GROUP)
@@ -77,10 +77,10 @@ class CaptionParts:
         """Return what the engine warns of."""
         return self.engine.warnings() if self.engine else []
 
-    def drawer(self) -> Drawer:
+    def sampler(self) -> RowSampler:
         """Return what draws the rows."""
         config = self.config
-        return Drawer(
+        return RowSampler(
             self.pool,
             self.bank,
             seed=config.seed,

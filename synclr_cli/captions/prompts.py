@@ -99,8 +99,8 @@ class Bank:
 
 
 def _line(concept: str, companion: str) -> str:
-    asked = f"{concept}, {companion}" if companion else concept
-    return f"{asked}{ARROW} {LEAD} {plain_name(concept)}:"
+    subject = f"{concept}, {companion}" if companion else concept
+    return f"{subject}{ARROW} {LEAD} {plain_name(concept)}:"
 
 
 @cache

@@ -105,9 +105,9 @@ def _says(words: list[str], different: set[str], concept: str) -> bool:
     joined = phrase.replace(" ", "")
     if len(joined) >= _LONG_ENOUGH and joined in text.replace(" ", ""):
         return True  # "golf cart" and "golfcart"
-    wanted = _wanted(concept)
-    found = sum(not forms.isdisjoint(different) for forms in wanted)
-    return bool(wanted) and found >= math.ceil(_NAMED_SHARE * len(wanted))
+    name_words = _wanted(concept)
+    named = sum(not forms.isdisjoint(different) for forms in name_words)
+    return bool(name_words) and named >= math.ceil(_NAMED_SHARE * len(name_words))
 
 
 _ENDINGS = ("", "s", "es", "'s", "’s")
@@ -124,8 +124,8 @@ def _phrase(concept: str) -> str:
 def _wanted(concept: str) -> tuple[frozenset[str], ...]:
     """Return the forms of each word of a concept."""
     name = words_of(plain_name(concept))
-    asked = [w for w in name if not _YEAR.fullmatch(w)] if len(name) > 3 else name
-    return tuple(map(_forms, asked))
+    significant = [w for w in name if not _YEAR.fullmatch(w)] if len(name) > 3 else name
+    return tuple(map(_forms, significant))
 
 
 _YEAR = re.compile(r"(?:19|20)\d\d")  # of a car's model: no caption says it
@@ -133,16 +133,16 @@ _YEAR = re.compile(r"(?:19|20)\d\d")  # of a car's model: no caption says it
 
 def _forms(word: str) -> frozenset[str]:
     """Return how a word may be said: as it is, in the plural, in the singular."""
-    found = {word, word + "s", word + "es", word + "'s", word.removesuffix("s")}
+    forms = {word, word + "s", word + "es", word + "'s", word.removesuffix("s")}
     for one, many in (("y", "ies"), ("f", "ves"), ("fe", "ves"), ("man", "men"), ("", "es")):
         if word.endswith(one):
-            found.add(word[: len(word) - len(one)] + many)
+            forms.add(word[: len(word) - len(one)] + many)
         if word.endswith(many):
-            found.add(word.removesuffix(many) + one)
+            forms.add(word.removesuffix(many) + one)
     for group in _ALSO:
         if word in group:
-            found |= group
-    return frozenset(found)
+            forms |= group
+    return frozenset(forms)
 
 
 _ALSO = (

@@ -70,32 +70,33 @@ def report(path: Path) -> dict[str, Any]:
 
 def table(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return a report as (name, value) rows for a terminal."""
-    found: list[tuple[str, str]] = [("captions", f"{measured['captions']:,}")]
+    rows: list[tuple[str, str]] = [("captions", f"{measured['captions']:,}")]
     for kind in ("sources", "templates"):
         for name, share in measured[kind].items():
-            wanted = "" if share["intended"] is None else f" of {share['intended']:.2%} intended"
+            intended = "" if share["intended"] is None else f" of {share['intended']:.2%} intended"
             bounds = f" [{share['low']:.2%}, {share['high']:.2%}]"
-            found.append((f"{kind[:-1]} {name}", f"{share['realised']:.2%}{bounds}{wanted}"))
-    drawn = measured["concepts"]
-    if drawn["of"] is not None:
-        found.append(
+            rows.append((f"{kind[:-1]} {name}", f"{share['realised']:.2%}{bounds}{intended}"))
+    concepts = measured["concepts"]
+    if concepts["of"] is not None:
+        rows.append(
             (
                 "concepts never drawn",
-                f"{drawn['never']:,} of {drawn['of']:,} ({drawn['never_expected']:,.0f} expected)",
+                f"{concepts['never']:,} of {concepts['of']:,}"
+                f" ({concepts['never_expected']:,.0f} expected)",
             )
         )
     words = measured["words"]
-    found += [
+    rows += [
         ("words a caption", f"{words['mean']:.1f}, from {words['least']} to {words['most']}"),
         ("distinct-1, distinct-2", f"{measured['distinct_1']:.3f}, {measured['distinct_2']:.3f}"),
         ("exact duplicates", f"{measured['exact_duplicates']:,}"),
     ]
     refused = measured["refusals"]
     if refused["accepted_share"] is not None:
-        found.append(("first draws accepted", f"{refused['accepted_share']:.1%}"))
-        found += [(f"refused: {why}", f"{n:,}") for why, n in refused["reasons"].items()]
-    found.append(("written by rule", f"{refused['by_rule']:,}"))
-    return found
+        rows.append(("first draws accepted", f"{refused['accepted_share']:.1%}"))
+        rows += [(f"refused: {why}", f"{n:,}") for why, n in refused["reasons"].items()]
+    rows.append(("written by rule", f"{refused['by_rule']:,}"))
+    return rows
 
 
 def plot(measured: Mapping[str, Any], path: Path) -> Path:
@@ -112,9 +113,9 @@ def plot(measured: Mapping[str, Any], path: Path) -> Path:
             [measured[kind][n]["high"] - realised[i] for i, n in enumerate(names)],
         ]
         axes.barh(names, realised, xerr=spread, color="#4477aa", label="realised")
-        wanted = [measured[kind][n]["intended"] for n in names]
-        if None not in wanted:
-            axes.plot(wanted, names, "k|", markersize=14, label="intended")
+        intended = [measured[kind][n]["intended"] for n in names]
+        if None not in intended:
+            axes.plot(intended, names, "k|", markersize=14, label="intended")
         axes.invert_yaxis()
         axes.set_xlabel("share of captions")
         axes.set_title(kind)
@@ -203,35 +204,35 @@ def _shares(
     counts: Counter[str], rows: int, intended: Mapping[str, float] | None
 ) -> dict[str, dict[str, float | None]]:
     names = sorted({*counts, *(intended or ())}, key=lambda n: -counts[n])
-    found: dict[str, dict[str, float | None]] = {}
+    shares: dict[str, dict[str, float | None]] = {}
     for name in names:
         low, high = wilson(counts[name], rows)
-        found[name] = {
+        shares[name] = {
             "realised": counts[name] / max(1, rows),
             "low": low,
             "high": high,
             "intended": intended.get(name, 0.0) if intended is not None else None,
         }
-    return found
+    return shares
 
 
 def _concepts(
     counts: Counter[str], rows: int, intended: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"drawn": len(counts), "most": counts.most_common(5), "of": None}
+    facts: dict[str, Any] = {"drawn": len(counts), "most": counts.most_common(5), "of": None}
     if intended is not None:
         shares: dict[str, float] = {}  # a name that two sources have is one concept here
         for name, share in zip(intended["names"], intended["shares"].tolist(), strict=True):
             shares[name] = shares.get(name, 0.0) + share
         never = [name for name in shares if name not in counts]
         expected = float(np.sum((1 - np.minimum(1, list(shares.values()))) ** rows))
-        found |= {
+        facts |= {
             "of": len(shares),
             "never": len(never),
             "never_expected": expected,
             "never_names": never[:NAMED],
         }
-    return found
+    return facts
 
 
 def _lengths(lengths: Counter[int]) -> dict[str, Any]:
@@ -245,17 +246,17 @@ def _lengths(lengths: Counter[int]) -> dict[str, Any]:
 
 
 def _refusals(path: Path, rows: int, by_rule: int, header: artifacts.Header) -> dict[str, Any]:
-    found: dict[str, Any] = {"reasons": {}, "accepted_share": None, "by_rule": by_rule}
+    facts: dict[str, Any] = {"reasons": {}, "accepted_share": None, "by_rule": by_rule}
     if header.engine == FALLBACK:
-        found["by_rule"] = rows
+        facts["by_rule"] = rows
     if not (path / REJECTED).is_dir():
-        return found
+        return facts
     reasons: Counter[str] = Counter()
     first = 0  # rows whose first completion was refused
     parts = manifest.open_dataset(path / REJECTED, "rejects").paths()
     for batch in _batches(parts, "rejects", ["reason", "attempt"]):
         reasons.update(batch["reason"].to_pylist())
         first += sum(attempt == 0 for attempt in batch["attempt"].to_pylist())
-    found["reasons"] = {why: reasons[why] for why in quality.REASONS if reasons[why]}
-    found["accepted_share"] = 1 - first / max(1, rows)
-    return found
+    facts["reasons"] = {why: reasons[why] for why in quality.REASONS if reasons[why]}
+    facts["accepted_share"] = 1 - first / max(1, rows)
+    return facts

@@ -20,7 +20,7 @@ import numpy as np
 from synclr_cli import config as configs, console, executors
 from synclr_cli.captions import backgrounds, concepts, prompts
 from synclr_cli.captions.parts import CaptionParts, count_parts, part_ids
-from synclr_cli.captions.sampler import Drawer
+from synclr_cli.captions.sampler import RowSampler
 from synclr_cli.config import CaptionsConfig
 from synclr_cli.data import manifest, storage
 from synclr_cli.data.artifacts import Header, parent
@@ -94,7 +94,7 @@ def _write_parts(
         if not rejects.finish(total):
             return False
         if config.backgrounds == "model":
-            _keep_backgrounds(captions, parts.drawer(), config)
+            _keep_backgrounds(captions, parts.sampler(), config)
     return True
 
 
@@ -130,26 +130,28 @@ def _list_backgrounds(parts: CaptionParts) -> Mapping[str, tuple[str, ...]]:
     captions.begin()
     blocks = (part_ids(i, config) for i in shard_numbers(count_parts(config), config.shard))
     lists = backgrounds.known_lists(captions.work, captions.scratch)
-    new = [name for name in _needed(parts.drawer(), blocks) if name not in lists]
+    new = [name for name in _needed(parts.sampler(), blocks) if name not in lists]
     header = _of_schema(captions.header, "backgrounds")
     backgrounds.write_lists(captions.scratch, header, parts.engine, new, config.seed)
     return backgrounds.long_enough(backgrounds.known_lists(captions.work, captions.scratch))
 
 
-def _keep_backgrounds(captions: ShardedDataset, drawer: Drawer, config: CaptionsConfig) -> None:
+def _keep_backgrounds(
+    captions: ShardedDataset, sampler: RowSampler, config: CaptionsConfig
+) -> None:
     """Write the lists that the captions need, of all jobs, as one file."""
     lists = backgrounds.known_lists(captions.work, captions.scratch)
     starts = range(0, config.count, _IDS_AT_ONCE)
     blocks = (np.arange(s, min(s + _IDS_AT_ONCE, config.count)) for s in starts)
-    needed = {name: lists[name] for name in _needed(drawer, blocks)}
+    needed = {name: lists[name] for name in _needed(sampler, blocks)}
     header = _of_schema(captions.header, "backgrounds")
     backgrounds.write(captions.work / backgrounds.FILE, header, needed)
 
 
-def _needed(drawer: Drawer, blocks: Iterator[np.ndarray]) -> Sequence[str]:
+def _needed(sampler: RowSampler, blocks: Iterator[np.ndarray]) -> Sequence[str]:
     """Return the concepts for which captions of these ids need a list, in alphabetical order."""
-    numbers = {number for ids in blocks for number in drawer.needing_backgrounds(ids)}
-    return sorted({drawer.pool.names[n] for n in numbers})
+    numbers = {number for ids in blocks for number in sampler.needing_backgrounds(ids)}
+    return sorted({sampler.pool.names[n] for n in numbers})
 
 
 # ------------------------------------------------------------------------- settings and refusals

@@ -32,13 +32,13 @@ def without_replacement(uniforms: np.ndarray, size: int) -> np.ndarray:
     count = uniforms.shape[1]
     if count > size:
         raise ValueError(f"cannot draw {count} of {size} without replacement")
-    drawn = np.empty(uniforms.shape, dtype=np.int64)
+    picks = np.empty(uniforms.shape, dtype=np.int64)
     for k in range(count):
         rank = np.minimum((uniforms[:, k] * (size - k)).astype(np.int64), size - k - 1)
-        for earlier in np.sort(drawn[:, :k], axis=1).T:  # skip what is taken, lowest first
+        for earlier in np.sort(picks[:, :k], axis=1).T:  # skip what is taken, lowest first
             rank += rank >= earlier
-        drawn[:, k] = rank
-    return drawn
+        picks[:, k] = rank
+    return picks
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Rows:
     examples: np.ndarray  # [N, K] demonstration ids
 
 
-class Drawer:
+class RowSampler:
     """Draws rows from a pool of concepts and a bank of demonstrations."""
 
     def __init__(
@@ -87,16 +87,16 @@ class Drawer:
         seed, pool = self.seed, self.pool
         concepts, number = self._concepts_and_templates(ids)
         templates = [("c", "c_bg", "c_rel")[n] for n in number.tolist()]
-        drawn = concepts.tolist()
+        numbers = concepts.tolist()
         banks = [
             pool.kinds[c] if t == "c" else "background" if t == "c_bg" else "relation"
-            for c, t in zip(drawn, templates, strict=True)
+            for c, t in zip(numbers, templates, strict=True)
         ]
         companions = [
             self._companion(t, c, u)
             for t, c, u in zip(
                 templates,
-                drawn,
+                numbers,
                 rng.uniform("captions.companion", seed, ids).tolist(),
                 strict=True,
             )
@@ -110,8 +110,8 @@ class Drawer:
         """
         concepts, number = self._concepts_and_templates(ids)
         pool = self.pool
-        drawn = np.unique(concepts[number == 1]).tolist()
-        return [c for c in drawn if not pool.backgrounds[c] and not pool.domains[c]]
+        numbers = np.unique(concepts[number == 1]).tolist()
+        return [c for c in numbers if not pool.backgrounds[c] and not pool.domains[c]]
 
     def _concepts_and_templates(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         seed = self.seed

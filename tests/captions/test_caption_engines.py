@@ -12,14 +12,14 @@ from synclr_cli.captions import concepts, prompts
 from synclr_cli.captions.engines.local import sampling
 from synclr_cli.captions.engines.template import TemplateEngine, with_article
 from synclr_cli.captions.generate import prompts_of
-from synclr_cli.captions.sampler import Drawer
+from synclr_cli.captions.sampler import RowSampler
 from synclr_cli.config import CaptionEngineConfig
 from synclr_cli.engines import load
 from synclr_cli.errors import EngineError, UsageError
 
 
 def some_prompts(count, spec="in1k", block=256):
-    drawer = Drawer(
+    sampler = RowSampler(
         concepts.read(spec),
         prompts.shipped(),
         seed=0,
@@ -27,7 +27,7 @@ def some_prompts(count, spec="in1k", block=256):
         demonstrations=3,
         block=block,
     )
-    return prompts_of(drawer.rows(np.arange(count)), drawer)
+    return prompts_of(sampler.rows(np.arange(count)), sampler)
 
 
 # ------------------------------------------------------------------------------ template

@@ -7,13 +7,13 @@ import pytest
 
 from synclr_cli import rng
 from synclr_cli.captions import concepts, prompts
-from synclr_cli.captions.sampler import RELATIONS, Drawer, noise_seeds, without_replacement
+from synclr_cli.captions.sampler import RELATIONS, RowSampler, noise_seeds, without_replacement
 
 SHARES = (0.44, 0.45, 0.11)
 
 
-def drawer(spec="synclr", *, block=1, seed=0, demonstrations=3):
-    return Drawer(
+def sampler(spec="synclr", *, block=1, seed=0, demonstrations=3):
+    return RowSampler(
         concepts.read(spec),
         prompts.shipped(),
         seed=seed,
@@ -24,7 +24,7 @@ def drawer(spec="synclr", *, block=1, seed=0, demonstrations=3):
 
 
 def test_a_row_is_the_same_alone_in_a_block_and_in_any_order():
-    made = drawer(block=7)
+    made = sampler(block=7)
     many = made.rows(np.arange(300))
     shuffled = np.random.default_rng(0).permutation(300)
     mixed = made.rows(shuffled)
@@ -38,14 +38,14 @@ def test_a_row_is_the_same_alone_in_a_block_and_in_any_order():
 
 
 def test_another_seed_draws_other_rows():
-    one, other = drawer(seed=0).rows(np.arange(500)), drawer(seed=1).rows(np.arange(500))
+    one, other = sampler(seed=0).rows(np.arange(500)), sampler(seed=1).rows(np.arange(500))
     assert np.mean(one.concepts == other.concepts) < 0.05
     assert np.mean(one.examples == other.examples) < 0.1
 
 
 def test_shares_of_sources_and_templates_are_within_four_sigma_over_100000_draws():
     count = 100_000
-    made = drawer()
+    made = sampler()
     rows = made.rows(np.arange(count))
     kinds = np.array(made.pool.kinds)[rows.concepts]
     templates = np.array(rows.templates)
@@ -67,7 +67,7 @@ def test_shares_of_sources_and_templates_are_within_four_sigma_over_100000_draws
 
 
 def test_demonstrations_are_of_their_bank_and_never_twice_in_a_prompt():
-    rows = drawer().rows(np.arange(5000))
+    rows = sampler().rows(np.arange(5000))
     for bank, shown in zip(rows.banks, rows.examples.tolist(), strict=True):
         first, size = prompts.shipped().span(bank)
         assert len(set(shown)) == 3
@@ -75,7 +75,7 @@ def test_demonstrations_are_of_their_bank_and_never_twice_in_a_prompt():
 
 
 def test_a_block_of_ids_shows_the_same_demonstrations_for_a_template():
-    rows = drawer("in1k", block=64).rows(np.arange(640))
+    rows = sampler("in1k", block=64).rows(np.arange(640))
     seen = {}
     for i, (bank, shown) in enumerate(zip(rows.banks, rows.examples.tolist(), strict=True)):
         assert seen.setdefault((i // 64, bank), shown) == shown
@@ -105,5 +105,5 @@ def test_each_attempt_has_noise_of_its_own():
 
 
 def test_no_demonstrations_is_a_setting():
-    rows = drawer(demonstrations=0).rows(np.arange(5))
+    rows = sampler(demonstrations=0).rows(np.arange(5))
     assert rows.examples.shape == (5, 0)

@@ -112,8 +112,8 @@ class Attention:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         rows, heads, length, width = query.shape
         shared = key.shape[1]
-        asked = query.reshape(rows, shared, -1, width)  # [R, h, M, D]
-        mixed = self._here.work.attend(layer, asked, key, value, Scores(scale, softcap))
+        queries = query.reshape(rows, shared, -1, width)  # [R, h, M, D]
+        mixed = self._here.work.attend(layer, queries, key, value, Scores(scale, softcap))
         mixed = mixed.to(value.dtype).view(rows, heads, length, width)
         return mixed.transpose(1, 2), None  # [R, L, H, D]
 
@@ -140,9 +140,9 @@ class Part:
     def merged(self, other: Part) -> Tensor:
         """Return the softmax over the tokens of both [R, h, M, D]."""
         top = torch.maximum(self.top, other.top)
-        mine, its = (self.top - top).exp_(), (other.top - top).exp_()
-        out = self.out * mine + other.out * its
-        return out / (self.total * mine + other.total * its)
+        factor, other_factor = (self.top - top).exp_(), (other.top - top).exp_()
+        out = self.out * factor + other.out * other_factor
+        return out / (self.total * factor + other.total * other_factor)
 
     def alone(self) -> Tensor:
         """Return the softmax [R, h, M, D]."""
@@ -161,11 +161,11 @@ class Prefix:
         """Attend [R, h, M, D] queries to it, as one product for all rows."""
         rows, shared, queries, width = query.shape
         together = query.transpose(0, 1).reshape(shared, -1, width)  # [h, RM, D]
-        found = Part.over(scores.of(together, self.keys[layer]), self.values[layer])
+        part = Part.over(scores.of(together, self.keys[layer]), self.values[layer])
         return Part(
             *(
                 x.view(shared, rows, queries, -1).transpose(0, 1)  # [R, h, M, D or 1]
-                for x in (found.out, found.top, found.total)
+                for x in (part.out, part.top, part.total)
             )
         )
 
@@ -265,11 +265,11 @@ class Append:
         keys[self._places, :, :, self._at] = key[:, :, 0]
         values[self._places, :, self._at] = value[:, :, 0]
         used = self._bias.shape[0]
-        asked = query
+        queries = query
         if not self._aligned:
-            asked = query.new_zeros((used, *query.shape[1:]))  # [S, h, M, D]
-            asked[self._places] = query
-        own = Part.over(scores.of(asked, keys[:used]).add_(self._bias), values[:used])
+            queries = query.new_zeros((used, *query.shape[1:]))  # [S, h, M, D]
+            queries[self._places] = query
+        own = Part.over(scores.of(queries, keys[:used]).add_(self._bias), values[:used])
         if not self._aligned:
             own = own.rows(self._places)
         mixed = []

@@ -82,13 +82,13 @@ class Decoder(CaptionEngine):
         self.stops = _stops(model, tokenizer)
         self._slots: list[Slots] = []  # of each thread
 
-    def generate(self, asked: Sequence[Prompt], seeds: Sequence[int]) -> list[str]:
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[str]:
         """Return one completion per prompt: what its row's seed samples before a newline."""
-        if not asked:
+        if not prompts:
             return []
-        texts = [prompt.text for prompt in asked]
-        prompts: list[list[int]] = self.tokenizer(texts)["input_ids"]
-        groups = _groups(texts, prompts)
+        texts = [prompt.text for prompt in prompts]
+        prompt_tokens: list[list[int]] = self.tokenizer(texts)["input_ids"]
+        groups = _groups(texts, prompt_tokens)
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         shares = list(_shares(groups, max(1, min(threads, len(texts) // _ROWS_PER_THREAD))))
         while len(self._slots) < len(shares):
@@ -100,14 +100,14 @@ class Decoder(CaptionEngine):
             try:
                 torch.set_num_threads(max(1, threads // len(shares)))  # of this thread's products
                 with torch.inference_mode():
-                    _Batch(self, room, stop).generate(share, prompts, seeds, tokens)
+                    _Batch(self, room, stop).generate(share, prompt_tokens, seeds, tokens)
             except BaseException:
                 stop.set()  # the other threads end after their step
                 raise
 
         if len(shares) == 1:
             with torch.inference_mode():
-                _Batch(self, self._slots[0], stop).generate(shares[0], prompts, seeds, tokens)
+                _Batch(self, self._slots[0], stop).generate(shares[0], prompt_tokens, seeds, tokens)
         else:
             try:
                 with ThreadPoolExecutor(len(shares)) as pool:
@@ -256,10 +256,10 @@ class _Batch:
     def _draw(self, logits: Tensor, rows: list[_Row]) -> None:
         config, stops = self.decoder.config, self.decoder.stops
         uniforms = sampling.noise([row.seed for row in rows], [len(row.tokens) for row in rows])
-        drawn = sampling.sample(
+        sampled = sampling.sample(
             logits, uniforms, temperature=config.temperature, top_p=config.top_p
         )
-        for row, token in zip(rows, drawn.tolist(), strict=True):
+        for row, token in zip(rows, sampled.tolist(), strict=True):
             row.tokens.append(token)
             row.ended = token in stops or len(row.tokens) >= config.max_new_tokens
 
@@ -311,13 +311,13 @@ def _shares(groups: list[Group], count: int) -> Iterator[list[Group]]:
     for share in range(count):
         low, high = total * share // count, total * (share + 1) // count
         start = 0
-        mine: list[Group] = []
+        portion: list[Group] = []
         for shared, numbers in groups:
             inside = numbers[max(0, low - start) : max(0, high - start)]
             if inside:
-                mine.append(Group(shared, inside))
+                portion.append(Group(shared, inside))
             start += len(numbers)
-        yield mine
+        yield portion
 
 
 def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

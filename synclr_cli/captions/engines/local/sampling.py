@@ -55,15 +55,15 @@ def sample(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float
 def _sample(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
     probabilities = logits.float().div(temperature).softmax(dim=-1)  # [R, V]
     rows, size = probabilities.shape
-    drawn = torch.empty(rows, dtype=torch.long, device=logits.device)
+    sampled = torch.empty(rows, dtype=torch.long, device=logits.device)
     left = torch.arange(rows, device=logits.device)
     for count in (*_CANDIDATES, size):
         best, tokens = most_likely(probabilities[left], min(count, size))  # [left, K]
-        drawn[left] = _invert(best, tokens, uniforms[left], top_p)
+        sampled[left] = _invert(best, tokens, uniforms[left], top_p)
         left = left[best.sum(dim=-1) < top_p]  # the nucleus goes on beyond K
         if not len(left) or count >= size:
             break
-    return drawn
+    return sampled
 
 
 def most_likely(probabilities: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -79,9 +79,9 @@ def most_likely(probabilities: Tensor, count: int) -> tuple[Tensor, Tensor]:
     table = probabilities.view(rows, _CLASSES, columns)
     _, best = table.amax(dim=1).topk(count, sorted=False)  # [R, K]
     inside = table.gather(2, best[:, None].expand(-1, _CLASSES, -1))  # [R, 64, K]
-    found, place = inside.flatten(1).topk(count)  # [R, K]
+    largest, place = inside.flatten(1).topk(count)  # [R, K]
     column = best.gather(1, place % count)
-    return found, place // count * columns + column
+    return largest, place // count * columns + column
 
 
 def _invert(probabilities: Tensor, tokens: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
