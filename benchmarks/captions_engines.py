@@ -41,20 +41,20 @@ def main() -> None:
         demonstrations=3, block=256,
     )  # fmt: skip
     rows = sampler.rows(np.arange(arguments.rows))
-    prompts = prompts_of(rows, sampler)
+    requests = prompts_of(rows, sampler)
     seeds = noise_seeds(0, rows.ids, 0).tolist()
 
     engine = SmolLM2Engine(
         "",
         CaptionEngineConfig(max_new_tokens=NEW_TOKENS, batch_size=arguments.batch_size),
     )
-    engine.generate(prompts[:8], seeds[:8])  # warm
-    ours, made = timed(lambda: engine.generate(prompts, seeds), len(prompts))
+    engine.generate(requests[:8], seeds[:8])  # warm
+    ours, made = timed(lambda: engine.generate(requests, seeds), len(requests))
     refused = [
-        quality.reason(quality.tidy(c), p.concept) for c, p in zip(made, prompts, strict=True)
+        quality.reason(quality.tidy(c), p.concept) for c, p in zip(made, requests, strict=True)
     ]
 
-    texts = [p.text for p in prompts[: arguments.plain_rows]]
+    texts = [p.text for p in requests[: arguments.plain_rows]]
     report = {
         "threads": torch.get_num_threads(),
         "rows": arguments.rows,

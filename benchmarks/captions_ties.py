@@ -30,14 +30,14 @@ def main() -> None:
         demonstrations=3, block=256,
     )  # fmt: skip
     rows = sampler.rows(np.arange(count))
-    prompts = prompts_of(rows, sampler)
+    requests = prompts_of(rows, sampler)
     seeds = noise_seeds(0, rows.ids, 0).tolist()
     report: dict[str, object] = {"rows": count}
     for dtype in ("bfloat16", "float32"):
         made = []
         for batch_size in (128, 17):
             config = CaptionEngineConfig(max_new_tokens=40, batch_size=batch_size, dtype=dtype)
-            made.append(smollm2.SmolLM2Engine("", config).generate(prompts, seeds))
+            made.append(smollm2.SmolLM2Engine("", config).generate(requests, seeds))
         differing = sum(a != b for a, b in zip(*made, strict=True))
         report[dtype] = {"rows_that_differ": differing, "share": round(differing / count, 4)}
     print(json.dumps(report, indent=1))

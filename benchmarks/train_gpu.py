@@ -77,7 +77,7 @@ def cutting(config: TrainConfig, device: torch.device, pictures: int, rounds: in
             finish(device)
             start = time.perf_counter()
         drawn = crops.plan(config, round_, rng.key("picture", np.arange(pictures)), sizes)
-        crops.cut_and_paint(config, pixels.clone(), drawn)
+        crops.cut_and_recolour(config, pixels.clone(), drawn)
     finish(device)
     return rounds * pictures / (time.perf_counter() - start)
 

@@ -305,10 +305,10 @@ def _column_name(report: Mapping[str, Any]) -> str:
 
 
 def _column_detail(report: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
-    mine = _settings(report)
+    own_settings = _settings(report)
     differing = [
         f"{key}={value}"
-        for key, value in mine.items()
+        for key, value in own_settings.items()
         if any(_settings(other).get(key) != value for other in others)
     ]
     if any(other["data"]["digest"] != report["data"]["digest"] for other in others):

@@ -62,20 +62,20 @@ def stems(specs: Sequence[str]) -> dict[str, str]:
         UsageError: two cannot be told apart, or one is named twice.
     """
     often = Counter(stem(spec) for spec in specs)
-    found = {}
+    names = {}
     for spec in specs:
         name = stem(spec)
         if often[name] > 1:
             name = f"{Path(spec.rpartition(':')[2]).resolve().parent.name}-{name}"
-        found[spec] = name
-    if len(set(found.values())) < len(specs):
+        names[spec] = name
+    if len(set(names.values())) < len(specs):
         raise UsageError(
             f"backbones {', '.join(specs)}",
             got="two of one name",
             expected="each once, and in folders of different names",
             do="judge them one by one with --out",
         )
-    return found
+    return names
 
 
 def run(
@@ -194,9 +194,9 @@ def _table(
             if column not in columns:
                 columns.append(column)
             rows.setdefault(backbone, {})[column] = compare.cell([report])
-            found = report["data"]["classes"]
-            if task.classes and found != task.classes:
-                note = f"{task.name} has {found} classes, the paper's {task.classes}."
+            classes = report["data"]["classes"]
+            if task.classes and classes != task.classes:
+                note = f"{task.name} has {classes} classes, the paper's {task.classes}."
                 notes.extend([note] if note not in notes else [])
     facts: dict[str, Any] = {}
     if suite is not None:

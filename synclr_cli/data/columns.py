@@ -57,7 +57,7 @@ def labels(files: Sequence[Path], name: str) -> np.ndarray:
             row = column.is_null().index(True).as_py()
             raise DataError(f"{file}: column {name} has no value in row {row}")
         columns.append(column)
-    column = pa.chunked_array([c for each in columns for c in each.chunks], columns[0].type)
+    column = pa.chunked_array([c for chunked in columns for c in chunked.chunks], columns[0].type)
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         lists = np.empty(len(column), object)
         lists[:] = column.to_pylist()

@@ -99,7 +99,7 @@ def report_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         if isinstance(value, str | int | float) and not isinstance(value, bool)
     ]
     if interval := report.get("interval"):
-        rows.append(("interval", " to ".join(f"{each:.1f}" for each in interval)))
+        rows.append(("interval", " to ".join(f"{bound:.1f}" for bound in interval)))
     for name in ("backbone", "data"):
         if isinstance(known := report.get(name), Mapping) and "name" in known:
             rows.append((name, str(known["name"])))
@@ -183,8 +183,8 @@ def _run(path: Path) -> Description:
     if lines := storage.read_lines(path / "metrics.jsonl"):
         facts["last"] = lines[-1]
     for name in ("damaged", "skipped"):  # pictures, steps
-        if found := storage.read_lines(path / f"{name}.jsonl"):
-            facts[name] = len(found)
+        if lines := storage.read_lines(path / f"{name}.jsonl"):
+            facts[name] = len(lines)
     return Description(path, "run", header, facts)
 
 

@@ -53,8 +53,8 @@ def is_exported(out: Path, record: dict[str, Any], *, overwrite: bool) -> bool:
     if done.is_file():
         if overwrite:
             return False
-        found = storage.read_json(done)
-        if {key: found.get(key) for key in record} != record:
+        stored = storage.read_json(done)
+        if {key: stored.get(key) for key in record} != record:
             raise UsageError(f"{out} holds another export", do="add --overwrite, or choose --out")
         return True
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):

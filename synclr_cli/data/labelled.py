@@ -24,7 +24,7 @@ from PIL import Image
 from synclr_cli import rng
 from synclr_cli.data import layouts
 from synclr_cli.data.artifacts import Header
-from synclr_cli.data.layouts import Found, RawSplit
+from synclr_cli.data.layouts import RawDataset, RawSplit
 from synclr_cli.data.sources import Masked, Source
 from synclr_cli.errors import DataError
 
@@ -83,7 +83,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledDataset:
     """A data set, ready to be judged on."""
 
     spec: str  # as the user named it
@@ -109,7 +109,7 @@ def open_data(
     seed: int,
     ignore_index: int = 255,
     reduce_zero_label: bool = False,
-) -> Labelled:
+) -> LabelledDataset:
     """Open labelled images.
 
     Args:
@@ -126,8 +126,8 @@ def open_data(
             lacks, a label or id out of range, masks and images of different size.
         EngineError: a download failed.
     """
-    found = layouts.find(spec, masks=masks)
-    raw = {name: split for name, split in found.splits.items() if _has_labels(split)}
+    raw_data = layouts.find(spec, masks=masks)
+    raw = {name: split for name, split in raw_data.splits.items() if _has_labels(split)}
     for name, split in raw.items():
         if len(split.source) == 0:
             raise DataError(f"{spec}: its {name} split is empty")
@@ -136,7 +136,7 @@ def open_data(
 
     zero = ignore_index if reduce_zero_label else None
     if masks:
-        classes = _mask_classes(found, raw, ignore_index, zero)
+        classes = _mask_classes(raw_data, raw, ignore_index, zero)
         labels = {name: np.zeros(len(split.source), np.int64) for name, split in raw.items()}
     elif any(split.labels.dtype.kind == "O" for split in raw.values()):
         if not several:
@@ -145,7 +145,7 @@ def open_data(
             )
         classes, labels = _flag_classes(raw)
     else:
-        classes, labels = _number_classes(found, raw)
+        classes, labels = _number_classes(raw_data, raw)
     whole = {
         name: Split(split.source, np.arange(len(split.source)), labels[name].astype(np.int64), zero)
         for name, split in raw.items()
@@ -153,14 +153,14 @@ def open_data(
     splits, facts = _complete(spec, whole, raw[TRAIN].groups, validation_share, seed)
     if not masks:
         _check_labels(spec, splits, classes)
-    return Labelled(
+    return LabelledDataset(
         spec=spec,
-        name=found.name,
-        digest=found.digest(),
+        name=raw_data.name,
+        digest=raw_data.digest(),
         classes=classes,
         splits=splits,
         facts=facts,
-        header=found.header,
+        header=raw_data.header,
     )
 
 
@@ -188,8 +188,8 @@ def hold_out(
     for k in np.unique(of_class):
         inside = np.flatnonzero(of_class == k)
         count = min(max(1, round(share * len(inside))), len(inside) - 1)
-        drawn = rng.generator(seed, int(k)).permutation(len(inside))[:count]
-        held[inside[drawn]] = True
+        chosen = rng.generator(seed, int(k)).permutation(len(inside))[:count]
+        held[inside[chosen]] = True
     out = held[member]
     return np.flatnonzero(~out), np.flatnonzero(out)
 
@@ -225,14 +225,14 @@ def _has_labels(split: RawSplit) -> bool:
 
 
 def _number_classes(
-    found: Found, raw: Mapping[str, RawSplit]
+    raw_data: RawDataset, raw: Mapping[str, RawSplit]
 ) -> tuple[list[str], dict[str, np.ndarray]]:
     """Return the class names and each split's labels as numbers of them."""
     names = next((split.names for split in raw.values() if split.names), None)
     for name, split in raw.items():
         if split.names and split.names != names:
             raise DataError(
-                f"{found.name}: the {name} split names other classes than another split"
+                f"{raw_data.name}: the {name} split names other classes than another split"
             )
         if names and split.labels.dtype.kind == "i":
             wrong = np.flatnonzero((split.labels < 0) | (split.labels >= len(names)))
@@ -252,9 +252,11 @@ def _number_classes(
 def _flag_classes(raw: Mapping[str, RawSplit]) -> tuple[list[str], dict[str, np.ndarray]]:
     """Return the class names and each split's lists of labels as 0 and 1, [n, K]."""
     names = next((list(split.names) for split in raw.values() if split.names), None)
-    lists = {name: [each or [] for each in split.labels] for name, split in raw.items()}
+    lists = {name: [several or [] for several in split.labels] for name, split in raw.items()}
     if names is None:
-        every = sorted({label for split in lists.values() for each in split for label in each})
+        every = sorted(
+            {label for split in lists.values() for several in split for label in several}
+        )
         names = [str(label) for label in every]
         number = {label: k for k, label in enumerate(every)}
     else:
@@ -262,8 +264,8 @@ def _flag_classes(raw: Mapping[str, RawSplit]) -> tuple[list[str], dict[str, np.
     flags = {}
     for name, split in lists.items():
         flags[name] = np.zeros((len(split), len(names)), np.int64)
-        for i, each in enumerate(split):
-            for label in each:
+        for i, several in enumerate(split):
+            for label in several:
                 if label not in number:
                     raise DataError(
                         f"the label of {raw[name].source.where(i)}",
@@ -295,7 +297,7 @@ def _check_labels(spec: str, splits: Mapping[str, Split], classes: Sequence[str]
 
 
 def _mask_classes(
-    found: Found, raw: Mapping[str, RawSplit], ignore_index: int, zero: int | None
+    raw_data: RawDataset, raw: Mapping[str, RawSplit], ignore_index: int, zero: int | None
 ) -> list[str]:
     """Return the class names; read every mask once, so that no training stops at a bad one."""
     seen: set[int] = set()
@@ -307,8 +309,8 @@ def _mask_classes(
             ids = np.unique(checked.mask(i))
             ids = ids[ids != ignore_index]
             top, low = int(ids.max(initial=-1)), int(ids.min(initial=0))
-            limit = len(found.mask_names) if found.mask_names else MOST_MASK_CLASSES
-            if name != TRAIN and not found.mask_names:
+            limit = len(raw_data.mask_names) if raw_data.mask_names else MOST_MASK_CLASSES
+            if name != TRAIN and not raw_data.mask_names:
                 limit = max(seen, default=-1) + 1
             if low < 0 or top >= limit:
                 raise DataError(
@@ -319,15 +321,15 @@ def _mask_classes(
             of_split |= set(ids.tolist())
         if not of_split:
             raise DataError(
-                f"{found.name}: every pixel of the {name} split's masks is {ignore_index},"
+                f"{raw_data.name}: every pixel of the {name} split's masks is {ignore_index},"
                 " unlabelled",
                 do="--set segment.ignore_index names the id that is unlabelled",
             )
         seen |= of_split
     if len(seen) < 2:
         raise DataError(
-            f"{found.name}: its masks hold fewer than two classes",
+            f"{raw_data.name}: its masks hold fewer than two classes",
             got=f"id {seen.pop()} alone",
             do=f"id {ignore_index} is unlabelled; --set segment.ignore_index names another",
         )
-    return list(found.mask_names or (str(i) for i in range(max(seen) + 1)))
+    return list(raw_data.mask_names or (str(i) for i in range(max(seen) + 1)))

@@ -54,7 +54,7 @@ class RawSplit:
 
 
 @dataclass(frozen=True)
-class Found:
+class RawDataset:
     """A data set as it was found."""
 
     name: str
@@ -64,7 +64,7 @@ class Found:
     mask_names: Sequence[str] = field(default=())
 
 
-def find(spec: str, *, masks: bool) -> Found:
+def find(spec: str, *, masks: bool) -> RawDataset:
     """Find the images a spec names.
 
     Raises:
@@ -122,7 +122,7 @@ def parquet_files(folder: Path) -> dict[str, list[Path]]:
         if (folder / MANIFEST).is_file() or _made_by_render(parts[0]):
             parts = open_dataset(folder, "images").paths()
         return {"train": parts}
-    found: dict[str, list[Path]] = {}
+    splits: dict[str, list[Path]] = {}
     folders = {inside: _split_folders(inside) for inside in (folder, folder / "data")}
     for split in SPLIT_NAMES:
         for inside, split_folders in folders.items():
@@ -134,11 +134,11 @@ def parquet_files(folder: Path) -> dict[str, list[Path]]:
             if within := split_folders.get(split):
                 files += parquet_files(within).get("train", []) or sorted(within.glob("*.parquet"))
             if files:
-                found[split] = files
+                splits[split] = files
                 break
-    if not found and (files := sorted(folder.glob("*.parquet"))):
-        found["train"] = files
-    return found
+    if not splits and (files := sorted(folder.glob("*.parquet"))):
+        splits["train"] = files
+    return splits
 
 
 def _made_by_render(path: Path) -> bool:
@@ -146,13 +146,13 @@ def _made_by_render(path: Path) -> bool:
     return b"synclr" in metadata
 
 
-def _parquet(path: Path, by_split: Mapping[str, Sequence[Path]], masks: bool) -> Found:
+def _parquet(path: Path, by_split: Mapping[str, Sequence[Path]], masks: bool) -> RawDataset:
     splits = {name: _parquet_split(files, masks) for name, files in by_split.items()}
     if (path / MANIFEST).is_file():
         rendered = open_dataset(path, "images")
-        return Found(path.resolve().name, splits, lambda: rendered.digest, rendered.header)
+        return RawDataset(path.resolve().name, splits, lambda: rendered.digest, rendered.header)
     every = [(f, f.name) for files in by_split.values() for f in files]
-    return Found(path.resolve().stem, splits, functools.partial(digest_files, every))
+    return RawDataset(path.resolve().stem, splits, functools.partial(digest_files, every))
 
 
 def _parquet_split(files: Sequence[Path], masks: bool) -> RawSplit:
@@ -183,7 +183,7 @@ def _parquet_split(files: Sequence[Path], masks: bool) -> RawSplit:
 # ------------------------------------------------------------------------------------ folders
 
 
-def _class_folders(root: Path) -> Found:
+def _class_folders(root: Path) -> RawDataset:
     """Find SPLIT/CLASS/images, or CLASS/images without splits."""
     roots = _split_folders(root) or {"train": root}
     splits, every = {}, []
@@ -208,10 +208,10 @@ def _class_folders(root: Path) -> Found:
         every += [(p, str(p.relative_to(root))) for p in images]
     if empty := sorted(names.difference(*(split.labels for split in splits.values()))):
         console.warn(f"{root}: folders without images are no classes: {_few(empty)}")
-    return Found(root.resolve().name, splits, functools.partial(digest_files, every))
+    return RawDataset(root.resolve().name, splits, functools.partial(digest_files, every))
 
 
-def _mask_folders(root: Path) -> Found:
+def _mask_folders(root: Path) -> RawDataset:
     """Find images/SPLIT/x.jpg with annotations/SPLIT/x.png."""
     masks_root = root / ("annotations" if (root / "annotations").is_dir() else "masks")
     roots = _split_folders(root / "images") or {"train": root / "images"}
@@ -232,10 +232,10 @@ def _mask_folders(root: Path) -> Found:
     if twice:
         raise DataError(f"{names} names {', '.join(twice)} more than once")
     digest = functools.partial(digest_files, every)
-    return Found(root.resolve().name, splits, digest, mask_names=listed)
+    return RawDataset(root.resolve().name, splits, digest, mask_names=listed)
 
 
-def _voc(root: Path, name: str, masks: bool) -> Found:
+def _voc(root: Path, name: str, masks: bool) -> RawDataset:
     """Find JPEGImages with Annotations (several classes an image) or SegmentationClass (masks)."""
     splits, every = {}, []
     for split in SPLIT_NAMES:
@@ -243,18 +243,18 @@ def _voc(root: Path, name: str, masks: bool) -> Found:
         if not listed.is_file():
             continue
         names = listed.read_text(encoding="utf-8").split()
-        images = [root / "JPEGImages" / f"{each}.jpg" for each in names]
+        images = [root / "JPEGImages" / f"{stem}.jpg" for stem in names]
         folder, ending = ("SegmentationClass", "png") if masks else ("Annotations", "xml")
-        beside = [root / folder / f"{each}.{ending}" for each in names]
+        beside = [root / folder / f"{stem}.{ending}" for stem in names]
         labels = np.zeros(len(names), np.int64) if masks else np.empty(len(names), object)
         if not masks:
-            labels[:] = [_voc_classes(each) for each in beside]
+            labels[:] = [_voc_classes(file) for file in beside]
         source = sources.Files(images, beside if masks else None)
         splits[split] = RawSplit(source, labels, () if masks else VOC_CLASSES)
         every += [(file, str(file.relative_to(root))) for file in (*images, *beside, listed)]
     mask_names = ("background", *VOC_CLASSES) if masks else ()
     digest = functools.partial(digest_files, every)
-    return Found(name, splits, digest, mask_names=mask_names)
+    return RawDataset(name, splits, digest, mask_names=mask_names)
 
 
 def _voc_classes(annotation: Path) -> list[int]:
@@ -264,12 +264,12 @@ def _voc_classes(annotation: Path) -> list[int]:
         DataError: the annotation is not there, not XML, or names a class that VOC has not.
     """
     try:
-        found = {
-            str(each.findtext("name"))
-            for each in ElementTree.parse(annotation).getroot().iter("object")
-            if each.findtext("difficult", "0").strip() != "1"
+        objects = {
+            str(element.findtext("name"))
+            for element in ElementTree.parse(annotation).getroot().iter("object")
+            if element.findtext("difficult", "0").strip() != "1"
         }
-        return sorted(VOC_CLASSES.index(name) for name in found)
+        return sorted(VOC_CLASSES.index(name) for name in objects)
     except (OSError, ElementTree.ParseError, ValueError) as e:
         raise DataError(f"cannot read the classes in {annotation} ({e})") from e
 
@@ -298,9 +298,9 @@ def _require_no_splits(folder: Path, classes: Sequence[Path]) -> None:
         DataError: names them.
     """
     inner = _folders_in(classes[0]) if len(classes) > 1 else set()
-    if inner and all(_folders_in(each) == inner for each in classes):
+    if inner and all(_folders_in(subfolder) == inner for subfolder in classes):
         raise DataError(
-            f"{folder} holds {', '.join(each.name for each in classes)}, each with the folders"
+            f"{folder} holds {', '.join(c.name for c in classes)}, each with the folders"
             f" {', '.join(sorted(inner)[:5])}",
             expected="splits named train, val and test, or a folder for each class",
         )
@@ -317,11 +317,11 @@ def _folders_in(folder: Path) -> set[str]:
 
 def image_files(folder: Path) -> Iterator[Path]:
     """Yield the images below a folder, by name; what is hidden is none."""
-    found = []
+    paths = []
     for where, folders, files in os.walk(folder):  # tells files from folders without asking twice
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(where, name) for name in files if not name.startswith(".")]
-    yield from (path for path in sorted(found) if path.suffix.lower() in IMAGES)
+        paths += [Path(where, name) for name in files if not name.startswith(".")]
+    yield from (path for path in sorted(paths) if path.suffix.lower() in IMAGES)
 
 
 def digest_files(files: Sequence[tuple[Path, str]]) -> str:
@@ -335,7 +335,7 @@ def digest_files(files: Sequence[tuple[Path, str]]) -> str:
 # ------------------------------------------------------------------------------------- packages
 
 
-def _digits() -> Found:
+def _digits() -> RawDataset:
     """Return UCI's 1,797 handwritten digits (tools/digits.py), 8x8 grey, without splits."""
     table = pq.read_table(Path(__file__).with_name("digits.parquet"))
     levels = np.frombuffer(b"".join(table["levels"].to_pylist()), np.uint8)  # [1797 * 64], 0 to 16
@@ -346,10 +346,10 @@ def _digits() -> Found:
         [str(name) for name in range(10)],
     )
     total = hashlib.sha256(images.tobytes() + split.labels.tobytes()).hexdigest()
-    return Found("digits", {"train": split}, lambda: f"sha256:{total}")
+    return RawDataset("digits", {"train": split}, lambda: f"sha256:{total}")
 
 
-def _torchvision(name: str) -> Found:
+def _torchvision(name: str) -> RawDataset:
     """Download (once) and open a data set of torchvision, all the splits it has."""
     import torchvision.datasets
 
@@ -376,7 +376,7 @@ def _torchvision(name: str) -> Found:
             splits.setdefault(split, _torchvision_split(name, opened))
     if name.startswith("VOC"):  # its files are there now
         return _voc(root / "VOCdevkit" / "VOC2007", name, name == "VOCSegmentation")
-    return Found(name, splits, lambda: storage.digest(root))
+    return RawDataset(name, splits, lambda: storage.digest(root))
 
 
 def _torchvision_splits(parameters: Mapping[str, object]) -> list[tuple[str, dict[str, object]]]:
@@ -391,10 +391,10 @@ def _torchvision_splits(parameters: Mapping[str, object]) -> list[tuple[str, dic
 
 
 def _torchvision_split(name: str, opened: Any) -> RawSplit:
-    found = (getattr(opened, key, None) for key in ("targets", "labels", "_labels"))
-    labels = next((each for each in found if each is not None), None)
+    attributes = (getattr(opened, key, None) for key in ("targets", "labels", "_labels"))
+    labels = next((value for value in attributes if value is not None), None)
     if labels is None:
         labels = [opened[i][1] for i in range(len(opened))]
-    numbers = np.array([int(each) for each in labels], np.int64)
+    numbers = np.array([int(value) for value in labels], np.int64)
     names = getattr(opened, "classes", None) or ()
     return RawSplit(sources.Torchvision(name, opened), numbers, [str(n) for n in names])

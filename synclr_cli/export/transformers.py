@@ -84,21 +84,23 @@ def write(opened: Backbone, folder: Path) -> None:
 def renamed(vit: VisionTransformer) -> dict[str, Tensor]:
     """Return a timm ViT's state dict under transformers' names."""
     state = vit.state_dict()
-    found = {
+    renamed = {
         "embeddings.cls_token": state["cls_token"],
         "embeddings.position_embeddings": state["pos_embed"],
     }
     for kind in ("weight", "bias"):
-        found[f"embeddings.patch_embeddings.projection.{kind}"] = state[f"patch_embed.proj.{kind}"]
-        found[f"layernorm.{kind}"] = state[f"norm.{kind}"]
+        renamed[f"embeddings.patch_embeddings.projection.{kind}"] = state[
+            f"patch_embed.proj.{kind}"
+        ]
+        renamed[f"layernorm.{kind}"] = state[f"norm.{kind}"]
         for i in range(len(vit.blocks)):
             layer = f"encoder.layer.{i}"
-            for ours, theirs in _LAYER.items():
-                found[f"{layer}.{theirs}.{kind}"] = state[f"blocks.{i}.{ours}.{kind}"]
+            for timm_name, vit_name in _LAYER.items():
+                renamed[f"{layer}.{vit_name}.{kind}"] = state[f"blocks.{i}.{timm_name}.{kind}"]
             parts = state[f"blocks.{i}.attn.qkv.{kind}"].chunk(3)
             for name, part in zip(("query", "key", "value"), parts, strict=True):
-                found[f"{layer}.attention.attention.{name}.{kind}"] = part
-    return {name: tensor.contiguous() for name, tensor in found.items()}
+                renamed[f"{layer}.attention.attention.{name}.{kind}"] = part
+    return {name: tensor.contiguous() for name, tensor in renamed.items()}
 
 
 @torch.no_grad()

@@ -125,18 +125,20 @@ def predict(
 
     The images are decoded once for all models.
     """
-    mine = range(rt.rank, len(split), rt.world)
-    found = {name: torch.zeros(len(split), dtype=torch.long) for name in models}
+    rows_here = range(rt.rank, len(split), rt.world)
+    predictions = {name: torch.zeros(len(split), dtype=torch.long) for name in models}
     make = functools.partial(_test_item, split, view)
-    keys = loader.in_batches(mine, batch_size)
+    keys = loader.in_batches(rows_here, batch_size)
     with torch.inference_mode():
         for images, rows in loader.load(make, keys, workers=workers):
             for name, model in models.items():
                 model.eval()
                 with rt.autocast():
                     logits = model(images.to(rt.device))  # [B, K]
-                found[name][rows] = logits.argmax(-1).cpu()
-    return {name: rt.sum(each.to(rt.device)).cpu().numpy() for name, each in found.items()}
+                predictions[name][rows] = logits.argmax(-1).cpu()
+    return {
+        name: rt.sum(classes.to(rt.device)).cpu().numpy() for name, classes in predictions.items()
+    }
 
 
 def _test_item(split: Split, view: EvalTransform, i: int) -> tuple[Tensor, int]:

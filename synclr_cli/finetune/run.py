@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from synclr_cli import rng
 from synclr_cli.config import FinetuneConfig
 from synclr_cli.data import labelled
-from synclr_cli.data.labelled import Labelled
+from synclr_cli.data.labelled import LabelledDataset
 from synclr_cli.errors import UsageError
 from synclr_cli.finetune import recipe
 from synclr_cli.finetune.mixing import Mixing
@@ -157,7 +157,9 @@ def _step(
     return step
 
 
-def _steps_per_epoch(config: FinetuneConfig, opened: Backbone, images: Labelled, world: int) -> int:
+def _steps_per_epoch(
+    config: FinetuneConfig, opened: Backbone, images: LabelledDataset, world: int
+) -> int:
     supervised.require_fit("finetune", config.batch_size, opened, images)
     batch = config.batch_size
     mixes = config.mixup > 0 or config.cutmix > 0
@@ -172,7 +174,7 @@ def _steps_per_epoch(config: FinetuneConfig, opened: Backbone, images: Labelled,
 
 def _grade(
     config: FinetuneConfig,
-    images: Labelled,
+    images: LabelledDataset,
     opened: Backbone,
     rt: Runtime,
     split: str,
@@ -196,7 +198,7 @@ def _report(
     epoch_steps: int,
     grade: Callable[[str, Mapping[str, nn.Module]], dict[str, np.ndarray]],
     folder: RunFolder,
-    images: Labelled,
+    images: LabelledDataset,
     opened: Backbone,
 ) -> dict[str, Any]:
     models = {}

@@ -175,12 +175,12 @@ def save(
         **(header.facts or {}),
     }
     described = Header(**{**vars(header), "schema": "backbone", "facts": facts})
-    made = Backbone(
+    opened = Backbone(
         model=model, spec=str(folder), name=folder.name, digest="", image_size=image_size,
         mean=mean, std=std, interpolation=interpolation, arch=arch,
         arguments=facts["arch_arguments"],
     )  # fmt: skip
-    storage.write_json(folder / CONFIG_FILE, timm_config(made))
+    storage.write_json(folder / CONFIG_FILE, timm_config(opened))
     artifacts.write_tensors(file, model.state_dict(), described)
     return file
 
@@ -356,14 +356,14 @@ def load_weights(model: VisionTransformer, tensors: Mapping[str, Tensor], path: 
         state["pos_embed"] = resample_abs_pos_embed(
             table, new_size=list(model.patch_embed.grid_size), num_prefix_tokens=1, antialias=False
         )
-    wanted = model.state_dict()
+    expected = model.state_dict()
     wrong = [
-        *(f"missing {k}" for k in wanted if k not in state),
-        *(f"unknown {k}" for k in state if k not in wanted),
+        *(f"missing {k}" for k in expected if k not in state),
+        *(f"unknown {k}" for k in state if k not in expected),
         *(
-            f"{k} is {list(v.shape)}, not {list(wanted[k].shape)}"
+            f"{k} is {list(v.shape)}, not {list(expected[k].shape)}"
             for k, v in state.items()
-            if k in wanted and v.shape != wanted[k].shape
+            if k in expected and v.shape != expected[k].shape
         ),
     ]
     if wrong:

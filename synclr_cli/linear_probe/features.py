@@ -23,7 +23,7 @@ from torch import Tensor
 from synclr_cli import console
 from synclr_cli.config import LinearProbeConfig
 from synclr_cli.data import artifacts
-from synclr_cli.data.labelled import Labelled, Split
+from synclr_cli.data.labelled import LabelledDataset, Split
 from synclr_cli.errors import DataError
 from synclr_cli.learning import features as learning
 from synclr_cli.learning.backbone import Backbone
@@ -42,7 +42,7 @@ class Features:
 def make(
     config: LinearProbeConfig,
     backbone: Backbone,
-    data: Labelled,
+    data: LabelledDataset,
     run: RunFolder,
     rt: Runtime,
 ) -> None:
@@ -84,13 +84,15 @@ def make(
     rt.barrier()
 
 
-def read(backbone: Backbone, data: Labelled, folder: Path, rt: Runtime) -> dict[str, Features]:
+def read(
+    backbone: Backbone, data: LabelledDataset, folder: Path, rt: Runtime
+) -> dict[str, Features]:
     """Return the features of every split that `make` wrote.
 
     Raises:
         DataError: a file of them is damaged.
     """
-    found = {}
+    by_split = {}
     for name, split in data.splits.items():
         path = _path(folder, name, backbone, data, split, rt)
         try:
@@ -100,12 +102,12 @@ def read(backbone: Backbone, data: Labelled, folder: Path, rt: Runtime) -> dict[
                 f"stored features are damaged: {e}",
                 do=f"delete {path}: the same command makes it again",
             ) from e
-        found[name] = Features(tensors["x"], tensors["y"])
-    return found
+        by_split[name] = Features(tensors["x"], tensors["y"])
+    return by_split
 
 
 def _path(
-    folder: Path, name: str, backbone: Backbone, data: Labelled, split: Split, rt: Runtime
+    folder: Path, name: str, backbone: Backbone, data: LabelledDataset, split: Split, rt: Runtime
 ) -> Path:
     return folder / f"features-{name}-{_key(backbone, data, split, rt)[:16]}.safetensors"
 
@@ -128,7 +130,7 @@ def standardise(statistics: Tensor, *others: Tensor) -> list[Tensor]:
     return [(x - mean) / spread for x in (statistics, *others)]
 
 
-def _key(backbone: Backbone, data: Labelled, split: Split, rt: Runtime) -> str:
+def _key(backbone: Backbone, data: LabelledDataset, split: Split, rt: Runtime) -> str:
     depends_on: Mapping[str, object] = {
         "backbone": backbone.digest,
         "data": data.digest,

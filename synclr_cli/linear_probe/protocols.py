@@ -21,7 +21,7 @@ from torch import Tensor
 
 from synclr_cli import console, rng
 from synclr_cli.config import LinearProbeConfig
-from synclr_cli.data.labelled import Labelled
+from synclr_cli.data.labelled import LabelledDataset
 from synclr_cli.errors import DataError
 from synclr_cli.learning import knn as neighbours, metrics, reports
 from synclr_cli.learning.backbone import Backbone
@@ -38,7 +38,7 @@ class Case:
 
     config: LinearProbeConfig
     backbone: Backbone
-    data: Labelled
+    data: LabelledDataset
     folder: RunFolder
 
     @property
@@ -66,16 +66,16 @@ class Case:
         )
         return Path(**{name: value.cpu() for name, value in vars(path).items()})
 
-    def nearest(self, x: Tensor, y: Tensor, asked: Tensor) -> np.ndarray:
+    def nearest(self, x: Tensor, y: Tensor, queries: Tensor) -> np.ndarray:
         """Return what the nearest of the features x say about the asked, [q]."""
-        found = neighbours.predict(
+        votes = neighbours.predict(
             x.to(self.rt.device),
             y.to(self.rt.device),
-            asked.to(self.rt.device),
+            queries.to(self.rt.device),
             classes=self.classes,
             k=self.config.neighbours,
         )
-        return found.cpu().numpy()
+        return votes.cpu().numpy()
 
     def score(self, truth: np.ndarray, predicted: np.ndarray) -> float:
         """Return the run's metric, a fraction, of classes [n], or for mean_ap of scores [n, K]."""
@@ -132,11 +132,11 @@ def lbfgs(case: Case) -> Outcome:
     penalty, score, table = sweep(case, splits["train"], splits["val"])
     x = torch.cat([splits["train"].x, splits["val"].x])
     y = torch.cat([splits["train"].y, splits["val"].y])
-    asked, truth = splits["test"].x, splits["test"].y.numpy()
+    queries, truth = splits["test"].x, splits["test"].y.numpy()
     if case.config.standardise:
-        x, asked = features.standardise(x, asked)
+        x, queries = features.standardise(x, queries)
     refit = case.fit(x, y, [penalty])
-    predicted = case.predict(asked, refit.weights[0], refit.intercepts[0])
+    predicted = case.predict(queries, refit.weights[0], refit.intercepts[0])
     details = {
         "penalty": penalty,
         "iterations": int(refit.iterations[0]),
@@ -145,7 +145,7 @@ def lbfgs(case: Case) -> Outcome:
     }
     if case.data.several:
         return _graded_by_precision(case, truth, predicted, score, details)
-    near = float((case.nearest(x, y, asked) == truth).mean())
+    near = float((case.nearest(x, y, queries) == truth).mean())
     return graded(case, truth, predicted, {"validation": score, "knn_top1": near}, details)
 
 
@@ -164,9 +164,9 @@ def _graded_by_precision(
         case.config.seed,
         resamples=200,
     )
-    found = metrics.mean_average_precision(truth, scores)
+    score = metrics.mean_average_precision(truth, scores)
     return Outcome(
-        {"mean_ap": found, "validation": validation},
+        {"mean_ap": score, "validation": validation},
         interval,
         {**details, "average_precision_by_class": by_class},
     )
@@ -206,10 +206,10 @@ def knn(case: Case) -> Outcome:
     splits = case.features()
     x = torch.cat([splits["train"].x, splits["val"].x])
     y = torch.cat([splits["train"].y, splits["val"].y])
-    asked, truth = splits["test"].x, splits["test"].y.numpy()
+    queries, truth = splits["test"].x, splits["test"].y.numpy()
     if case.config.standardise:
-        x, asked = features.standardise(x, asked)
-    return graded(case, truth, case.nearest(x, y, asked), {}, {})
+        x, queries = features.standardise(x, queries)
+    return graded(case, truth, case.nearest(x, y, queries), {}, {})
 
 
 def few_shot(case: Case) -> Outcome:
@@ -226,29 +226,36 @@ def few_shot(case: Case) -> Outcome:
     on_test = np.zeros((len(draws), len(penalties)))
     with console.progress("few shots", len(draws), unit="draws") as meter:
         for r, rows in enumerate(draws):
-            x, shown, asked = train.x[rows], val.x, test.x
+            x, shown, queries = train.x[rows], val.x, test.x
             if case.config.standardise:
-                x, shown, asked = features.standardise(x, shown, asked)
+                x, shown, queries = features.standardise(x, shown, queries)
             path = case.fit(x, train.y[rows], penalties)
             for i in range(len(penalties)):
                 w, b = path.weights[i], path.intercepts[i]
-                for scores, z, y in ((on_val, shown, val.y), (on_test, asked, test.y)):
+                for scores, z, y in ((on_val, shown, val.y), (on_test, queries, test.y)):
                     scores[r, i] = case.score(y.numpy(), case.predict(z, w, b))
             meter.advance()
     best = int(on_val.mean(0).argmax())
     _note_edge(best, penalties)
-    found = on_test[:, best]  # [R]
+    best_scores = on_test[:, best]  # [R]
     return Outcome(
-        {case.config.metric: float(found.mean()), "validation": float(on_val[:, best].mean())},
+        {
+            case.config.metric: float(best_scores.mean()),
+            "validation": float(on_val[:, best].mean()),
+        },
         metrics.bootstrap_interval_of(
-            lambda drawn: float(found[drawn].mean()), len(found), case.config.seed
+            lambda resampled: float(best_scores[resampled].mean()),
+            len(best_scores),
+            case.config.seed,
         ),
         {
             "shots": case.config.shots,
             "repeats": len(draws),
             "penalty": penalties[best],
-            "by_draw": [round(100 * float(score), 4) for score in found],
-            "spread": round(100 * float(found.std(ddof=1)), 4) if len(found) > 1 else None,
+            "by_draw": [round(100 * float(score), 4) for score in best_scores],
+            "spread": round(100 * float(best_scores.std(ddof=1)), 4)
+            if len(best_scores) > 1
+            else None,
         },
     )
 

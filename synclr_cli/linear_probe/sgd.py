@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode, v2
 
 from synclr_cli import rng
-from synclr_cli.data.labelled import Labelled
+from synclr_cli.data.labelled import LabelledDataset
 from synclr_cli.errors import DataError, UsageError
 from synclr_cli.learning import (
     backbone as backbones,
@@ -186,7 +186,7 @@ def _steps_per_epoch(case: Case, n: int) -> int:
 
 
 def training_item(
-    data: Labelled, backbone: Backbone, seed: int, key: tuple[int, int]
+    data: LabelledDataset, backbone: Backbone, seed: int, key: tuple[int, int]
 ) -> tuple[Tensor, int, int]:
     """Return the view [3, S, S] of image i in an epoch, its label, and 1 if it is held out.
 

@@ -72,14 +72,14 @@ def find(name: str, root: Path) -> Suite:
     """
     if not root.is_dir():
         raise DataError(f"no folder {root}", expected="a folder that holds the sets of the suite")
-    there = {_plain(entry.name): entry for entry in sorted(root.iterdir())}
+    entries = {_plain(entry.name): entry for entry in sorted(root.iterdir())}
     present, missing = {}, []
-    for each, wanted in SUITES[name].items():
-        entry = next((there[n] for n in (each, *wanted.names) if n in there), None)
+    for dataset, expected in SUITES[name].items():
+        entry = next((entries[n] for n in (dataset, *expected.names) if n in entries), None)
         if entry is None:
-            missing.append(each)
+            missing.append(dataset)
         else:
-            present[each] = entry
+            present[dataset] = entry
     if not present:
         raise DataError(
             f"{root} holds no set of the suite {name}",

@@ -88,9 +88,9 @@ def open_files(path: Path) -> CaptionFiles:
 
 def _open_folder(path: Path) -> CaptionFiles:
     """Open what `synclr captions` wrote; its parts are not opened."""
-    made = manifest.open_dataset(path, "captions")
-    parent = artifacts.parent(path, made.header, made.digest)
-    return CaptionFiles(path, made.parts["name"], made.parts["rows"].to_numpy(), parent, True)
+    dataset = manifest.open_dataset(path, "captions")
+    parent = artifacts.parent(path, dataset.header, dataset.digest)
+    return CaptionFiles(path, dataset.parts["name"], dataset.parts["rows"].to_numpy(), parent, True)
 
 
 def uniform(batch: pa.RecordBatch, first: int, where: Path) -> pa.RecordBatch:

@@ -66,7 +66,7 @@ class CaptionViews:
     """The views of one caption, settled one after the other."""
 
     caption_id: int
-    wanted: int  # views
+    required: int  # views
     kept: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # view -> record
     rejected: list[dict[str, Any]] = field(default_factory=list)
     waiting: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # painted, not judged
@@ -75,7 +75,7 @@ class CaptionViews:
 
     def settle(self, config: RenderConfig) -> tuple[int, int] | None:
         """Judge the waiting views in order; return the (view, attempt) to paint again, if any."""
-        while self.settled < self.wanted:
+        while self.settled < self.required:
             view = self.settled
             if view in self.kept:  # from an earlier run
                 self._next()

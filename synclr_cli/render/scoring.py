@@ -60,10 +60,10 @@ class Scorer:
             text=texts, images=list(images), return_tensors="pt", truncation=True,
             padding="max_length", max_length=self._longest,
         )  # fmt: skip
-        found = self._model(**inputs.to(self._device))
+        embeddings = self._model(**inputs.to(self._device))
         seen, read = (
             torch.nn.functional.normalize(e.float(), dim=-1)  # [B, D], [texts, D]
-            for e in (found.image_embeds, found.text_embeds)
+            for e in (embeddings.image_embeds, embeddings.text_embeds)
         )
         pairs = [texts.index(c) for c in captions]
         return (seen * read[pairs]).sum(-1).tolist()

@@ -65,10 +65,10 @@ def spread(images_folder: Path, captions: int, views: int) -> list[Shown]:
     parts = open_dataset(images_folder, "images").paths()
     shown: list[Shown] = []
     for i, path in enumerate(parts):
-        wanted = captions * (i + 1) // len(parts) - captions * i // len(parts)
-        if wanted:
+        share = captions * (i + 1) // len(parts) - captions * i // len(parts)
+        if share:
             with artifacts.readable(path):
-                shown += _some(path, wanted, views)
+                shown += _some(path, share, views)
     return shown
 
 
@@ -77,19 +77,19 @@ def _some(path: Path, captions: int, views: int) -> list[Shown]:
     ids = file.read(columns=["caption_id"])["caption_id"].to_pylist()
     distinct = list(dict.fromkeys(ids))
     stride = max(len(distinct) // captions, 1)
-    wanted = set(distinct[::stride][:captions])
-    found: dict[int, Shown] = {}
+    chosen = set(distinct[::stride][:captions])
+    by_caption: dict[int, Shown] = {}
     for group in range(file.num_row_groups):
         columns = ["caption_id", "caption", "concept", "image"]
         for row in file.read_row_group(group, columns).to_pylist():
-            if row["caption_id"] in wanted:
-                shown = found.setdefault(
+            if row["caption_id"] in chosen:
+                shown = by_caption.setdefault(
                     row["caption_id"],
                     Shown(row["caption_id"], row["caption"], row["concept"], []),
                 )
                 if len(shown.images) < views:
                     shown.images.append(_decoded((row["image"] or {}).get("bytes") or b""))
-    return list(found.values())
+    return list(by_caption.values())
 
 
 def _decoded(data: bytes) -> Image.Image:

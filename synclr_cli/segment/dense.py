@@ -171,8 +171,8 @@ def slide(
         logits = logits_of(cut).float()  # [B, K, S, S]
         if first == 0:
             total = logits.new_zeros(logits.shape[1], *x.shape[1:])  # [K, H', W']
-        for (top, left), each in zip(some, logits, strict=True):
-            total[:, top : top + window, left : left + window] += each
+        for (top, left), window_logits in zip(some, logits, strict=True):
+            total[:, top : top + window, left : left + window] += window_logits
             seen[top : top + window, left : left + window] += 1
     return (total / seen)[:, :height, :width]  # [K, H, W]
 

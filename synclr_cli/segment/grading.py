@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from synclr_cli import rng
 from synclr_cli.config import SegmentConfig
-from synclr_cli.data.labelled import Labelled
+from synclr_cli.data.labelled import LabelledDataset
 from synclr_cli.errors import DataError
 from synclr_cli.learning import loader, metrics
 from synclr_cli.learning.backbone import Backbone
@@ -43,8 +43,8 @@ class Counts:
     def interval(self, seed: int) -> tuple[float, float]:
         """Return the 95 % interval of the mean IoU, images drawn with replacement."""
 
-        def mean_iou_of(drawn: np.ndarray) -> float:
-            times = np.bincount(drawn, minlength=len(self.by_image))
+        def mean_iou_of(resampled: np.ndarray) -> float:
+            times = np.bincount(resampled, minlength=len(self.by_image))
             right, truth, predicted = np.tensordot(times, self.by_image, 1)  # [K] each
             union = truth + predicted - right
             return float(np.mean(right[union > 0] / union[union > 0]))
@@ -54,7 +54,7 @@ class Counts:
 
 def train_item(
     config: SegmentConfig,
-    images: Labelled,
+    images: LabelledDataset,
     mean: Sequence[float],
     std: Sequence[float],
     key: tuple[int, int],
@@ -69,7 +69,7 @@ def train_item(
 
 def grade(
     config: SegmentConfig,
-    images: Labelled,
+    images: LabelledDataset,
     opened: Backbone,
     rt: Runtime,
     split: str,
@@ -116,7 +116,7 @@ def segment_image(
     return dense.likeliest(logits, (size[0], size[1]))
 
 
-def floor(config: SegmentConfig, images: Labelled, tested: Counts) -> np.ndarray:
+def floor(config: SegmentConfig, images: LabelledDataset, tested: Counts) -> np.ndarray:
     """Return the confusion matrix of saying the training split's commonest class everywhere."""
     split, classes = images.splits["train"], len(images.classes)
     some = np.linspace(0, len(split) - 1, min(len(split), _FLOOR_IMAGES)).astype(int)
@@ -132,7 +132,7 @@ def floor(config: SegmentConfig, images: Labelled, tested: Counts) -> np.ndarray
 
 
 def _test_item(
-    config: SegmentConfig, images: Labelled, opened: Backbone, split: str, i: int
+    config: SegmentConfig, images: LabelledDataset, opened: Backbone, split: str, i: int
 ) -> tuple[Tensor, np.ndarray, int]:
     chosen = images.splits[split]
     ids = dense.read_mask(chosen, i, config.ignore_index)

@@ -16,7 +16,7 @@ from torch import nn
 
 from synclr_cli.config import SegmentConfig
 from synclr_cli.data import storage
-from synclr_cli.data.labelled import Labelled
+from synclr_cli.data.labelled import LabelledDataset
 from synclr_cli.learning import reports
 from synclr_cli.learning.backbone import Backbone
 from synclr_cli.learning.runtime import Runtime
@@ -30,7 +30,7 @@ _STRENGTH = 0.6  # of the class colours over the image
 
 def draw(
     config: SegmentConfig,
-    data: Labelled,
+    data: LabelledDataset,
     opened: Backbone,
     rt: Runtime,
     model: nn.Module,

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from synclr_cli import rng
 from synclr_cli.config import SegmentConfig
 from synclr_cli.data import labelled
-from synclr_cli.data.labelled import Labelled
+from synclr_cli.data.labelled import LabelledDataset
 from synclr_cli.errors import UsageError
 from synclr_cli.learning import (
     backbone as backbones,
@@ -180,7 +180,7 @@ def loss_of(logits: list[Tensor], ids: Tensor, auxiliary_weight: float, rt: Runt
     return total
 
 
-def _check(config: SegmentConfig, opened: Backbone, images: Labelled, world: int) -> None:
+def _check(config: SegmentConfig, opened: Backbone, images: LabelledDataset, world: int) -> None:
     supervised.require_fit("segment", config.batch_size, opened, images)
     batch = config.batch_size
     if batch % world or batch // world < 2:
@@ -195,7 +195,7 @@ def _report(
     state: State,
     grade: Callable[[str, Mapping[str, nn.Module]], dict[str, Counts]],
     folder: RunFolder,
-    images: Labelled,
+    images: LabelledDataset,
     opened: Backbone,
 ) -> dict[str, Any]:
     models = {"last": state.modules["model"], "selected": state.selected(SCORE)}

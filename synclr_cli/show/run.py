@@ -64,12 +64,12 @@ def run(specs: Sequence[str], images: Path, out: Path, *, seed: int = 0) -> list
     tiles = [tile(source.image(int(among[i]))) for i in shown]
     patches, near = out / PATCHES_FILE, out / NEIGHBOURS_FILE
     rows = [("images", tiles)]
-    rows += [(each.name, [tile(_image(c)) for c in each.colours]) for each in seen]
+    rows += [(drawing.name, [tile(_image(c)) for c in drawing.colours]) for drawing in seen]
     _sheet(rows, patches)
     rows = []
-    for each in seen:
-        for k, (first, near_ones) in enumerate(zip(tiles, each.nearest, strict=True)):
-            title = f"{each.name}: image, then its nearest" if k == 0 else ""
+    for drawing in seen:
+        for k, (first, near_ones) in enumerate(zip(tiles, drawing.nearest, strict=True)):
+            title = f"{drawing.name}: image, then its nearest" if k == 0 else ""
             rows.append((title, [first, *(tile(source.image(int(among[i]))) for i in near_ones)]))
     _sheet(rows, near)
     return [patches, near]
@@ -85,24 +85,24 @@ def components(patches: Tensor, count: int = 3) -> Tensor:
     _, basis = torch.linalg.eigh(centred.T @ centred)  # [D, D], ascending
     basis = basis.flip(1)[:, :count]  # [D, count]
     largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))  # [1, count]
-    found = centred @ (basis * largest.sign())  # [m, count]
-    low, high = torch.quantile(found, torch.tensor([0.01, 0.99], dtype=found.dtype), dim=0)
-    return ((found - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    projected = centred @ (basis * largest.sign())  # [m, count]
+    low, high = torch.quantile(projected, torch.tensor([0.01, 0.99], dtype=projected.dtype), dim=0)
+    return ((projected - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
 
 
-def nearest(features: Tensor, asked: Tensor, count: int) -> Tensor:
+def nearest(features: Tensor, queries: Tensor, count: int) -> Tensor:
     """Return the numbers of the images most like each asked one by cosine, itself apart.
 
     Args:
         features: [n, D].
-        asked: [q] image numbers.
+        queries: [q] image numbers.
 
     Returns:
         [q, count], the most alike first.
     """
     x = F.normalize(features, dim=1)
-    likeness = x[asked] @ x.T  # [q, n]
-    likeness[torch.arange(len(asked)), asked] = -torch.inf
+    likeness = x[queries] @ x.T  # [q, n]
+    likeness[torch.arange(len(queries)), queries] = -torch.inf
     return likeness.topk(min(count, len(features) - 1)).indices
 
 
@@ -122,7 +122,7 @@ def _see(
         max(1, round(opened.image_size * side / patch)) * patch for side in (tall, tall * aspect)
     ]
     cls, patches = [], {}
-    wanted = set(shown.tolist())
+    shown_set = set(shown.tolist())
     with console.progress(f"looking with {spec}", len(among), unit="images") as meter:
         for batch in loader.in_batches(range(len(among)), BATCH):
             views = [_view(source.image(int(among[i])), size, opened) for i in batch]
@@ -130,9 +130,9 @@ def _see(
             with torch.inference_mode(), rt.autocast():
                 tokens = model.forward_features(x).float().cpu()  # [B, prefix + h w, D]
             cls.append(tokens[:, 0])
-            for i, each in zip(batch, tokens, strict=True):
-                if i in wanted:
-                    patches[i] = each[model.num_prefix_tokens :]  # [h w, D]
+            for i, image_tokens in zip(batch, tokens, strict=True):
+                if i in shown_set:
+                    patches[i] = image_tokens[model.num_prefix_tokens :]  # [h w, D]
             meter.advance(len(batch))
     grid = size[0] // patch, size[1] // patch
     colours = components(torch.cat([patches[i] for i in shown.tolist()]))

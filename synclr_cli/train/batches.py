@@ -64,7 +64,7 @@ class Uncut:
     """A batch whose images are decoded, and whose crops are drawn but not yet cut."""
 
     images: Sequence[Tensor] | Tensor  # B of [1, 3, H, W] uint8, or all of them as [B, 3, H, W]
-    drawn: crops.Plan
+    plan: crops.Plan
     rest: Batch  # without crops
 
     def pin_memory(self) -> Uncut:
@@ -78,7 +78,7 @@ class Uncut:
         batch, images = self.rest.to(device), self.images
         if device.type != "cpu":
             images = send(crops.together(images), device)  # [B, 3, H, W]
-        batch.globals, batch.locals = crops.cut_and_paint(config, images, self.drawn)
+        batch.globals, batch.locals = crops.cut_and_recolour(config, images, self.plan)
         return batch
 
 
@@ -146,14 +146,14 @@ class Batches:
         of_caption = views.shape[1]
         own = slice(own_captions.start * of_caption, own_captions.stop * of_caption)
         damaged: list[tuple[int, int, str]] = []
-        found = [
+        decoded = [
             self._whole(step, place, views[place], damaged)
             for place in range(own_captions.start, own_captions.stop)
         ]
-        captions = np.array([caption for caption, _, _ in found])  # [C]
-        labels = self._labels(captions, np.stack([row for _, row, _ in found]))  # [C, V x G]
-        images = [image for *_, of_one in found for image in of_one]  # B x [1, 3, H, W]
-        drawn = crops.plan(
+        captions = np.array([caption for caption, _, _ in decoded])  # [C]
+        labels = self._labels(captions, np.stack([row for _, row, _ in decoded]))  # [C, V x G]
+        images = [image for *_, of_one in decoded for image in of_one]  # B x [1, 3, H, W]
+        plan = crops.plan(
             config, step, ids[own], np.array([p.shape[-2:] for p in images], np.int64)
         )
         nothing = torch.empty(0, dtype=torch.uint8)
@@ -178,7 +178,7 @@ class Batches:
             caption_ids=self.index.locate(captions).caption_id.tolist(),
             damaged=damaged,
         )
-        return Uncut(images, drawn, rest)
+        return Uncut(images, plan, rest)
 
     def _labels(self, captions: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the classes of views [C, V x G]: numbers from 0 where a classifier counts them.
@@ -213,14 +213,18 @@ class Batches:
             caption = int(order[(start + further) % len(order)])
             if further > place:
                 (views,), _ = self._views(step, np.array([caption]))
-            found = []
+            decoded = []
             for view in views.tolist():
                 taken = self._image(caption, view, damaged)
                 if taken is None:
                     break
-                found.append(taken)
+                decoded.append(taken)
             else:
-                return caption, np.array([view for view, _ in found]), [p for _, p in found]
+                return (
+                    caption,
+                    np.array([view for view, _ in decoded]),
+                    [p for _, p in decoded],
+                )
         caption_id = self.index.locate(order[[start + place]]).caption_id[0]
         raise DataError(
             f"no image of caption {caption_id} decodes, nor of"
@@ -244,9 +248,9 @@ class Batches:
             try:
                 return other, decode(data, where)
             except DataError as e:
-                found = (int(at.caption_id[0]), other, str(e))
-                if found not in damaged:  # a crop of the same image was asked for before
-                    damaged.append(found)
+                damage = (int(at.caption_id[0]), other, str(e))
+                if damage not in damaged:  # a crop of the same image was asked for before
+                    damaged.append(damage)
         return None
 
 

@@ -232,8 +232,8 @@ def _scaled(q: Tensor, k: Tensor) -> Tensor:
 
 def _rows(shapes: Sequence[Shape]) -> list[tuple[slice, Shape]]:
     """Return which rows the crops of each size have."""
-    found, start = [], 0
+    pieces, start = [], 0
     for n, tokens in shapes:
-        found.append((slice(start, start + n * tokens), (n, tokens)))
+        pieces.append((slice(start, start + n * tokens), (n, tokens)))
         start += n * tokens
-    return found
+    return pieces

@@ -153,16 +153,16 @@ def together(images: Sequence[Tensor] | Tensor) -> Tensor:
     return every
 
 
-def cut_and_paint(
-    config: TrainConfig, images: Sequence[Tensor] | Tensor, drawn: Plan
+def cut_and_recolour(
+    config: TrainConfig, images: Sequence[Tensor] | Tensor, plan: Plan
 ) -> tuple[Tensor, Tensor]:
     """Return the global crops [B, 3, S, S] and the local ones [B x L, 3, s, s] of B images."""
     sizes = [config.image_size] + [config.local_size] * config.local_crops
     if isinstance(images, Tensor):
-        cut_global, cut_local = _cut_together(images, drawn, sizes)
+        cut_global, cut_local = _cut_together(images, plan, sizes)
     else:
         crops = [
-            cut(image, int(drawn.divisor[i]), drawn.box[i], sizes) for i, image in enumerate(images)
+            cut(image, int(plan.divisor[i]), plan.box[i], sizes) for i, image in enumerate(images)
         ]
         cut_global, small = (
             torch.stack([c[0] for c in crops]),
@@ -171,17 +171,17 @@ def cut_and_paint(
         empty = cut_global.new_empty(0, 3, config.local_size, config.local_size)
         cut_local = torch.stack(small) if small else empty
     if len(cut_local):
-        paint(cut_local, drawn, slice(1, None))
-    return paint(cut_global, drawn, slice(0, 1)), cut_local
+        recolour(cut_local, plan, slice(1, None))
+    return recolour(cut_global, plan, slice(0, 1)), cut_local
 
 
-def _cut_together(images: Tensor, drawn: Plan, sizes: list[int]) -> tuple[Tensor, Tensor]:
+def _cut_together(images: Tensor, plan: Plan, sizes: list[int]) -> tuple[Tensor, Tensor]:
     """Do as `cut` for all images [B, 3, H, W], those of one divisor having one size."""
-    for i in np.flatnonzero(drawn.divisor > 1):
-        height, width = drawn.size[i].tolist()
+    for i in np.flatnonzero(plan.divisor > 1):
+        height, width = plan.size[i].tolist()
         whole = images[i : i + 1, :, :height, :width]
-        whole.copy_(_dull(whole.float(), int(drawn.divisor[i])).round_().clamp_(0, 255))
-    box = send(drawn.box, images.device)  # [B, K, 4]
+        whole.copy_(_dull(whole.float(), int(plan.divisor[i])).round_().clamp_(0, 255))
+    box = send(plan.box, images.device)  # [B, K, 4]
     local, size = [], sizes[-1]
     for start in range(0, len(images), TOGETHER):
         some, boxes = images[start : start + TOGETHER], box[start : start + TOGETHER]
@@ -247,7 +247,7 @@ def _dull(image: Tensor, divisor: int) -> Tensor:
     return F.interpolate(image, full, mode="bilinear", antialias=True)
 
 
-def paint(crops: Tensor, drawn: Plan, k: slice) -> Tensor:
+def recolour(crops: Tensor, plan: Plan, k: slice) -> Tensor:
     """Return the crops with their colours changed, [n, 3, S, S] uint8, in place.
 
     Crops whose colours change in the same order are worked on together, as floating point numbers
@@ -255,16 +255,16 @@ def paint(crops: Tensor, drawn: Plan, k: slice) -> Tensor:
 
     Args:
         crops: uint8, crop after crop of image after image.
-        drawn: the plan of these images.
+        plan: the plan of these images.
         k: which crops of each image these are.
     """
-    order = drawn.order[:, k].reshape(-1, 4)  # [n, 4]
-    flat = _Drawn(
-        flip=drawn.flip[:, k].reshape(-1),
-        factor=drawn.factor[:, k].reshape(-1, 4).astype(np.float32),
-        grey=drawn.grey[:, k].reshape(-1),
-        sigma=drawn.sigma[:, k].reshape(-1).astype(np.float32),
-        solarise=drawn.solarise[:, k].reshape(-1),
+    order = plan.order[:, k].reshape(-1, 4)  # [n, 4]
+    flat = _Recolouring(
+        flip=plan.flip[:, k].reshape(-1),
+        factor=plan.factor[:, k].reshape(-1, 4).astype(np.float32),
+        grey=plan.grey[:, k].reshape(-1),
+        sigma=plan.sigma[:, k].reshape(-1).astype(np.float32),
+        solarise=plan.solarise[:, k].reshape(-1),
     )
     most = max(1, (CHUNK if crops.device.type == "cpu" else CHUNK_ON_GPU) // crops[0].numel())
     _, kind = np.unique(order @ np.array([64, 16, 4, 1]), return_inverse=True)  # [n]
@@ -272,34 +272,34 @@ def paint(crops: Tensor, drawn: Plan, k: slice) -> Tensor:
         for start in range(0, len(group), most):
             rows = group[start : start + most]  # [r]
             of_rows = _take(crops, rows)  # [r, 3, S, S]
-            _put(crops, rows, _paint(of_rows, flat.of(rows), order[group[0]].tolist()))
+            _put(crops, rows, _recolour(of_rows, flat.of(rows), order[group[0]].tolist()))
     return crops
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _Recolouring:
     flip: NDArray[np.bool_]  # [n]
     factor: NDArray[np.float32]  # [n, 4]
     grey: NDArray[np.bool_]  # [n]
     sigma: NDArray[np.float32]  # [n]
     solarise: NDArray[np.bool_]  # [n]
 
-    def of(self, rows: NDArray[np.int64]) -> _Drawn:
-        return _Drawn(**{name: values[rows] for name, values in vars(self).items()})
+    def of(self, rows: NDArray[np.int64]) -> _Recolouring:
+        return _Recolouring(**{name: values[rows] for name, values in vars(self).items()})
 
 
-def _paint(crops: Tensor, drawn: _Drawn, order: list[int]) -> Tensor:
+def _recolour(crops: Tensor, plan: _Recolouring, order: list[int]) -> Tensor:
     """Return crops [r, 3, S, S] whose colours change in one order."""
-    _change(crops, drawn.flip, lambda y: y.flip(-1))
+    _change(crops, plan.flip, lambda y: y.flip(-1))
     x = crops.float()
     for which in order:
         if which >= 0:
-            factor = send(drawn.factor[:, which], x.device)  # [r]
+            factor = send(plan.factor[:, which], x.device)  # [r]
             (brighten, contrast, saturate, turn_hue)[which](x, factor)
-    _change(x, drawn.grey, lambda y: luma(y).expand_as(y))
-    sigma = send(drawn.sigma[drawn.sigma > 0], x.device)
-    _change(x, drawn.sigma > 0, lambda y: blur(y, sigma))
-    _change(x, drawn.solarise, lambda y: torch.where(y >= 128, 255 - y, y))
+    _change(x, plan.grey, lambda y: luma(y).expand_as(y))
+    sigma = send(plan.sigma[plan.sigma > 0], x.device)
+    _change(x, plan.sigma > 0, lambda y: blur(y, sigma))
+    _change(x, plan.solarise, lambda y: torch.where(y >= 128, 255 - y, y))
     x.add_(0.5)
     if x.device.type == "cpu":  # numpy cuts to 8 bits several times faster than torch
         return torch.from_numpy(x.numpy().astype(np.uint8))

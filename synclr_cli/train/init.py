@@ -32,17 +32,17 @@ def open_start(config: TrainConfig) -> Backbone | None:
     if not config.init:
         return None
     start = backbone.open_backbone(config.init, image_size=config.image_size)
-    wanted = backbone.build(
+    model = backbone.build(
         config.arch,
         image_size=config.image_size,
         patch_size=config.patch_size,
         depth=config.depth,
     )
-    found = start.model
+    source = start.model
     differing = {
-        "depth": (len(found.blocks), len(wanted.blocks)),
-        "patch_size": (start.patch_size, int(wanted.patch_embed.patch_size[0])),
-        "arch's width": (found.embed_dim, wanted.embed_dim),
+        "depth": (len(source.blocks), len(model.blocks)),
+        "patch_size": (start.patch_size, int(model.patch_embed.patch_size[0])),
+        "arch's width": (source.embed_dim, model.embed_dim),
     }
     wrong = {name: pair for name, pair in differing.items() if pair[0] != pair[1]}
     if wrong:
@@ -53,7 +53,7 @@ def open_start(config: TrainConfig) -> Backbone | None:
             expected=", ".join(str(pair[1]) for pair in wrong.values()),
             do=f"add {sets}" if len(wrong) == sets.count("--set") else "name its train.arch",
         )
-    backbone.load_weights(wanted, found.state_dict(), Path(config.init))  # the rest of its shape
+    backbone.load_weights(model, source.state_dict(), Path(config.init))  # the rest of its shape
     return start
 
 

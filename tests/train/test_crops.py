@@ -96,7 +96,7 @@ def test_a_painted_crop_is_torchvisions_step_after_step() -> None:
     drawn = crops.plan(config, 3, rng.key("picture", np.arange(40)), np.full((40, 2), 64))
     noise = torch.randint(0, 256, (40, 3, 9, 9), generator=torch.Generator().manual_seed(2))
     original = F.resize(noise.to(torch.uint8), [32, 32])
-    done = crops.paint(original.clone(), drawn, slice(0, 1)).float()
+    done = crops.recolour(original.clone(), drawn, slice(0, 1)).float()
     steps = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
     for i, x in enumerate(original.float() / 255):
         x = x.flip(-1) if drawn.flip[i, 0] else x
@@ -137,8 +137,8 @@ def test_cutting_together_is_cutting_one_by_one() -> None:
     drawn = crops.plan(config, 0, rng.key("picture", np.arange(20)), sizes)
     assert (drawn.divisor > 1).any()
     drawn = replace(drawn, order=np.full_like(drawn.order, -1), solarise=drawn.solarise & False)
-    one_by_one = crops.cut_and_paint(config, images, drawn)
-    together = crops.cut_and_paint(config, crops.together(images), drawn)
+    one_by_one = crops.cut_and_recolour(config, images, drawn)
+    together = crops.cut_and_recolour(config, crops.together(images), drawn)
     for ours, theirs in zip(together, one_by_one, strict=True):
         difference = (ours.int() - theirs.int()).abs()
         # One level for each time that the 8-bit way rounds; three of them when downsampled.
@@ -231,9 +231,9 @@ def test_painting_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     config = TrainConfig(local_crops=1)
     drawn = crops.plan(config, 0, rng.key("picture", np.arange(9)), np.full((9, 2), 64))
     original = torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8)
-    whole = crops.paint(original.clone(), drawn, slice(0, 1))
+    whole = crops.recolour(original.clone(), drawn, slice(0, 1))
     monkeypatch.setattr(crops, "CHUNK", 1)
     torch.testing.assert_close(
-        crops.paint(original.clone(), drawn, slice(0, 1)), whole, rtol=0, atol=0
+        crops.recolour(original.clone(), drawn, slice(0, 1)), whole, rtol=0, atol=0
     )
     assert (whole != original).any((1, 2, 3)).sum() >= 8

@@ -230,7 +230,7 @@ def _padded(rows: list[Tensor]) -> list[Tensor]:
 
 def _readers(pipe: Any, call: Any) -> list[tuple[Any, int]]:
     """Return the tokenizers whose encoders are there, and how many tokens each encoder reads."""
-    found = []
+    pairs = []
     for suffix in ("", "_2", "_3"):
         tokenizer = getattr(pipe, f"tokenizer{suffix}", None)
         if tokenizer is None or getattr(pipe, f"text_encoder{suffix}", None) is None:
@@ -238,5 +238,5 @@ def _readers(pipe: Any, call: Any) -> list[tuple[Any, int]]:
         limit = tokenizer.model_max_length
         if "max_sequence_length" in call and "CLIP" not in type(tokenizer).__name__:
             limit = min(limit, call["max_sequence_length"].default)
-        found.append((tokenizer, limit))
-    return found
+        pairs.append((tokenizer, limit))
+    return pairs

@@ -43,14 +43,14 @@ class Whitening(ModelMixin, ConfigMixin):
     @classmethod
     def fit(cls, states: Tensor, width: int) -> Whitening:
         """Return the map of `states` [N, D] to `width` numbers of mean 0, deviation 1 (PCA)."""
-        made = cls(states.shape[1], width)
+        whitening = cls(states.shape[1], width)
         exact = states.double()
         centred = exact - exact.mean(0)
         variance, axes = torch.linalg.eigh(centred.T @ centred / len(states))  # [D], [D, D]
         largest = axes.flip(1)[:, :width] / variance.flip(0)[:width].sqrt()  # [D, W]
-        made.mean.data = exact.mean(0).float()
-        made.projection.data = largest.float().contiguous()
-        return made
+        whitening.mean.data = exact.mean(0).float()
+        whitening.projection.data = largest.float().contiguous()
+        return whitening
 
 
 def read_language_model(

@@ -211,10 +211,10 @@ def _place(kind: str, words: list[str]) -> str | None:
 
 def _find(text: str, name: str) -> int:
     """Return where the concept stands in the text, by full name or by its head noun, or -1."""
-    for wanted in (name, head_noun(name)):
-        found = re.search(rf"\b{re.escape(wanted)}", text)
-        if found:
-            return found.start() if wanted == name else max(found.end() - len(name), 0)
+    for phrase in (name, head_noun(name)):
+        match = re.search(rf"\b{re.escape(phrase)}", text)
+        if match:
+            return match.start() if phrase == name else max(match.end() - len(name), 0)
     return -1
 
 
