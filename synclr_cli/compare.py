@@ -1,8 +1,8 @@
-"""Several reports side by side: one row a backbone, one column a judgement.
+"""Several reports side by side: one row a backbone, one column an evaluation.
 
     report.json ... --compare--> Comparison --as JSON, Markdown, PNG or on a terminal
 
-A column is a judge with its settings on one data set: reports go into one column only if everything
+A column is an evaluation on one data set: reports go into one column only if everything
 but the backbone and the seed is the same. Reports that differ by the seed alone share a cell, as
 mean and standard deviation.
 """
@@ -150,7 +150,7 @@ class Comparison:
     def best(self) -> set[tuple[str, str]]:
         """Return (backbone, column) of the highest grade of every column with two or more.
 
-        The floor of raw pixels is no backbone, however high it lies.
+        The floor of raw pixels is not a backbone, however high it lies.
         """
         highest = set()
         for column in self.columns:
@@ -234,7 +234,7 @@ class Comparison:
         for y, name in enumerate(names):
             cell = self.rows[name].get(column)
             if cell is None:
-                panel.text(0, y, " not judged", va="center", fontsize=8, color="0.5")
+                panel.text(0, y, " not evaluated", va="center", fontsize=8, color="0.5")
                 continue
             low, high = cell.bounds()
             panel.barh(
@@ -300,8 +300,8 @@ def _row(report: Mapping[str, Any]) -> str:
 
 def _column_name(report: Mapping[str, Any]) -> str:
     protocol = report.get("protocol", "")
-    judge = protocol if protocol and protocol != "lbfgs" else report["task"]
-    return f"{report['data']['name']} {judge} {report['metric']}"
+    evaluation = protocol if protocol and protocol != "lbfgs" else report["task"]
+    return f"{report['data']['name']} {evaluation} {report['metric']}"
 
 
 def _column_detail(report: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:

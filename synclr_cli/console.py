@@ -59,7 +59,7 @@ def result(value: str) -> None:
 
 
 def result_json(report: Mapping[str, Any], rows: Sequence[tuple[str, str]] = ()) -> None:
-    """Write a judge's result: one JSON object, or on a terminal a table of `rows` (name, value)."""
+    """Write a result: one JSON object, or on a terminal a table of `rows` (name, value)."""
     if rows and not _captured and sys.stdout.isatty():
         table = Table(show_header=False, box=None, pad_edge=False)
         for name, value in rows:

@@ -195,7 +195,7 @@ def load(kind: str, config: Any) -> Any:
 
     Raises:
         UsageError: unknown scheme, or an option the engine does not have.
-        EngineError: a package or a model is not there, or a plugin is no engine.
+        EngineError: a package or a model is not there, or a plugin is not an engine.
     """
     require_scheme(kind, config.name)
     scheme, _, target = config.name.partition(":")
@@ -239,6 +239,6 @@ def _require_options(kind: str, scheme: str, known: frozenset[str] | None, confi
     near += [f"{table}.{n}" for n in difflib.get_close_matches(option, settings, n=1)]
     hint = f"it has {', '.join(sorted(known))}" if known else "leave it out"
     raise UsageError(
-        f"{table}.options.{option} is no option of {scheme}:",
+        f"{table}.options.{option} is not an option of {scheme}:",
         do=f"did you mean {near[0]}?" if near else hint,
     )

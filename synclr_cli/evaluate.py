@@ -1,8 +1,8 @@
-"""One call of a judge: one backbone on one data set, or several backbones on several sets.
+"""One call of an evaluation: one backbone on one data set, or several backbones on several sets.
 
-    backbones x data sets --a judge, one after the other--> reports --> one report, or one table
+    backbones x data sets --evaluation, one after the other--> reports --> one report, or one table
 
-Each judgement has a folder of its own and is found again there, so a call that was interrupted goes
+Each evaluation has a folder of its own and is read from there, so an interrupted call goes
 on where it stopped, and a table grows by naming one more backbone.
 """
 
@@ -19,7 +19,7 @@ from synclr_cli.compare import Cell, Comparison
 from synclr_cli.errors import UsageError
 
 
-class Judge(Protocol):
+class Stage(Protocol):
     """A stage's `run`."""
 
     def __call__(
@@ -29,7 +29,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """A data set and how to judge on it."""
+    """A data set and how to evaluate on it."""
 
     name: str  # of the data, for folders and columns
     data: str
@@ -47,7 +47,7 @@ class Suite:
 
 
 def stem(spec: str) -> str:
-    """Return a short name for a backbone or a data set, to name a judge's folder by."""
+    """Return a short name for a backbone or a data set, to name an evaluation's folder by."""
     scheme, _, rest = spec.rpartition(":")
     path = Path(rest)
     # `.` and `runs/..` have a name only when resolved; a link that leads to itself never has.
@@ -73,13 +73,13 @@ def stems(specs: Sequence[str]) -> dict[str, str]:
             f"backbones {', '.join(specs)}",
             got="two of one name",
             expected="each once, and in folders of different names",
-            do="judge them one by one with --out",
+            do="evaluate them one by one with --out",
         )
     return names
 
 
 def run(
-    judge: Judge,
+    stage: Stage,
     command: str,
     backbones: Sequence[str],
     tasks: Sequence[Task],
@@ -88,14 +88,14 @@ def run(
     suite: Suite | None,
     overwrite: bool,
 ) -> dict[str, Any] | Comparison:
-    """Judge every backbone on every data set.
+    """Evaluate every backbone on every data set.
 
     Args:
-        judge: the stage.
-        out: the judgement's folder, or the folder that gets one for each; None: below runs/.
+        stage: the stage.
+        out: the evaluation's folder, or the folder that gets one for each; None: below runs/.
 
     Returns:
-        The report of a single judgement, otherwise a table of all.
+        The report of a single evaluation, otherwise a table of all.
     """
     names = stems(backbones)
     base = Path("runs") / command
@@ -111,7 +111,7 @@ def run(
         call = calls[facts["number"]]
         reports[call.backbone][call.task.name] = facts["report"]
 
-    worker = Calls(judge, command, calls, overwrite, told=not (single and out))
+    worker = Calls(stage, command, calls, overwrite, told=not (single and out))
     if tasks[0].settings.executor.on == "ray":
         _run_on_ray(worker, take)
     else:
@@ -134,7 +134,7 @@ class Call(NamedTuple):
 class Calls:
     """A worker of `executors`: its parts are evaluations."""
 
-    judge: Judge
+    stage: Stage
     command: str
     calls: Sequence[Call]
     overwrite: bool
@@ -151,7 +151,7 @@ class Calls:
             backbone, task, folder = self.calls[number]
             if self.told:
                 console.note(f"{self.command} {backbone} on {task.name}")
-            report = self.judge(
+            report = self.stage(
                 task.settings, backbone, task.data, folder, overwrite=self.overwrite
             )
             advance(1)

@@ -259,7 +259,7 @@ def from_one(shard: str) -> str:
 def file_names(value: str) -> str:
     """Return `PATH:WEIGHT,PATH+PATH,...` with the files' names alone.
 
-    What a file holds is compared by digest; where it lies is no setting.
+    What a file holds is compared by digest; where it lies is not a setting.
     """
     return re.sub(r"[^,+]*/", "", value)
 

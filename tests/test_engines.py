@@ -73,7 +73,7 @@ def test_an_option_that_an_engine_would_pass_over_is_refused(kind):
     scheme = {"caption": "template", "image": "procedural"}[kind]
     with pytest.raises(UsageError) as e:
         engines.load(kind, config(name=f"{scheme}:", options={"a": 1}))
-    assert str(e.value) == (f"{stage}.engine.options.a is no option of {scheme}:. Leave it out")
+    assert str(e.value) == (f"{stage}.engine.options.a is not an option of {scheme}:. Leave it out")
     with pytest.raises(UsageError, match=rf"Did you mean {stage}\.engine\.batch_size\?"):
         engines.load(kind, config(name=f"{scheme}:", options={"batchsize": 1}))
 

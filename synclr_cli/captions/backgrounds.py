@@ -140,7 +140,7 @@ def read(path: Path) -> dict[str, tuple[str, ...]]:
     """Return concept -> backgrounds, () where the model had none.
 
     Raises:
-        DataError: it is no backgrounds file, or a damaged one.
+        DataError: it is not a backgrounds file, or a damaged one.
     """
     artifacts.open_parquet(path, "backgrounds")[0].close()
     with artifacts.readable(path):

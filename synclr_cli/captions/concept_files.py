@@ -129,14 +129,14 @@ def _read_csv(path: Path) -> Iterator[_Row]:
                 re.split(r"[;|]", row.get("backgrounds") or ""),
             )
     except csv.Error as e:
-        raise DataError(f"{path} is no CSV file ({e})", do="close the quotes it opens") from e
+        raise DataError(f"{path} is not a CSV file ({e})", do="close the quotes it opens") from e
 
 
 def _read_parquet(path: Path) -> Iterator[_Row]:
     try:
         file = storage.parquet(path)
     except (pa.ArrowInvalid, OSError) as e:
-        raise DataError(f"{path} is no Parquet file, or a truncated one ({e})") from e
+        raise DataError(f"{path} is not a Parquet file (or truncated) ({e})") from e
     columns = _require_columns(path, file.schema_arrow.names)
     number = 0
     batches = file.iter_batches(storage.ROWS_OF_ANYBODY, columns=columns)

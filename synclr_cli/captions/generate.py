@@ -1,4 +1,4 @@
-"""Complete the prompts of a part: draw, judge, draw again what was refused, lose nothing.
+"""Generate the captions of a part: sample, check, sample again what was refused, lose nothing.
 
     rows --prompts--> engine --gate--> captions | rejects --next seed--> engine ...
 

@@ -33,7 +33,7 @@ def report(path: Path) -> dict[str, Any]:
     """Measure a folder of captions, reading it once, a batch at a time.
 
     Raises:
-        DataError: it is no finished folder of captions, or a part is damaged.
+        DataError: it is not a finished folder of captions, or a part is damaged.
     """
     captions_set = manifest.open_dataset(path, "captions")
     header, rows = captions_set.header, captions_set.rows

@@ -73,7 +73,7 @@ class RowSampler:
             shares: of c, c_bg and c_rel among captions of objects.
             demonstrations: K, per prompt.
             block: as many consecutive ids share the demonstrations of each template, so that an
-                engine computes that part of the prompt once; 1 draws them anew for every row.
+                engine computes that part of the prompt once; 1 draws other ones for every row.
             listed: backgrounds by concept that come before the hand-written ones of its domain.
         """
         self.pool, self.bank, self.seed = pool, bank, seed

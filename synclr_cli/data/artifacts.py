@@ -10,7 +10,7 @@
     embeddings/1  Parquet, or .npy and JSON      features of images, for search and clustering
     model/1       safetensors                    a fine-tuned classifier or segmenter
     report/1      JSON                           a grade and what it was measured on
-    export/1      folder of another library's    a backbone or painter, and export.json
+    export/1      folder of another library's    a backbone or image engine, and export.json
 
 Each carries a `Header`: schema, version, the resolved config, engine and revision, seed, and its
 parent's digest *and* header, so one file tells the chain back to the word list. How they are
@@ -149,8 +149,8 @@ def require_schema(file: pq.ParquetFile, header: Header, schema: str, path: Path
     """Refuse an open Parquet file that is none of a schema; errors as `open_parquet`."""
     if header.schema != schema:
         raise DataError(f"{path}", got=f"{header.schema}/{header.version}", expected=schema)
-    there = {*file.schema_arrow.names, *OPTIONAL}
-    missing = [c for c in COLUMNS[schema] if c not in there]
+    columns = {*file.schema_arrow.names, *OPTIONAL}
+    missing = [c for c in COLUMNS[schema] if c not in columns]
     maker = STAGE_OF.get(schema, schema)
     if missing:
         raise DataError(
@@ -212,7 +212,7 @@ def open_any_parquet(path: Path) -> tuple[pq.ParquetFile, Header]:
     try:
         file = storage.parquet(path)
     except (pa.ArrowInvalid, OSError) as e:
-        raise DataError(f"{path} is no Parquet file, or a truncated one ({e})") from e
+        raise DataError(f"{path} is not a Parquet file (or truncated) ({e})") from e
     return file, Header.parse((file.schema_arrow.metadata or {}).get(HEADER_KEY.encode()), path)
 
 

@@ -74,9 +74,9 @@ def describe(path: Path) -> Description:
             return _record(path / exports.EXPORT_FILE)
         if any(path.glob("*/report.json")):
             raise DataError(
-                f"{path} holds several judgements", do=f"see them with synclr compare {path}"
+                f"{path} holds several reports", do=f"see them with synclr compare {path}"
             )
-        raise DataError(f"{path} is no folder that synclr made")
+        raise DataError(f"{path} is not a folder that synclr made")
     if not path.is_file():
         raise DataError(f"no file {path}")
     if path.suffix == ".parquet":
@@ -92,7 +92,7 @@ def describe(path: Path) -> Description:
 
 
 def report_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return a judge's report as (name, value) rows for a terminal; nested details are left out."""
+    """Return a report as (name, value) rows for a terminal, without nested details."""
     rows = [
         (name, _short(value))
         for name, value in report.items()
@@ -110,7 +110,7 @@ def verify(description: Description) -> None:
     """Compare the bytes of all parts of a folder with their digests, and note that they agree.
 
     Raises:
-        UsageError: it is no folder of parts.
+        UsageError: it is not a folder of parts.
         DataError: it is not finished, or a part is damaged.
     """
     from synclr_cli.data import manifest  # it imports pyarrow
@@ -199,7 +199,7 @@ def _record(path: Path) -> Description:
     record = storage.read_json(path)
     told = record.get("header", record)
     if not isinstance(told, dict) or not isinstance(told.get("schema"), str):
-        raise DataError(f"{path} is no record that synclr made")
+        raise DataError(f"{path} is not a file that synclr made")
     header = Header.parse(json.dumps(told), path)
     rest = {} if told is record else record
     facts = {k: v for k, v in rest.items() if isinstance(v, str | int | float)}

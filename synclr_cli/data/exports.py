@@ -58,7 +58,7 @@ def is_exported(out: Path, record: dict[str, Any], *, overwrite: bool) -> bool:
             raise UsageError(f"{out} holds another export", do="add --overwrite, or choose --out")
         return True
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"{out} is there, and is no export", do="choose another --out")
+        raise UsageError(f"{out} exists and is not an export", do="choose another --out")
     return False
 
 

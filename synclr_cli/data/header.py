@@ -42,7 +42,7 @@ class Header:
     revision: str = ""  # of the engine: package version, file digest
     seed: int = 0
     parents: tuple[Mapping[str, Any], ...] = ()  # of `parent()`
-    facts: Mapping[str, Any] | None = None  # what else the schema wants to say
+    facts: Mapping[str, Any] | None = None  # what else belongs in it
     version: int = 0  # 0: the one this program writes
     made_by: str = f"synclr {__version__}"
 
@@ -95,7 +95,7 @@ _HEADER_KINDS: dict[str, tuple[type, ...]] = {
 
 
 def _require_header(value: Any) -> None:
-    """Refuse JSON that is no header, or whose parents, theirs included, are none.
+    """Refuse JSON that is not a header, or whose parents, theirs included, are none.
 
     Raises:
         ValueError: it is not.
@@ -145,7 +145,7 @@ def require_same(stage: str, found: Header, wanted: Header, where: Path) -> None
     elif "train.init" in differing:  # the same start by another name
         differing.remove("train.init")
     if differing:
-        do = "add --overwrite to make it anew, or --out for another place"
+        do = "add --overwrite to replace it, or --out for another place"
         if "train.steps" in differing:
             do += f", or --init {where} with another --out to train it further"
         raise UsageError(

@@ -84,7 +84,7 @@ class Split:
 
 @dataclass(frozen=True)
 class LabelledDataset:
-    """A data set, ready to be judged on."""
+    """A data set, ready for an evaluation."""
 
     spec: str  # as the user named it
     name: str
@@ -141,7 +141,7 @@ def open_data(
     elif any(split.labels.dtype.kind == "O" for split in raw.values()):
         if not several:
             raise DataError(
-                f"{spec} has lists of labels", do="judge on it with linear-probe's metric mean_ap"
+                f"{spec} has lists of labels", do="use it with linear-probe's metric mean_ap"
             )
         classes, labels = _flag_classes(raw)
     else:
@@ -286,7 +286,7 @@ def _check_labels(spec: str, splits: Mapping[str, Split], classes: Sequence[str]
     if len(known) < 2:
         (only,) = known
         raise DataError(
-            f"{spec}: the train split has one class, {classes[only]}", do="a judge needs two"
+            f"{spec}: the train split has one class, {classes[only]}", do="an evaluation needs two"
         )
     for name in (VAL, TEST):
         unseen = sorted(set(np.unique(splits[name].labels).tolist()) - known)

@@ -100,7 +100,7 @@ def find(spec: str, *, masks: bool) -> RawDataset:
     if (path / "images").is_dir() and any((path / n).is_dir() for n in ("annotations", "masks")):
         if not masks:
             raise DataError(
-                f"{spec} holds masks, not classes", do="judge on it with synclr segment"
+                f"{spec} holds masks, not classes", do="evaluate on it with synclr segment"
             )
         return _mask_folders(path)
     if masks:

@@ -30,7 +30,7 @@ def require_own(folder: Path, schema: str) -> None:
         own = _own_parts(folder)
     except DataError as e:
         raise UsageError(
-            f"{folder} is no folder of {schema} ({e})", do="choose another --out"
+            f"{folder} is not a folder of {schema} ({e})", do="choose another --out"
         ) from e
     foreign = [name for name in names if is_part(name) and name not in own]
     if foreign or (header is None and NEW not in names):

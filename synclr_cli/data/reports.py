@@ -18,7 +18,7 @@ def read(paths: Iterable[Path]) -> list[dict[str, Any]]:
     """Read reports: files, folders that hold a report, or folders of such folders.
 
     Raises:
-        DataError: nothing there, or it is no report.
+        DataError: nothing there, or it is not a report.
     """
     reports: list[dict[str, Any]] = []
     for path in paths:

@@ -233,7 +233,7 @@ class ShardedDataset:
         known = self._known(name)
         if known is None:
             raise UsageError(
-                f"{self.work / name} is no part that synclr made here",
+                f"{self.work / name} is not a part that synclr made here",
                 do="move or delete it, or choose another --out",
             )
         manifest.require_size(self.work / name, self._names[name], known.bytes, self.header)

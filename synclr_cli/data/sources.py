@@ -211,7 +211,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as e:
-        raise DataError(f"{path} is no Parquet file, or a truncated one ({e})") from e
+        raise DataError(f"{path} is not a Parquet file (or truncated) ({e})") from e
 
 
 def _bytes(path: Path) -> bytes:

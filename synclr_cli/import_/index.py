@@ -229,7 +229,7 @@ def _from_csv(path: Path, allow_outside: bool) -> Iterator[Sample]:
                         require_inside(name, f"{path} line {reader.line_num}")
                     yield Sample(text, name=name)
     except (UnicodeDecodeError, csv.Error) as e:
-        raise DataError(f"{path} is no UTF-8 CSV file ({e})") from e
+        raise DataError(f"{path} is not a UTF-8 CSV file ({e})") from e
 
 
 def require_inside(name: str, where: str) -> None:
@@ -246,7 +246,7 @@ def require_inside(name: str, where: str) -> None:
 
 
 def _named_columns(row: Sequence[str]) -> tuple[int, int] | None:
-    """Return where path and caption lie by the first row of a CSV file, None if it is no header."""
+    """Return where path and caption lie by a CSV file's first row; None if it is not a header."""
     names = [cell.strip().lower() for cell in row]
     if not names or names[0].endswith(IMAGES):
         return None

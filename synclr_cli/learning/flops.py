@@ -20,7 +20,7 @@ from synclr_cli.config import TrainConfig
 
 
 def peak_tflops(device: torch.device) -> float | None:
-    """Return the device's peak in bfloat16, None if it is no GPU or one that is not listed."""
+    """Return the device's peak in bfloat16, None if it is not a GPU or one that is not listed."""
     if device.type != "cuda":
         return None
     gpu = gpus.of_device(torch.cuda.get_device_name(device))

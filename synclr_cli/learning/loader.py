@@ -40,7 +40,7 @@ def load(
 
     Raises:
         SynclrError: whatever `make` raised, as it raised it.
-        EngineError: a loader process was killed, as a rule for want of memory.
+        EngineError: a loader process was killed, as a rule for lack of memory.
     """
     workers = processes(workers)
     with warnings.catch_warnings():  # of fewer cores than processes, twice; they wait for disks too
@@ -64,7 +64,7 @@ def load(
                 raise
             raise EngineError(
                 f"a loader process ended ({e})",
-                do="look for want of memory, try fewer workers; the same command continues",
+                do="check for lack of memory, try fewer workers; the same command continues",
             ) from e
         if isinstance(batch, SynclrError):
             raise batch

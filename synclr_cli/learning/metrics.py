@@ -1,4 +1,4 @@
-"""Scores of the judges, from labels and predictions. All are fractions, 0 to 1.
+"""Scores of the evaluations, from labels and predictions. All are fractions, 0 to 1.
 
 Shapes: n images, K classes. A confusion matrix is [K, K] with the truth along the rows.
 """

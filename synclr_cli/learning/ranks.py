@@ -175,5 +175,5 @@ def is_broken(e: BaseException) -> bool:
 def _lost(who: str) -> EngineError:
     return EngineError(
         f"{who} ended without a word",
-        do="look for want of memory, then run the same command again: it continues",
+        do="check for lack of memory, then run the same command again: it continues",
     )

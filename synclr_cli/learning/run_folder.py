@@ -249,7 +249,7 @@ class RunFolder:
         present = [name for name in own if (self.path / name).exists()]
         if present and self._header(self.path) is None:
             raise UsageError(
-                f"{self.path} holds {', '.join(present)} but no {RUN_FILE}, so it is no run",
+                f"{self.path} holds {', '.join(present)} but no {RUN_FILE}, so it is not a run",
                 do="choose another --out",
             )
 

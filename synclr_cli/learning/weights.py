@@ -66,7 +66,7 @@ def unpickled(path: Path) -> Mapping[str, Tensor]:
         pickle.UnpicklingError,
     ) as e:  # fmt: skip
         raise DataError(
-            f"{path} is no checkpoint that can be read without running code from it"
+            f"{path} is not a checkpoint that can be read without running code from it"
             f" ({(str(e) or type(e).__name__).splitlines()[0]})"
         ) from e
     state = loaded
@@ -84,10 +84,12 @@ def arch_of(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, i
     if patches is None or table is None:
         some = ", ".join(list(tensors)[:3]) or "no tensor"
         missing = "patch_embed.proj.weight" if patches is None else "pos_embed"
-        raise DataError(f"{path} is no ViT checkpoint", got=f"keys like {some}", expected=missing)
+        raise DataError(
+            f"{path} is not a ViT checkpoint", got=f"keys like {some}", expected=missing
+        )
     if patches.ndim != 4 or table.ndim != 3 or not patches.numel() or table.shape[1] < 2:
         raise DataError(
-            f"{path} is no ViT checkpoint",
+            f"{path} is not a ViT checkpoint",
             got=f"patch_embed.proj.weight {list(patches.shape)}, pos_embed {list(table.shape)}",
             expected="[D, 3, P, P] and [1, 1 + patches, D]",
         )

@@ -2,7 +2,7 @@
 
     folder of data sets --find--> the sets that are there, and the names of those that are not
 
-A set is a folder or a .parquet file in any layout the judges read, under one of its usual names.
+A set is a folder or a .parquet file in any layout that evaluations read, under a usual name.
 Nothing heavy is imported here: the command line asks before torch is there.
 """
 

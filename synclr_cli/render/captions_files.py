@@ -230,7 +230,7 @@ def _copy(path: Path, copy: Path) -> int:
     elif suffix == ".txt":
         batches = _from_text(path)
     else:
-        raise DataError(f"{path} is no set of captions", expected=KINDS)
+        raise DataError(f"{path} is not a set of captions", expected=KINDS)
     rows = 0
     with pq.ParquetWriter(copy, SCHEMA, compression="zstd") as sink:
         for batch in batches:

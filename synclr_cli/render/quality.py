@@ -3,7 +3,7 @@
     a view -> flaws of its own (not finite, unsafe, black, blank, low entropy, low score)
     the views of a caption, in order -> near-duplicates of an earlier one
 
-A view is judged by itself and by the views before it, so that neither batches, nor a resume, nor
+A view is checked by itself and by the views before it, so that neither batches, nor a resume, nor
 views added later change a verdict.
 """
 
@@ -69,12 +69,12 @@ class CaptionViews:
     required: int  # views
     kept: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # view -> record
     rejected: list[dict[str, Any]] = field(default_factory=list)
-    waiting: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # painted, not judged
+    waiting: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # generated, not checked
     settled: int = 0  # views before this one are kept or given up
     attempts: int = 0  # spent on the view to settle next
 
     def settle(self, config: RenderConfig) -> tuple[int, int] | None:
-        """Judge the waiting views in order; return the (view, attempt) to paint again, if any."""
+        """Check the waiting views in order; return the (view, attempt) to repeat, if any."""
         while self.settled < self.required:
             view = self.settled
             if view in self.kept:  # from an earlier run

@@ -74,7 +74,7 @@ class Uncut:
         return self
 
     def cut(self, config: TrainConfig, device: torch.device) -> Batch:
-        """Cut and paint the crops on the device, and move there what else is in the batch."""
+        """Cut and recolour the crops on the device, and move there what else is in the batch."""
         batch, images = self.rest.to(device), self.images
         if device.type != "cpu":
             images = send(crops.together(images), device)  # [B, 3, H, W]
@@ -315,7 +315,7 @@ def load(
 ) -> Iterator[Batch]:
     """Yield the batches of the steps, made ahead in `workers` processes.
 
-    A GPU cuts and paints the crops itself; for a CPU the loader processes do.
+    A GPU cuts and recolours the crops itself; for a CPU the loader processes do.
     """
     device = device or torch.device("cpu")
     here = device.type == "cpu"

@@ -4,7 +4,7 @@ Every number is drawn from (seed, step, image, crop); the pixels follow from the
 Colours are changed as float32 from 0 to 255, whole batches at a time: each step cuts to that range
 where Pillow does, and they are rounded to 8 bits once, at the end. (Pillow rounds after each step.)
 
-    image --cut--> crops, uint8 --paint--> crops, uint8        (normalised later, on the device)
+    image --cut--> crops, uint8 --recolour--> crops, uint8        (normalised later, on the device)
 
 Shapes: B images, K crops of an image (the global one first), n crops of one size S.
 """
@@ -37,7 +37,7 @@ RATIO = (3 / 4, 4 / 3)  # width / height of a crop
 TRIES = 10  # boxes tried before the crop falls back to the centre
 DOWNSAMPLED = (4, 2)  # StableRep: 256 px down to 64 or 128, and up again
 LUMA = (0.299, 0.587, 0.114)  # grey of red, green and blue, ITU-R 601
-CHUNK = 1 << 17  # pixel values painted together: what fits a core's cache
+CHUNK = 1 << 17  # pixel values recoloured together: what fits a core's cache
 CHUNK_ON_GPU = 1 << 26
 TOGETHER = 128  # images that a GPU cuts at a time
 

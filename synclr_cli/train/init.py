@@ -2,8 +2,8 @@
 
     spec --open--> Backbone --fit--> the ViT's state dict, for the student and so for the teacher
 
-Heads, mask token and predictor are drawn anew: no released weights have them. The position table is
-resized to the crops; a backbone that was trained with another mean and deviation gets its patch
+Heads, mask token and predictor start at random: no released weights have them. The position table
+is resized to the crops; a backbone that was trained with another mean and deviation gets its patch
 embedding changed so that it computes the same from images normalised the way training does.
 """
 

@@ -316,7 +316,7 @@ def test_a_folder_that_cannot_be_made_is_one_line():
 @pytest.mark.parametrize("text", ["{}", '{"schema": ["x"]}', '{"header": 3}', '{"header": null}'])
 def test_a_json_file_of_others_is_one_line(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(DataError, match="is no record that synclr made"):
+    with pytest.raises(DataError, match="is not a file that synclr made"):
         describe.describe(tmp_path / "x.json")
 
 

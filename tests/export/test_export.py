@@ -114,7 +114,7 @@ def test_the_same_export_again_is_there_and_another_is_refused(
 
 
 def test_what_is_there_and_no_export_is_left_alone(trained: Path) -> None:
-    with pytest.raises(UsageError, match="is no export"):
+    with pytest.raises(UsageError, match="is not an export"):
         run(str(trained), "timm", trained, overwrite=True)
     assert (trained / "backbone.safetensors").is_file()
 

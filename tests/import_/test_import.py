@@ -154,7 +154,7 @@ def test_a_csv_with_repeated_captions(tmp_path, text):
     [
         ("0.png,a bee, on a rose\n", "line 1: got 3 fields, expected path,caption. Put a caption"),
         ("0.png;a bee\n", "line 1: got 1 fields"),
-        ('0.png,"a bee\n', "is no UTF-8 CSV file"),
+        ('0.png,"a bee\n', "is not a UTF-8 CSV file"),
     ],
 )
 def test_a_csv_that_says_something_else_is_one_line(tmp_path, text, says):

@@ -95,7 +95,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("text", ["hello", "just some text", "", "not a checkpoint at all"])
 def test_a_text_is_no_checkpoint(tmp_path: Path, text: str) -> None:
     (tmp_path / "notes.pth").write_text(text)
-    with pytest.raises(DataError, match=r"notes.pth is no checkpoint that can be read"):
+    with pytest.raises(DataError, match=r"notes.pth is not a checkpoint that can be read"):
         backbone.open_backbone(str(tmp_path / "notes.pth"))
 
 
@@ -162,7 +162,7 @@ def test_heads_and_arguments_beside_released_weights_are_passed_over(tmp_path: P
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"conv1.weight": torch.zeros(2)}, "is no ViT checkpoint: got keys like conv1.weight"),
+        ({"conv1.weight": torch.zeros(2)}, "is not a ViT checkpoint: got keys like conv1.weight"),
         ({"patch_embed.proj.weight": torch.zeros(8, 3, 4, 4)}, "expected pos_embed"),
         (
             {

@@ -61,7 +61,7 @@ def test_two_classes_are_the_sigmoid_problem():
 
 
 def test_weak_penalties_on_nearly_collinear_features_do_not_stall():
-    # A preconditioner that trusts tiny eigenvalues stops at a point that is no optimum.
+    # A preconditioner that trusts tiny eigenvalues stops at a point that is not an optimum.
     x, y = clusters(n=600, width=16, decay=3.0, spread=2.0)
     x[:, 1] = x[:, 0] + 1e-5 * x[:, 1]
     penalties = logistic.penalty_grid(8, 1e-6, 1e1)

@@ -43,8 +43,8 @@ def test_the_command_judges_what_is_there_and_names_what_is_not(tmp_path, stripe
         for each in ("image_size=32", "penalties=3", "workers=0", "iterations=40")
         for word in ("--set", f"linear-probe.{each}")
     ]
-    judge = ["linear-probe", "pixels:8", "pixels:4", "--suite", "fine-grained"]
-    done = synclr(*judge, "--data-root", tmp_path, "-o", tmp_path / "out", *sets)
+    command = ["linear-probe", "pixels:8", "pixels:4", "--suite", "fine-grained"]
+    done = synclr(*command, "--data-root", tmp_path, "-o", tmp_path / "out", *sets)
     assert done.code == 0, done.err
     assert "Missing of the suite fine-grained: aircraft, cars, flowers" in done.err
     assert "dtd has 3 classes, the paper's 47" in done.err

@@ -135,7 +135,7 @@ BAD = {
     "a blank line": ("a.txt", "a fox\n\na bee\n", "row 2 has no caption"),
     "latin 1 text": ("a.txt", "Brücke\n".encode("latin-1"), "is not UTF-8 text"),
     "a long line": ("a.txt", "a\n" + "x" * 2_000_000, "row 2 has a caption of more than 10,000"),
-    "another kind": ("a.docx", b"PK\x03\x04", "is no set of captions"),
+    "another kind": ("a.docx", b"PK\x03\x04", "is not a set of captions"),
     "junk": ("a.parquet", b"junk" * 9, "is not a Parquet file, or truncated"),
     "null": ("a.parquet", pa.table({"caption": ["a", None]}), "row 2 has no caption"),
     "all null": ("a.parquet", pa.table({"caption": pa.nulls(2)}), "row 1 has no caption"),

@@ -454,7 +454,7 @@ def test_without_smollm2_it_says_how_to_get_it(file, monkeypatch):
         ({"scheduler": "heun", "steps": 1}, r"steps for heun: got 1, expected at least 2"),
         ({"vae_tiling": True}, r"render\.engine\.vae_tiling means nothing to pocket:"),
         ({"variant": "fp16"}, r"render\.engine\.variant means nothing"),
-        ({"options": {"eta": 1}}, r"render\.engine\.options\.eta is no option of pocket:"),
+        ({"options": {"eta": 1}}, r"render\.engine\.options\.eta is not an option of pocket:"),
     ],
 )
 def test_what_it_cannot_do_is_refused_in_one_line(file, values, says):
@@ -565,7 +565,7 @@ def test_export_writes_a_folder_that_diffusers_opens(synclr, file, tmp_path):
     assert (out / "export.json").stat().st_mtime_ns == before
     for arguments, says in (
         (("--to", "timm"), "pocket: --to: got timm, expected diffusers"),
-        (("--to", "diffusers", "-o", "."), "is there, and is no export"),
+        (("--to", "diffusers", "-o", "."), "exists and is not an export"),
     ):
         refused = synclr("export", f"pocket:{file}", *arguments)
         assert refused.code == 2 and says in refused.error_line

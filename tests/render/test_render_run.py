@@ -184,7 +184,7 @@ def test_a_part_that_synclr_did_not_make_is_not_removed(captions_file, tmp_path)
     assert mine.read_text() == "precious" and list(mine.parent.iterdir()) == [mine]
     theirs = mine.with_name("_manifest.json")
     theirs.write_text('{"name": "an app"}')
-    with pytest.raises(UsageError, match="is no folder of images"):
+    with pytest.raises(UsageError, match="is not a folder of images"):
         run(render_config(), captions_file(2), mine.parent, overwrite=True)
     assert sorted(mine.parent.iterdir()) == [theirs, mine]
     out = run(render_config(), captions_file(2), tmp_path / "ours")

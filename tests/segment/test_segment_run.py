@@ -1,4 +1,4 @@
-"""The whole judge on small images: it learns, stops, goes on, and refuses what does not fit."""
+"""The whole evaluation on small images: it learns, stops, goes on, and refuses what does not fit."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ def test_it_learns_to_find_boxes_and_beats_the_floor(settings, boxes, small_vit,
     assert report["interval"][0] < report["value"] < report["interval"][1]
     assert report["n"] == 12
     ious = report["per_class_iou"]
-    assert list(ious) == ["0", "1", "2"]  # what is unlabelled is no class
+    assert list(ious) == ["0", "1", "2"]  # what is unlabelled is not a class
     assert np.mean(list(ious.values())) == pytest.approx(report["value"], abs=1e-3)
     assert report["pixel_accuracy"] > report["pixel_accuracy_floor"]
     assert report["selected"]["step"] in (20, 40)

@@ -44,7 +44,7 @@ def test_each_head_of_the_pyramid_sees_its_own_depth():
     with torch.no_grad():
         model(torch.randn(1, 3, 64, 64))
     for i, level in zip(depths(4), levels, strict=True):
-        tokens = seen[i][:, 1:]  # the cls token is no patch
+        tokens = seen[i][:, 1:]  # the cls token is not a patch
         assert torch.equal(level, tokens.transpose(1, 2).reshape(1, 192, 8, 8))
 
 

@@ -114,7 +114,7 @@ def test_files_that_no_run_wrote_are_left_alone(
     file = tmp_path / "mine" / name
     file.parent.mkdir(parents=True)
     file.write_text("precious")
-    with pytest.raises(UsageError, match=r"but no run.json, so it is no run. Choose another"):
+    with pytest.raises(UsageError, match=r"but no run.json, so it is not a run. Choose another"):
         run(small(), images, tmp_path / "mine", overwrite=overwrite)
     assert [p for p in (tmp_path / "mine").rglob("*") if p.is_file()] == [file]
     assert file.read_text() == "precious"

@@ -229,7 +229,7 @@ def test_more_skips_than_allowed_end_the_run_which_may_go_on_with_more(
         run(config, images, tmp_path / "run")
     saved = checkpoint.newest(tmp_path / "run" / "checkpoints")
     assert saved is not None and saved.name == "step-00000004"  # of before
-    # The bound counts over a resume, and raising it is no other run.
+    # The bound counts over a resume, and raising it is not another run.
     with pytest.raises(DivergedError):
         run(config, images, tmp_path / "run")
     out = run(small(skip_nonfinite=2), images, tmp_path / "run")

@@ -64,7 +64,7 @@ def _load(
         ) from e
     except (ValueError, ImportError, TypeError) as e:  # TypeError: an option it does not know
         raise EngineError(
-            f"{engine} is no causal language model we can run ({_first_line(e)})"
+            f"{engine} is not a causal language model that can run here ({_first_line(e)})"
         ) from e
     return model, tokenizer
 

@@ -57,7 +57,7 @@ class ServerEngine(ImageEngine):
     ) -> list[GeneratedImage]:
         """Return one image per caption, in their order.
 
-        What the server refuses to show, and what is no image, has a flaw.
+        What the server refuses to show, and what is not an image, has a flaw.
 
         Raises:
             EngineError: no server, or one that does not speak the protocol.

@@ -107,7 +107,7 @@ def _folder(engine: str, target: str, config: RenderEngineConfig) -> Path:
             raise EngineError(f"{engine}: no folder {path}")
         if not (path / "model_index.json").is_file():
             raise EngineError(
-                f"{engine}: {path} is no pipeline folder (it has no model_index.json)",
+                f"{engine}: {path} is not a pipeline folder (it has no model_index.json)",
                 do="give a folder that save_pretrained of a diffusers pipeline wrote, or a hub id",
             )
         return path

@@ -2,7 +2,7 @@
 
     words.txt: a thing a line, "car: car, automobile, sedan, ..."
 
-The model paints any caption; of what no word here names, it has no image to go by.
+The model draws any caption; of what no word here names, it has no image to go by.
 """
 
 from __future__ import annotations

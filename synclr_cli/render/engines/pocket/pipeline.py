@@ -62,7 +62,7 @@ def make_unet(width: int = 48, text: int = 128) -> UNet2DConditionModel:
 def suit(unet: UNet2DConditionModel, device: torch.device) -> None:
     """Let the UNet attend in the way that is fastest on a device.
 
-    On a CPU torch's fused attention is a tenth slower to paint with than one written out, and its
+    On a CPU torch's fused attention is a tenth slower than one written out, and its
     gradient is an eighth of a training step.
     """
     if device.type == "cpu":

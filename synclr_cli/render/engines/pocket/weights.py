@@ -70,7 +70,7 @@ def load(path: Path = SHIPPED) -> PocketPipeline:
     if not path.is_file():
         raise EngineError(
             f"engine pocket: has no weights at {path}",
-            do="install synclr anew, train them with tools/pocket, or use --engine procedural:",
+            do="reinstall synclr, train them with tools/pocket, or use --engine procedural:",
         )
     try:
         with safe_open(path, "pt") as file:
