@@ -1,4 +1,4 @@
-"""The whole evaluation on small images: it learns, stops, goes on, and refuses what does not fit."""
+"""Evaluations of small images: it learns, stops, goes on, and refuses what does not fit."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""The whole evaluation: it learns, it repeats itself, and it never looks at the test split early."""
+"""The evaluation: it learns, it repeats itself, and it never looks at the test split early."""
 
 import io
 import json
