@@ -104,7 +104,7 @@ def test_an_imported_set_is_shown_and_counted_like_a_rendered_one(tmp_path):
         (lambda d: d / "absent.csv", "no file or folder"),
         (lambda d: (d / "x.txt").write_text("x") and d / "x.txt", "cannot be imported"),
         (lambda d: (d / "x.csv").write_text("a.png,words\n") and d / "x.csv", "no folder beside"),
-        (lambda d: (d / "x.csv").write_bytes(b"a.png,\xff\n") and d / "x.csv", "no UTF-8"),
+        (lambda d: (d / "x.csv").write_bytes(b"a.png,\xff\n") and d / "x.csv", "not a UTF-8"),
         (lambda d: (d / "x.csv").write_text("image,caption\n") and d / "x.csv", "no image with"),
         (lambda d: (d / "x.tar").write_bytes(b"junk" * 300) and d / "x.tar", "is not a tar file"),
         (

@@ -84,7 +84,7 @@ def test_a_loader_process_hands_our_errors_over_as_they_were(workers):
 @pytest.mark.filterwarnings("error")
 def test_a_loader_process_that_is_killed_is_one_line():
     batches = loader.load(die_of_five, [[1, 2], [4, 5]], workers=1)
-    with pytest.raises(EngineError, match=r"a loader process ended.*want of memory"):
+    with pytest.raises(EngineError, match=r"a loader process ended.*lack of memory"):
         list(batches)
 
 

@@ -81,7 +81,7 @@ def test_the_error_of_one_rank_ends_both_and_is_printed_once(rank: int) -> None:
 def test_a_rank_that_is_killed_ends_the_other_with_a_line(rank: int) -> None:
     codes, errors, seconds = end(f"killed-{rank}")
     assert codes[rank] == -9 and codes[1 - rank] == 4
-    assert len(errors) == 1 and "ended without a word. Look for want of memory" in errors[0]
+    assert len(errors) == 1 and "ended without a word. Check for lack of memory" in errors[0]
     assert seconds < 10
 
 
