@@ -66,7 +66,7 @@ def load_captions(place: str | Path) -> pa.Table:
 
     from synclr_cli.data import artifacts, manifest, storage
 
-    folder = manifest.open_dataset(storage.place(place), "captions")
+    folder = manifest.open_dataset(storage.place(place), "captions", ())
     tables = []
     for path in folder.paths():
         with artifacts.readable(path):
@@ -94,4 +94,4 @@ def load_images(
     from synclr_cli.data import manifest, storage
     from synclr_cli.learning.rendered import RenderedImages
 
-    return RenderedImages(manifest.open_dataset(storage.place(place), "images"), transform)
+    return RenderedImages(manifest.open_dataset(storage.place(place), "images", ()), transform)

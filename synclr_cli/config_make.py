@@ -236,6 +236,11 @@ class TrainConfig(Checked):
     prototypes: int = setting(65536, "[1, 2e6]", "directions that patches are assigned to")
     # --- data
     captions_per_batch: int = setting(2048, "[1, 1e6]", "over all ranks", unit="captions")
+    shuffle: str = setting(
+        "full",
+        ("full", "blocks"),
+        "blocks: captions of a row group stay together, for a set read over a network",
+    )
     views: int = setting(4, "[1, 64]", "of each caption in a batch", unit="images")
     global_crops: int = setting(1, "[1, 64]", "of each image; each has local crops of its own")
     image_size: int = setting(224, "[1, 4096]", "of a global crop", unit="px")

@@ -10,6 +10,7 @@ the finaliser of SplitMix64 (Steele et al. 2014), applied once for each coordina
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import ArrayLike, NDArray
+
+FEISTEL_ROUNDS = 12  # four are enough for large halves (Luby and Rackoff 1988), not for size 5
 
 
 def key(name: str, *numbers: ArrayLike) -> NDArray[np.uint64]:
@@ -67,6 +70,36 @@ def generator(*numbers: int) -> np.random.Generator:
     import numpy as np
 
     return np.random.Generator(np.random.PCG64(numbers))
+
+
+def permuted(
+    name: str, positions: NDArray[np.int64], size: int, *numbers: int
+) -> NDArray[np.int64]:
+    """Return where positions [N] in range(size) go in one permutation of it, which is not held.
+
+    A Feistel network over pairs (left, right) with left x width + right = position, where width is
+    the root of the size: each round adds to one half a hash of the other. What lands at `size` or
+    beyond, less than one position in a root of them, goes through again until it does not (cycle
+    walking; Black and Rogaway 2002).
+
+    Args:
+        name: what the permutation is for.
+        numbers: whole numbers (seed, epoch ...); others give another permutation.
+    """
+    import numpy as np
+
+    width = math.isqrt(size - 1) + 1
+    height = -(-size // width)
+    landed = np.array(positions, np.int64)  # a copy
+    todo = np.arange(len(landed))
+    while len(todo):
+        left, right = np.divmod(landed[todo].astype(np.uint64), np.uint64(width))
+        for number in range(0, FEISTEL_ROUNDS, 2):
+            right = (right + key(name, *numbers, number, left) % width) % width
+            left = (left + key(name, *numbers, number + 1, right) % height) % height
+        landed[todo] = (left * width + right).astype(np.int64)
+        todo = todo[landed[todo] >= size]
+    return landed
 
 
 def torch_generator(name: str, *numbers: int) -> torch.Generator:

@@ -111,3 +111,55 @@ def test_generators_are_functions_of_their_numbers() -> None:
     assert rng.generator(3, 1).permutation(8).tolist() == [2, 1, 4, 0, 5, 7, 6, 3]
     drawn = rng.torch_generator("a", 3).initial_seed()
     assert drawn == rng.seed("a", 3) != rng.torch_generator("b", 3).initial_seed()
+
+
+def test_a_permutation_that_is_not_held_shows_each_position_once() -> None:
+    for size in (*range(1, 70), 255, 256, 257, 4096, 99_991, 250_000):
+        for epoch in (0, 1):
+            landed = rng.permuted("test", np.arange(size), size, 7, epoch)
+            assert (np.sort(landed) == np.arange(size)).all(), size
+
+
+def test_a_permutation_that_is_not_held_is_the_same_in_pieces_and_far_beyond_32_bits() -> None:
+    size = 10**12 + 39
+    positions = np.array([0, 1, 2, size // 2, size - 1])
+    landed = rng.permuted("test", positions, size, 3)
+    assert ((landed >= 0) & (landed < size)).all() and len(set(landed.tolist())) == 5
+    for position, place in zip(positions, landed, strict=True):
+        assert rng.permuted("test", np.array([position]), size, 3) == [place]
+    assert (rng.permuted("test", positions, size, 4) != landed).all()
+
+
+def test_permutations_that_are_not_held_are_uniform() -> None:
+    """Chi-square over where a position lands, over keys; and over pairs, for small sizes."""
+    keys = 6000
+    for size in (5, 7):
+        counts = np.zeros((size, size, size))  # first, last and middle position together
+        for number in range(keys):
+            landed = rng.permuted("test", np.array([0, size // 2, size - 1]), size, number)
+            counts[tuple(landed)] += 1
+        expected = keys / (size * (size - 1) * (size - 2))
+        cells = counts[counts > 0]
+        freedom = size * (size - 1) * (size - 2) - 1
+        assert len(cells) == freedom + 1
+        square = ((cells - expected) ** 2 / expected).sum()
+        assert abs(square - freedom) < 4 * np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("size", [2**20 + 1, 153_540_000])
+def test_a_permutation_that_is_not_held_leaves_no_trace_of_the_order(size: int) -> None:
+    n = 200_000
+    landed = rng.permuted("test", np.arange(n), size, 0, 1)
+    counts = np.bincount(landed * 1000 // size, minlength=1000)
+    # Drawn without replacement: the variance of a cell is less by the share that is drawn.
+    square = ((counts - n / 1000) ** 2 / (n / 1000)).sum() / (1 - n / size)
+    assert abs(square - 999) < 4 * np.sqrt(2 * 999)
+    bits = landed & 1023  # the low ones
+    square = ((np.bincount(bits, minlength=1024) - n / 1024) ** 2 / (n / 1024)).sum()
+    assert abs(square / (1 - n / size) - 1023) < 4 * np.sqrt(2 * 1023)
+    other = rng.permuted("test", np.arange(n), size, 0, 2)
+    for x, y in (
+        (landed[1:], landed[:-1]), (landed[16:], landed[:-16]), (landed[1024:], landed[:-1024]),
+        (landed, np.arange(n)), (landed, other),
+    ):  # fmt: skip
+        assert abs(np.corrcoef(x, y)[0, 1]) < 4 / np.sqrt(len(x))

@@ -136,7 +136,7 @@ def _of_parquet(path: Path, by_split: Mapping[str, Sequence[Path]]) -> ImageSet:
     if not len(rows):
         raise DataError(f"{path} holds no images", got="no rows")
     if (path / MANIFEST).is_file():
-        rendered = open_dataset(path, "images")
+        rendered = open_dataset(path, "images", ())
         known = rendered.digest
         return ImageSet(path.resolve().name, Chain(parts), rows, lambda: known, rendered.header)
     named = [(f, f.name) for files in by_split.values() for f in files]

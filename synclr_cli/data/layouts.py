@@ -120,7 +120,7 @@ def parquet_files(folder: Path) -> dict[str, list[Path]]:
     parts = sorted(folder.glob("part-*.parquet"))
     if parts:
         if (folder / MANIFEST).is_file() or _made_by_render(parts[0]):
-            parts = open_dataset(folder, "images").paths()
+            parts = open_dataset(folder, "images", ()).paths()
         return {"train": parts}
     splits: dict[str, list[Path]] = {}
     folders = {inside: _split_folders(inside) for inside in (folder, folder / "data")}
@@ -149,7 +149,7 @@ def _made_by_render(path: Path) -> bool:
 def _parquet(path: Path, by_split: Mapping[str, Sequence[Path]], masks: bool) -> RawDataset:
     splits = {name: _parquet_split(files, masks) for name, files in by_split.items()}
     if (path / MANIFEST).is_file():
-        rendered = open_dataset(path, "images")
+        rendered = open_dataset(path, "images", ())
         return RawDataset(path.resolve().name, splits, lambda: rendered.digest, rendered.header)
     every = [(f, f.name) for files in by_split.values() for f in files]
     return RawDataset(path.resolve().stem, splits, functools.partial(digest_files, every))

@@ -12,7 +12,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from synclr_cli.data import artifacts, part_layout, storage
 from synclr_cli.data.artifacts import STAGE_OF, Header
@@ -76,23 +78,24 @@ class Manifest:
     captions: int
     bytes: int
     facts: Mapping[str, Any]  # what the command told of the whole
-    parts: pa.Table  # a row for each part, in order; the columns are the fields of `PartFacts`
+    parts: pa.Table  # a row for each part, in order; columns: fields of `PartFacts`
 
     def paths(self) -> list[Path]:
         """Return where the parts lie, in order."""
-        return [self.folder / name for name in names_of(self.parts)]
+        return [self.folder / part_name(number) for number in range(len(self.parts))]
 
-    def missing(self, sizes: Mapping[str, int]) -> list[str]:
-        """Return the parts that a listing of the folder (`storage.sizes`) lacks.
+    def missing(self, listing: Listing) -> NDArray[np.int64]:
+        """Return the numbers of the parts that a listing of the folder lacks.
 
         Raises:
             DataError: one that is there has another size than was written.
         """
-        names = names_of(self.parts)
-        for name, size in zip(names, self.parts["bytes"].to_numpy().tolist(), strict=True):
-            if name in sizes:
-                require_size(self.folder / name, sizes[name], size, self.header)
-        return [name for name in names if name not in sizes]
+        expected = self.parts["bytes"].to_numpy()  # [P]
+        sizes = listing.sizes(len(expected))  # [P]
+        for number in np.flatnonzero((sizes >= 0) & (sizes != expected))[:1].tolist():
+            path = self.folder / part_name(number)
+            require_size(path, int(sizes[number]), int(expected[number]), self.header)
+        return np.flatnonzero(sizes < 0)
 
     def verify(self) -> None:
         """Compare the bytes of every part with its digest.
@@ -106,6 +109,36 @@ class Manifest:
                 same = storage.digest(path) == part.digest
             if not same:
                 raise damaged(path, "its bytes are not those that were written", self.header)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a folder holds, by one look: 16 bytes for a part, whatever the length of its name."""
+
+    numbers: array[int]  # of the parts, in no order
+    part_sizes: array[int]  # of the same, bytes
+    others: dict[str, int]  # size of what is no part, by its name; -1 for a folder
+
+    def sizes(self, total: int) -> NDArray[np.int64]:
+        """Return the size of each part below `total`, -1 for one that is not there."""
+        numbers = np.asarray(self.numbers, np.int64)
+        own = numbers < total
+        sizes = np.full(total, -1)
+        sizes[numbers[own]] = np.asarray(self.part_sizes, np.int64)[own]
+        return sizes
+
+
+def list_folder(folder: Path) -> Listing:
+    """List a folder, here or elsewhere; nothing is in it if there is none."""
+    listing = Listing(array("q"), array("q"), {})
+    for name, size in storage.scan(folder):
+        number = number_of(name) if size >= 0 else -1
+        if 0 <= number < 2**62 and part_name(number) == name:
+            listing.numbers.append(number)
+            listing.part_sizes.append(size)
+        else:
+            listing.others[name] = size
+    return listing
 
 
 def part_name(index: int) -> str:
@@ -141,8 +174,11 @@ def remove_partials(folders: Sequence[Path], shard: str) -> None:
         storage.remove(*(p for p in folder.glob(".part-*.partial") if is_of(p.name[1:], shard)))
 
 
-def open_dataset(folder: Path, schema: str) -> Manifest:
+def open_dataset(folder: Path, schema: str, columns: Sequence[str] | None = None) -> Manifest:
     """Open a finished folder of parts; their sizes are compared, none of them is opened.
+
+    Args:
+        columns: of the list of parts, that are needed besides their sizes; None: all.
 
     Raises:
         DataError: no such folder, not finished, of another schema, a part is missing or damaged.
@@ -153,20 +189,21 @@ def open_dataset(folder: Path, schema: str) -> Manifest:
         make += ", or of images of your own with synclr import"
     if folder.is_file():
         raise DataError(f"{folder} is a file", expected=f"a folder of {schema}", do=make)
-    names = storage.sizes(folder)
-    if not names and not folder.is_dir():
-        raise DataError(f"no folder {folder}", do=make)
-    if MANIFEST not in names:
-        if (count := sum(map(is_part, names))) or UNFINISHED in names:
+    listing = list_folder(folder)
+    if MANIFEST not in listing.others:
+        if (count := len(listing.numbers)) or UNFINISHED in listing.others:
             raise DataError(
                 f"{folder} holds {count} parts but is not finished",
                 do=f"run {maker} again: it continues",
             )
+        if not folder.is_dir():
+            raise DataError(f"no folder {folder}", do=make)
         raise DataError(f"{folder} holds no {schema} of synclr", do=make)
-    manifest = read_manifest(folder, schema)
-    if missing := manifest.missing(names):
+    manifest = read_manifest(folder, schema, columns)
+    missing = manifest.missing(listing)  # numbers
+    if len(missing):
         more = f" and {len(missing) - 1} more parts" if len(missing) > 1 else ""
-        raise DataError(f"{folder} lacks {missing[0]}{more}", do=f"run {maker} again")
+        raise DataError(f"{folder} lacks {part_name(missing[0])}{more}", do=f"run {maker} again")
     return manifest
 
 
@@ -193,13 +230,17 @@ def read_header(folder: Path, schema: str | None = None) -> Header | None:
     return header
 
 
-def read_manifest(folder: Path, schema: str) -> Manifest:
-    """Read a manifest and the list of parts beside it; which parts are there is not looked at."""
+def read_manifest(folder: Path, schema: str, columns: Sequence[str] | None = None) -> Manifest:
+    """Read a manifest and the list of parts beside it; which parts are there is not looked at.
+
+    Args:
+        columns: as of `open_dataset`.
+    """
     path = folder / MANIFEST
     record = storage.read_json(path)
     header = read_header(folder, schema)
     assert header is not None
-    parts = read_parts(folder)
+    parts = read_parts(folder, columns if columns is None else {*columns, "bytes"})
     try:
         if storage.digest(folder / PARTS) != record["parts_digest"]:
             raise DataError(
@@ -220,15 +261,16 @@ def read_manifest(folder: Path, schema: str) -> Manifest:
         raise DataError(f"{path} lacks {e}") from e
 
 
-def read_parts(folder: Path) -> pa.Table:
-    """Read the list of parts.
+def read_parts(folder: Path, columns: Collection[str] | None = None) -> pa.Table:
+    """Read the list of parts, or some columns of it.
 
     Raises:
         DataError: it is damaged.
     """
     path = folder / PARTS
+    schema = pa.schema([f for f in _SCHEMA if columns is None or f.name in columns])
     try:
-        return storage.table(path).select(_SCHEMA.names).cast(_SCHEMA)
+        return storage.table(path, schema.names).select(schema.names).cast(schema)
     except (pa.ArrowException, KeyError, OSError) as e:
         raise DataError(
             f"{path} is damaged ({e})", do="copy it again, or remove the folder and make it again"

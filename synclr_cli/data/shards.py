@@ -101,10 +101,11 @@ class ShardedDataset:
         Raises:
             DataError: a part is damaged, or a file beside the parts.
         """
-        names = storage.sizes(self.folder)
+        listing = manifest.list_folder(self.folder)
+        names = listing.others
         header = manifest.read_header(self.folder, self.schema)
         if header is None:
-            if any(map(is_part, names)):
+            if listing.numbers:
                 return "other"
             return "unfinished" if self._holds_anything(names) else "new"
         try:
@@ -113,7 +114,7 @@ class ShardedDataset:
             return "other"
         if MANIFEST not in names or not self._is_equal(header):
             return "unfinished"
-        if manifest.read_manifest(self.folder, self.schema).missing(names):
+        if len(manifest.read_manifest(self.folder, self.schema, ()).missing(listing)):
             return "unfinished"
         return "unfinished" if any(map(_is_leftover, names)) else "finished"
 

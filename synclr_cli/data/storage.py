@@ -247,24 +247,22 @@ def sizes(folder: Path) -> dict[str, int]:
 
     One listing, here or elsewhere; {} if there is no such folder.
     """
+    return dict(scan(folder))
+
+
+def scan(folder: Path) -> Iterator[tuple[str, int]]:
+    """Yield what `sizes` returns, without holding it."""
     if is_local(folder):
-        try:
-            with disk_errors(folder), os.scandir(folder) as entries:
-                return {e.name: -1 if e.is_dir() else e.stat().st_size for e in entries}
-        except FileNotFoundError:
-            return {}
+        with suppress(FileNotFoundError), disk_errors(folder), os.scandir(folder) as entries:
+            for entry in entries:
+                yield entry.name, -1 if entry.is_dir() else entry.stat().st_size
+        return
     there, name = _elsewhere(folder)
-    try:
-        listed = there.ls(name, detail=True, refresh=True)
-    except FileNotFoundError:
-        return {}
-    return {
-        entry["name"].rstrip("/").rpartition("/")[2]: (
-            -1 if entry["type"] == "directory" else int(entry["size"])
-        )
-        for entry in listed
-        if entry["name"].strip("/") != name.strip("/")  # some stores list the folder itself
-    }
+    with suppress(FileNotFoundError):
+        for entry in there.ls(name, detail=True, refresh=True):
+            if entry["name"].strip("/") != name.strip("/"):  # some stores list the folder itself
+                size = -1 if entry["type"] == "directory" else int(entry["size"])
+                yield entry["name"].rstrip("/").rpartition("/")[2], size
 
 
 def move(source: Path, target: Path) -> None:

@@ -88,7 +88,7 @@ def open_files(path: Path) -> CaptionFiles:
 
 def _open_folder(path: Path) -> CaptionFiles:
     """Open what `synclr captions` wrote; its parts are not opened."""
-    dataset = manifest.open_dataset(path, "captions")
+    dataset = manifest.open_dataset(path, "captions", ("name", "rows"))
     parent = artifacts.parent(path, dataset.header, dataset.digest)
     return CaptionFiles(path, dataset.parts["name"], dataset.parts["rows"].to_numpy(), parent, True)
 

@@ -36,7 +36,9 @@ class CaptionsReader:
         self._path = path
         self._files = captions_files.open_files(path)
         self.parent = self._files.parent
-        self._starts = np.cumsum([0, *self._files.rows])  # first row of each file; the total
+        self._starts = np.concatenate(
+            [[0], np.cumsum(self._files.rows)]
+        )  # first row of each file; the total
         self.count = int(self._starts[-1])
         self._most_concepts = most_concepts
         self._open: _OpenFile | None = None

@@ -232,7 +232,7 @@ _Row = tuple[int, str, Image.Image, int]  # caption id, concept, image, perceptu
 
 def _batches(folder: Path, looked_at: int) -> Iterator[list[_Row]]:
     """Yield images of row groups all over the set; those that do not decode are left out."""
-    parts = open_dataset(folder, "images").paths()
+    parts = open_dataset(folder, "images", ()).paths()
     parts = parts[:: max(1, len(parts) * _PER_PART // looked_at)]
     share = -(-looked_at // len(parts))  # of each part
     for path in parts:

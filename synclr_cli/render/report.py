@@ -42,7 +42,7 @@ def report(folder: Path, looked_at: int = LOOKED_AT) -> dict[str, Any]:
     Raises:
         DataError: no finished images/1 folder, or a damaged part.
     """
-    dataset = open_dataset(folder, "images")
+    dataset = open_dataset(folder, "images", ())
     parts, header = dataset.paths(), dataset.header
     views: Counter[int] = Counter()
     sizes: Counter[str] = Counter()

@@ -62,7 +62,7 @@ def contact_sheet(images_folder: Path, out_png: Path, captions: int = 8, views: 
 
 def spread(images_folder: Path, captions: int, views: int) -> list[Shown]:
     """Return so many captions from all over the set, each with its first views."""
-    parts = open_dataset(images_folder, "images").paths()
+    parts = open_dataset(images_folder, "images", ()).paths()
     shown: list[Shown] = []
     for i, path in enumerate(parts):
         share = captions * (i + 1) // len(parts) - captions * i // len(parts)

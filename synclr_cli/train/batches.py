@@ -1,8 +1,8 @@
 """Batches of crops from an images/1 folder: a pure function of (seed, step, rank).
 
-Each epoch is a new permutation of the captions, cut into whole batches; a batch takes `views`
-images of each of its captions. Nothing depends on the number of loader processes, and the union
-over ranks does not depend on the number of ranks.
+Each epoch is a new permutation of the captions (`order`), cut into whole batches; a batch takes
+`views` images of each of its captions. Nothing depends on the number of loader processes, and the
+union over ranks does not depend on the number of ranks.
 
     step --order--> captions --views--> images --decode--> Uncut --crops--> Batch, uint8
 
@@ -34,6 +34,7 @@ from synclr_cli.learning.runtime import Runtime, send
 from synclr_cli.train import crops, masks
 from synclr_cli.train.image_index import ImageIndex
 from synclr_cli.train.image_reader import ImageReader, decode
+from synclr_cli.train.order import Order
 
 DAMAGED_SHARE = 0.01  # of the images read; more stop the run
 DAMAGED_FROM = 2000  # images read before the share is taken literally
@@ -90,7 +91,7 @@ class Batches:
     ):
         self.index, self.config, self.patches = index, config, patches
         self.rank, self.world = rank, world
-        self._epoch, self._order = -1, np.empty(0, np.int64)
+        self._order: Order | None = None
         self._reader = ImageReader(
             index.path, "concept" if config.positives == "concept" else "caption"
         )
@@ -98,15 +99,15 @@ class Batches:
     def captions(self, step: int) -> NDArray[np.int64]:
         """Return the captions of a step's whole batch, by their numbers in the index."""
         order, start = self._order_at(step)
-        return order[start : start + self.config.captions_per_batch]
+        return order.at(np.arange(start, start + self.config.captions_per_batch))
 
-    def _order_at(self, step: int) -> tuple[NDArray[np.int64], int]:
+    def _order_at(self, step: int) -> tuple[Order, int]:
         """Return the order of a step's epoch, and where in it the batch starts."""
-        epoch, batch = divmod(step, len(self.index) // self.config.captions_per_batch)
-        if epoch != self._epoch:
-            order = rng.generator(self.config.seed, epoch).permutation(len(self.index))
-            self._epoch, self._order = epoch, order
-        return self._order, batch * self.config.captions_per_batch
+        config = self.config
+        epoch, batch = divmod(step, len(self.index) // config.captions_per_batch)
+        if self._order is None or self._order.epoch != epoch:
+            self._order = Order(self.index, config.shuffle, config.seed, epoch)
+        return self._order, batch * config.captions_per_batch
 
     def images(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
         """Return the views of a step's whole batch: which of each caption, and their ids.
@@ -210,7 +211,7 @@ class Batches:
         """
         order, start = self._order_at(step)
         for further in range(place, len(order), self.config.captions_per_batch):
-            caption = int(order[(start + further) % len(order)])
+            caption = int(order.at(np.array([(start + further) % len(order)]))[0])
             if further > place:
                 (views,), _ = self._views(step, np.array([caption]))
             decoded = []
@@ -225,7 +226,7 @@ class Batches:
                     np.array([view for view, _ in decoded]),
                     [p for _, p in decoded],
                 )
-        caption_id = self.index.locate(order[[start + place]]).caption_id[0]
+        caption_id = self.index.locate(order.at(np.array([start + place]))).caption_id[0]
         raise DataError(
             f"no image of caption {caption_id} decodes, nor of"
             " any caption that could take its place",

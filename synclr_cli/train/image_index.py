@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +21,10 @@ from numpy.typing import NDArray
 from synclr_cli import console
 from synclr_cli.config import TrainConfig
 from synclr_cli.data import artifacts, part_layout, storage
-from synclr_cli.data.manifest import Manifest, part_name
+from synclr_cli.data.manifest import Manifest, open_dataset, part_name
 from synclr_cli.errors import DataError, UsageError
 
+COLUMNS = ("rows", "captions", "first", "fewest", "layout")  # of the list of parts
 LAYOUTS_KEPT = 256  # decoded ones of parts whose captions are not all alike
 
 
@@ -37,10 +39,20 @@ class Located:
     image: NDArray[np.int64]  # number of its first image, counted over the whole set
 
 
+def open_images(folder: Path) -> Manifest:
+    """Open an images folder with the columns of its list of parts that an index is built of.
+
+    Raises:
+        DataError: it is not there, not finished, or damaged.
+    """
+    return open_dataset(folder, "images", COLUMNS)
+
+
 class ImageIndex:
     """The captions of an images folder, numbered in the order of its parts.
 
     Attributes:
+        starts: number of each part's first caption, and the number of all, [P + 1].
         images: how many there are.
         fewest: images of a caption, at least.
         smallest: shortest side of any image, pixels; None if there is none.
@@ -51,20 +63,21 @@ class ImageIndex:
         parts = manifest.parts
         captions = parts["captions"].to_numpy()  # [P]
         rows = parts["rows"].to_numpy()  # [P]
-        self._captions = np.concatenate([[0], np.cumsum(captions)])  # [P + 1], first of each part
+        self.starts = np.concatenate([[0], np.cumsum(captions)])  # [P + 1]
         self._rows = np.concatenate([[0], np.cumsum(rows)])  # [P + 1], first of each part
-        self._first_id = parts["first"].fill_null(0).to_numpy()  # [P]
+        self._first_id = parts["first"].fill_null(pa.scalar(0)).to_numpy()  # [P]
         self._views = rows // np.maximum(captions, 1)  # [P]; of the parts without a layout
         self._layouts = parts["layout"].combine_chunks()
         self._has_layout = self._layouts.is_valid().to_numpy(zero_copy_only=False)  # [P]
         self._decoded = lru_cache(LAYOUTS_KEPT)(self._decode)
         self.images = int(self._rows[-1])
-        self._fewest = np.where(captions > 0, parts["fewest"].to_numpy(), 2**31 - 1)  # [P]
-        self.fewest = int(self._fewest.min(initial=2**31 - 1)) if len(self) else 0
+        none = np.int32(2**31 - 1)
+        self._fewest = np.where(captions > 0, parts["fewest"].to_numpy(), none)  # [P]
+        self.fewest = int(self._fewest.min(initial=none)) if len(self) else 0
         self.smallest: int | None = manifest.facts.get("smallest_side")
 
     def __len__(self) -> int:
-        return int(self._captions[-1])
+        return int(self.starts[-1])
 
     def path(self, part: int) -> Path:
         """Return where a part lies."""
@@ -72,8 +85,8 @@ class ImageIndex:
 
     def locate(self, captions: NDArray[np.int64]) -> Located:
         """Return where captions [C], by their numbers, lie."""
-        part = np.searchsorted(self._captions, captions, side="right") - 1  # [C]
-        number = captions - self._captions[part]  # [C], in its part
+        part = np.searchsorted(self.starts, captions, side="right") - 1  # [C]
+        number = captions - self.starts[part]  # [C], in its part
         views = self._views[part]
         row, ids = number * views, self._first_id[part] + number
         for irregular in np.unique(part[self._has_layout[part]]):
@@ -86,7 +99,7 @@ class ImageIndex:
     def caption_ids_with_fewer(self, views: int) -> Iterator[int]:
         """Yield the ids of the captions that have fewer images than so many."""
         for part in np.flatnonzero(self._fewest < views):
-            own = self.locate(np.arange(self._captions[part], self._captions[part + 1]))
+            own = self.locate(np.arange(self.starts[part], self.starts[part + 1]))
             yield from own.caption_id[own.views < views].tolist()
 
     def _decode(self, part: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -116,24 +129,26 @@ class ImageIndex:
         """Read a column of all parts: for a head with a weight for each class, no other."""
         texts = []
         for part, words in self._texts(column):
-            own = np.arange(self._captions[part], self._captions[part + 1])
-            texts += words.take(pa.array(self.locate(own).row)).chunks
+            own = np.arange(self.starts[part], self.starts[part + 1])
+            texts += words.take(self.locate(own).row).chunks
         coded = pa.chunked_array(texts, pa.large_string()).dictionary_encode().unify_dictionaries()
-        chunks = [c.indices.to_numpy(zero_copy_only=False) for c in coded.chunks]
+        chunks = [
+            cast("pa.DictionaryArray[Any, Any]", c).indices.to_numpy(False) for c in coded.chunks
+        ]
         return np.concatenate(chunks).astype(np.int64)
 
-    def _texts(self, column: str) -> Iterator[tuple[int, pa.ChunkedArray]]:
+    def _texts(self, column: str) -> Iterator[tuple[int, pa.ChunkedArray[Any]]]:
         for part in range(len(self._views)):
             path = self.path(part)
             with artifacts.readable(path):
                 words = storage.table(path, [column])[column]
-            yield part, words.cast(pa.large_string()).fill_null("")
+            yield part, words.cast(pa.large_string()).fill_null(pa.scalar("", pa.large_string()))
 
     def is_of_one(self, column: str) -> bool:
         """Return whether all captions have the same in a column; a part that tells is the last."""
         seen: set[str] = set()
         for _, words in self._texts(column):
-            seen |= set(words.unique().to_pylist())
+            seen |= set(map(str, words.unique().to_pylist()))
             if len(seen) > 1:
                 return False
         return True

@@ -17,7 +17,6 @@ from synclr_cli import config as configs, console
 from synclr_cli.config import TrainConfig
 from synclr_cli.data import artifacts
 from synclr_cli.data.artifacts import Header
-from synclr_cli.data.manifest import Manifest, open_dataset
 from synclr_cli.errors import SynclrError
 from synclr_cli.learning import runtime
 from synclr_cli.learning.backbone import Backbone
@@ -26,7 +25,7 @@ from synclr_cli.learning.runtime import Runtime
 from synclr_cli.learning.stopping import StopFlag
 from synclr_cli.train import batches, init, knn, masks, outputs, trackers
 from synclr_cli.train.batches import Batch
-from synclr_cli.train.image_index import ImageIndex, require_trainable
+from synclr_cli.train.image_index import ImageIndex, open_images, require_trainable
 from synclr_cli.train.learner import Diverged, Learner, step_values
 from synclr_cli.train.metrics import Monitor, shown
 
@@ -45,7 +44,7 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
         DivergedError: the loss is not finite, more often than may be skipped.
         KeyboardInterrupt: on SIGINT or SIGTERM, after a checkpoint was saved.
     """
-    dataset, header, start = _inputs(config, images)
+    index, header, start = _inputs(config, images)
     keep = config.keep_checkpoints
     with (
         runtime.started(config.precision) as rt,
@@ -55,7 +54,6 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
             return out
         trackers.require(config.trackers)
         grader = knn.open_grader(config)
-        index = ImageIndex(dataset)
         require_trainable(index, config, images, rt.world)
         learner = _learner(config, rt, index, start)
         done = _claim(folder, learner)  # only now: what is refused leaves nothing behind
@@ -112,14 +110,14 @@ def run(config: TrainConfig, images: Path, out: Path, *, overwrite: bool = False
     return out
 
 
-def _inputs(config: TrainConfig, images: Path) -> tuple[Manifest, Header, Backbone | None]:
+def _inputs(config: TrainConfig, images: Path) -> tuple[ImageIndex, Header, Backbone | None]:
     """Open the images and the weights to start from, and describe the run to be."""
-    dataset = open_dataset(images, "images")
+    dataset = open_images(images)  # its list of parts is not kept
     start = init.open_start(config)
     parent = artifacts.parent(images, dataset.header, dataset.digest)
     parents = [parent, *([init.parent(start)] if start else [])]
     header = Header("backbone", configs.recipe(config), seed=config.seed, parents=tuple(parents))
-    return dataset, header, start
+    return ImageIndex(dataset), header, start
 
 
 def _learner(
