@@ -102,8 +102,7 @@ class ShardedDataset:
             DataError: a part is damaged, or a file beside the parts.
         """
         listing = manifest.list_folder(self.folder)
-        names = listing.others
-        header = manifest.read_header(self.folder, self.schema)
+        names, header = listing.others, manifest.read_header(self.folder, self.schema)
         if header is None:
             if listing.numbers:
                 return "other"
