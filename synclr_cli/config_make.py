@@ -103,13 +103,13 @@ class RenderEngineConfig(Checked):
     guidance: float = setting(
         -1.0,
         "-1 or [0, 100]",
-        "scale of classifier-free guidance; -1: the engine's own, pocket: in the weights up to 4"
-        " steps, else 1.5, diffusers: 2.5",
+        "scale of classifier-free guidance; -1: the engine's own, pocket: 1.5, none with few-step"
+        " weights, diffusers: 2.5",
     )
     steps: int = setting(
         0,
         "[0, 1000]",
-        "of denoising; 0: the engine's own, pocket: 2, with a guidance or heun 10, diffusers: 50",
+        "of denoising; 0: the engine's own, pocket: 10, 2 with few-step weights, diffusers: 50",
     )
     scheduler: str = setting(
         "auto",
