@@ -307,8 +307,11 @@ class TrainConfig(Checked):
     compile: bool = setting(
         True, None, "torch.compile blocks and losses on a GPU; a CPU has its own way", running=True
     )
-    shard_optimizer: bool = setting(
-        False, None, "each rank keeps a share of AdamW's moments", running=True
+    shard: str = setting(
+        "none",
+        ("none", "optimizer", "full"),
+        "what each rank keeps a share of: AdamW's moments, or weights and teacher, too (FSDP)",
+        running=True,
     )
     checkpoint_steps: int = setting(
         500, "[1, 1e9]", "between two checkpoints", unit="updates", running=True

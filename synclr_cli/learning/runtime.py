@@ -11,7 +11,7 @@ import ctypes
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -154,6 +154,19 @@ class Runtime:
             if not self.is_main:
                 return {"state": {}}
         return optimizer.state_dict()
+
+    def shard(self, modules: Iterable[nn.Module], methods: Mapping[str, nn.Module]) -> None:
+        """Keep a share of the modules' parameters on each rank, inner modules first (FSDP).
+
+        They are whole while the module's `forward`, its backward pass or one of `methods` runs.
+        """
+        from torch.distributed import fsdp
+
+        mesh = dist.init_device_mesh(self.device.type, (self.world,))
+        for module in modules:
+            fsdp.fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        for name, module in methods.items():
+            fsdp.register_fsdp_forward_method(module, name)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -71,13 +71,13 @@ def memory_problem(
     what = f"training needs {need / GB:.1f} GB a GPU; of {gpu} {usable / GB:.1f} GB can be used"
     if size := memory.largest_micro_batch(config, vit, ranks, usable):
         return Problem("train.micro_batch", what, f"--set train.micro_batch={size}")
-    sharded = replace(config, shard_optimizer=True)
+    sharded = replace(config, shard="optimizer")
     more = ranks
     while more <= config.captions_per_batch:
         if size := memory.largest_micro_batch(sharded, vit, more, usable):
-            do = f"--set train.shard_optimizer=true --set train.micro_batch={size}"
+            do = f"--set train.shard=optimizer --set train.micro_batch={size}"
             if more == ranks:
-                return Problem("train.shard_optimizer", what, do)
+                return Problem("train.shard", what, do)
             return Problem("plan.gpus", what, f"--gpus {more} {do}")
         more *= 2
     return Problem("plan.gpu", what, "a GPU with more memory, or a smaller train.arch")

@@ -69,11 +69,16 @@ def of_rank(config: TrainConfig, vit: VisionTransformer, ranks: int) -> Training
     layers = (3 if config.teacher else 2) if config.objective == "contrast" else 0
     heads = 12.0 * layers * config.head_hidden * (images + crops)
     heads += 2 * 4.0 * config.patch_head_hidden * tokens
+    weights = 4.0 * (n.student + n.teacher)
+    gradients = 4.0 * n.student * (2 if ranks > 1 else 1)
+    if config.shard == "full":  # and one block, which is whole and has a gradient, and the next
+        weights = weights / ranks + 2 * 4.0 * n.vit / len(vit.blocks)
+        gradients = 4.0 * n.student / ranks + 2 * 4.0 * n.vit / len(vit.blocks)
     of_image = config.image_size**2 + config.local_crops * config.local_size**2
     return TrainingMemory(
-        weights=4.0 * (n.student + n.teacher) + 2.0 * 2 * n.vit,
-        gradients=4.0 * n.student * (2 if ranks > 1 else 1),
-        optimizer=8.0 * n.student / (ranks if config.shard_optimizer else 1),
+        weights=weights + 2.0 * 2 * n.vit,
+        gradients=gradients,
+        optimizer=8.0 * n.student / (1 if config.shard == "none" else ranks),
         activations=min(config.micro_batch or images, images) * activations_of_image(config, vit),
         heads=heads,
         prototype_scores=_scores(config, tokens, images, ranks, compiled=compiled),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,7 +86,23 @@ class Encoder(nn.Module):
         self._block = compiled(run_block, dynamic=False)
         self._last = compiled(run_last)  # how many crops are masked changes from step to step
         if self.prototypes is not None:
-            self.prototypes.compile(backend=backend, fullgraph=True)
+            forward = compiled(self.prototypes.forward)
+            self.prototypes.forward = forward  # type: ignore[method-assign]
+
+    def shard(self, runtime: Runtime) -> None:
+        """Keep a share of the weights on each rank: block by block, head by head, and the rest.
+
+        Called after `compile_blocks`. The blocks then run as modules, on a CPU, too.
+        """
+        self.written_out = False
+        *blocks, last = self.vit.blocks
+        for block in blocks:
+            block.forward = partial(self._block, block)
+        last.forward = partial(self._last, last)
+        self._block = self._last = _call
+        heads = [head for name, head in self.named_children() if name != "vit"]
+        methods = {} if self.prototypes is None else {"prototypes": self.prototypes}
+        runtime.shard([*self.vit.blocks, *heads, self], methods)
 
     @contextmanager
     def cast(self) -> Iterator[None]:
@@ -269,6 +286,10 @@ def positions(table: Tensor, side: int) -> Tensor:
     grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic")
     assert grid.shape[-1] == side, (grid.shape, side)
     return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _call(module: nn.Module, *args: Any) -> Any:
+    return module(*args)
 
 
 def _scaled(branch: Tensor, kept: Tensor | None) -> Tensor:

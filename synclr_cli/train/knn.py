@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from timm.models import VisionTransformer
 from torch import Tensor
 
 from synclr_cli import rng
@@ -41,12 +42,13 @@ class Grader:
 
         The main rank computes it, the others wait and return NaN.
         """
-        top1 = self._grade(learner, rt) if rt.is_main else float("nan")
+        vit = learner.backbone()
+        top1 = self._grade(vit, rt) if rt.is_main else float("nan")
         rt.barrier()
         return top1
 
     @torch.no_grad()
-    def _grade(self, learner: Learner, rt: Runtime) -> float:
+    def _grade(self, vit: VisionTransformer, rt: Runtime) -> float:
         of_channels = moments(rt.device)
 
         def features(images: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ class Grader:
             for part in images.split(ROWS):
                 with rt.autocast():
                     x = normalise(part.to(rt.device), of_channels)  # [b, 3, S, S]
-                    rows.append(backbone.cls_features(learner.teacher.vit, x).float())
+                    rows.append(backbone.cls_features(vit, x).float())
             return torch.cat(rows)  # [n, D]
 
         labels = self.known_labels.to(rt.device)

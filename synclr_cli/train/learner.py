@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from timm.models import VisionTransformer
 from torch import Tensor
 
 from synclr_cli.config import TrainConfig
 from synclr_cli.errors import DivergedError
-from synclr_cli.learning import checkpoint, optim, runtime, schedules
+from synclr_cli.learning import backbone, checkpoint, optim, runtime, schedules, sharded
 from synclr_cli.learning.checkpoint import Checkpoint
 from synclr_cli.learning.gradients import GradientAverage
 from synclr_cli.learning.runtime import Runtime
@@ -110,22 +111,29 @@ class Learner:
         if start is not None:
             self.student.vit.load_state_dict(start)
         self.teacher = Teacher(config, rt, self.student).to(rt.device).train()
+        models = (self.student, self.teacher)
+        if config.compile and rt.compiles:
+            for model in models:
+                model.compile_blocks()
+        self.sharded = config.shard == "full" and rt.world > 1
+        if self.sharded:
+            for model in models:
+                model.shard(rt)
+            self.teacher.pair(self.student)
         self.optimizer = rt.optimizer(
             torch.optim.AdamW,
             optim.pretraining_groups(self.student, weight_decay=config.weight_decay),
-            sharded=config.shard_optimizer,
+            sharded=config.shard == "optimizer",
             lr=0.0,
             betas=(config.beta1, config.beta2),
             fused=True,
         )
-        self.average = GradientAverage(self.student.parameters(), rt)
+        # What is sharded is averaged as it is cut.
+        self.average = GradientAverage(() if self.sharded else self.student.parameters(), rt)
         self.objective = Objective(config, rt, self.student, self.teacher, self.average.start)
         self._unread: tuple[Tensor, Skip] | None = None
         self._skipped: list[int] = []  # steps, over all resumes
         self._untold: list[Skip] = []
-        if config.compile and rt.compiles:
-            for model in (self.student, self.teacher):
-                model.compile_blocks()
 
     @property
     def late(self) -> bool:
@@ -152,7 +160,7 @@ class Learner:
         losses = self.objective.gradient(batch, values.teacher_temperature)
         parameters = [p for p in self.student.parameters() if p.grad is not None]
         self.average.finish()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = sharded.norm([p.grad for p in parameters if p.grad is not None], self.runtime)
         finite = self.runtime.all(torch.isfinite(norm + losses.total))
         self._unread = finite, Skip(batch.step, values.lr, batch.caption_ids)
         if not self.late and not self._settle():
@@ -201,18 +209,45 @@ class Learner:
 
         Every rank must call it.
         """
+        optimizer = checkpoint.optimizer_tensors(
+            self.optimizer, self.runtime.state_of(self.optimizer)
+        )
         return {
-            "student": self.student.state_dict(),
-            "teacher": self.teacher.state_dict(),
-            "optimizer": checkpoint.optimizer_tensors(
-                self.optimizer, self.runtime.state_of(self.optimizer)
-            ),
+            "student": sharded.whole(self.student.state_dict(), self.runtime),
+            "teacher": sharded.whole(self.teacher.state_dict(), self.runtime),
+            "optimizer": sharded.whole(optimizer, self.runtime),
         }
+
+    def backbone(self) -> VisionTransformer:
+        """Return the teacher's ViT; if it is sharded, a whole copy, which the main rank has.
+
+        Every rank must call it.
+        """
+        vit, config = self.teacher.vit, self.config
+        if not self.sharded:
+            return vit
+        weights = sharded.whole(vit.state_dict(), self.runtime)
+        with torch.device("meta"):
+            copy = backbone.build(
+                config.arch,
+                image_size=config.image_size,
+                patch_size=config.patch_size,
+                depth=config.depth,
+            )
+        if not self.runtime.is_main:
+            return copy
+        copy.load_state_dict(weights, assign=True)
+        return copy.to(self.runtime.device)
 
     def restore(self, saved: Checkpoint, skipped: Sequence[int] = ()) -> None:
         """Put back what `groups` gave, and the steps skipped by then."""
         groups: Mapping[str, Mapping[str, Tensor]] = saved.groups
-        self.student.load_state_dict(groups["student"])
-        self.teacher.load_state_dict(groups["teacher"])
-        checkpoint.restore_optimizer(self.optimizer, groups["optimizer"])
+        for model, name in ((self.student, "student"), (self.teacher, "teacher")):
+            own = model.state_dict()
+            model.load_state_dict(sharded.as_sharded(groups[name], own, self.runtime))
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = groups["optimizer"]  # numbered as the parameters are
+        like = {key: parameters[int(key.partition(".")[0])] for key in moments}
+        moments = sharded.as_sharded(moments, like, self.runtime)
+        checkpoint.restore_optimizer(self.optimizer, moments)
         self._skipped = list(skipped)

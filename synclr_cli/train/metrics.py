@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from synclr_cli import console
 from synclr_cli.config import TrainConfig
-from synclr_cli.learning import flops
+from synclr_cli.learning import flops, sharded
 from synclr_cli.learning.runtime import Runtime, exact
 from synclr_cli.train import report
 from synclr_cli.train.batches import Batch
@@ -141,8 +141,8 @@ class Monitor:
         """Return how far the teacher's ViT is from the student's, as a share of its length."""
         student = dict(self._learner.student.vit.named_parameters())
         pairs = [(p, student[n]) for n, p in self._learner.teacher.vit.named_parameters()]
-        apart = torch.stack([(t - s).float().norm() for t, s in pairs]).norm()
-        return float(apart / torch.stack([s.float().norm() for _, s in pairs]).norm())
+        apart = sharded.norm([(t - s).float() for t, s in pairs], self._runtime)
+        return float(apart / sharded.norm([s.float() for _, s in pairs], self._runtime))
 
 
 def shown(line: Mapping[str, float]) -> dict[str, float]:

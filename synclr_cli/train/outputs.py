@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from timm.models import VisionTransformer
+
+from synclr_cli.config import TrainConfig
 from synclr_cli.data import cards, storage
 from synclr_cli.data.artifacts import Header
 from synclr_cli.learning import backbone
@@ -26,37 +29,42 @@ DAMAGED_FILE, SKIPPED_FILE, BACKBONES = "damaged.jsonl", "skipped.jsonl", "backb
 
 def keep_backbone(folder: RunFolder, learner: Learner, captions: int, steps: int) -> None:
     """Write the teacher's ViT of now beside the result to come."""
+    vit = learner.backbone()
     if folder.runtime.is_main:
         place = folder.work / BACKBONES / f"step-{steps:08d}"
-        _save_backbone(place, folder.header, learner, captions, steps)
+        _save_backbone(place, folder.header, vit, learner.config, captions, steps)
 
 
 def finish(folder: RunFolder, learner: Learner, captions: int, steps: int) -> None:
     """Write the teacher's ViT as the result, and finish the run."""
+    vit, config = learner.backbone(), learner.config
 
     def write(place: Path) -> None:
-        vit = learner.teacher.vit
         facts = {
-            "arch": learner.config.arch,
-            "image_size": learner.config.image_size,
+            "arch": config.arch,
+            "image_size": config.image_size,
             "parameters": sum(p.numel() for p in vit.parameters()),
             "steps": steps,
             "captions": captions,
         }
         cards.write_run(place, folder.header, facts)
-        _save_backbone(place, folder.header, learner, captions, steps)
+        _save_backbone(place, folder.header, vit, config, captions, steps)
 
     folder.finish(write)
 
 
 def _save_backbone(
-    place: Path, header: Header, learner: Learner, captions: int, steps: int
+    place: Path,
+    header: Header,
+    vit: VisionTransformer,
+    config: TrainConfig,
+    captions: int,
+    steps: int,
 ) -> None:
-    config = learner.config
     weights = "teacher" if config.teacher else "student"
     backbone.save(
         place,
-        learner.teacher.vit,
+        vit,
         replace(header, facts={"steps": steps, "captions": captions, "weights": weights}),
         arch=config.arch,
         image_size=config.image_size,

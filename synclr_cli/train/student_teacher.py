@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from synclr_cli import rng
 from synclr_cli.config import TrainConfig
 from synclr_cli.learning.runtime import Runtime
+from synclr_cli.learning.sharded import share
 from synclr_cli.train.encoder import Encoder
 from synclr_cli.train.heads import contrast_head, linear
 
@@ -64,6 +65,10 @@ class Teacher(Encoder):
         own = self.state_dict()
         self.load_state_dict({k: v for k, v in student.state_dict().items() if k in own})
         self.requires_grad_(False)
+        self.pair(student)
+
+    def pair(self, student: Student) -> None:
+        """Follow these parameters of a student: again, once both have been sharded."""
         followed = dict(student.named_parameters())
         self._pairs = [(p, followed[name]) for name, p in self.named_parameters()]
 
@@ -75,7 +80,7 @@ class Teacher(Encoder):
             momentum: of the average.
             finite: whether to move at all, on the device; None: yes.
         """
-        own, students = [list(side) for side in zip(*self._pairs, strict=True)]
+        own, students = [[share(p) for p in side] for side in zip(*self._pairs, strict=True)]
         if finite is None:
             torch._foreach_lerp_(own, students, 1 - momentum)
         else:
