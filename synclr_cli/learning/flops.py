@@ -89,7 +89,7 @@ def head_weights(config: TrainConfig, width: int, classes: int = 0) -> HeadWeigh
 
 def _forward(vit: VisionTransformer, tokens: int, read: int) -> float:
     """Return the FLOP of a ViT on one crop of T tokens, k of which are read after it."""
-    patch = vit.patch_embed.proj.weight[0].numel()
+    patch = vit.patch_embed.proj.weight.shape[1:].numel()  # of a weight that may be sharded
     *blocks, last = vit.blocks
     total = 2.0 * (tokens - 1) * patch * vit.embed_dim
     for block in blocks:

@@ -21,6 +21,7 @@ from synclr_cli import console
 from synclr_cli.errors import EngineError, SynclrError
 
 POLL_S = 0.5  # between looks at the store
+MEETING_S = 1800.0  # that ranks wait for each other at the start
 GRACE_S = 3.0  # that a rank has to end by itself once another failed
 _FAILED, _LEFT = "synclr/failed", "synclr/left"
 
@@ -161,6 +162,36 @@ class Watch:
                     console.error(str(lost))
                 os._exit(getattr(first, "exit_code", 130))
             return
+
+
+def meet(store: Store, rank: int, world: int) -> str:
+    """Return a name for this meeting of all ranks: the same on each, and never used before.
+
+    torchrun keeps one store over its restarts. Keys that ranks of before left there would tell
+    those of now of failures that are over, and of addresses where nobody listens any more.
+
+    Raises:
+        RuntimeError: not all ranks came, or the store is gone.
+    """
+    own = f"{rank}-{os.getpid()}-{time.time_ns()}"
+    if rank == 0:
+        store.set("synclr/meeting", own)
+        keys = [f"synclr/{own}/here/{other}" for other in range(1, world)]
+        store.wait(keys, timedelta(seconds=MEETING_S))
+        for key in keys:
+            store.set(f"{key}/seen", store.get(key).decode())
+        return own
+    name, until = "", time.monotonic() + MEETING_S
+    while time.monotonic() < until:
+        newest = store.get("synclr/meeting").decode()  # waits for the first; may be one of before
+        key = f"synclr/{newest}/here/{rank}"
+        if newest != name:
+            name = newest
+            store.set(key, own)
+        elif store.check([f"{key}/seen"]) and store.get(f"{key}/seen").decode() == own:
+            return name
+        time.sleep(0.05)
+    raise RuntimeError("the main rank did not come")
 
 
 def is_broken(e: BaseException) -> bool:

@@ -160,9 +160,9 @@ class Runtime:
 
         They are whole while the module's `forward`, its backward pass or one of `methods` runs.
         """
-        from torch.distributed import fsdp
+        from torch.distributed import device_mesh, fsdp
 
-        mesh = dist.init_device_mesh(self.device.type, (self.world,))
+        mesh = device_mesh.init_device_mesh(self.device.type, (self.world,))
         for module in modules:
             fsdp.fully_shard(module, mesh=mesh, reshard_after_forward=True)
         for name, module in methods.items():
@@ -295,6 +295,7 @@ def joined() -> Iterator[None]:
         # Hosts talk to each other without their devices.
         both = f"cpu:gloo,{device.type}:{backend}"
         store, rank, world = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+        store = dist.PrefixStore(ranks.meet(store, rank, world), store)
         dist.init_process_group(
             backend if device.type == "cpu" else both, store=store, rank=rank, world_size=world
         )

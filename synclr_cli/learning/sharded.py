@@ -22,7 +22,7 @@ def is_sharded(x: Tensor) -> bool:
 
 def share(x: Tensor) -> Tensor:
     """Return this rank's share, in the same memory; all of it if it is not sharded."""
-    return x.to_local() if is_sharded(x) else x  # type: ignore[attr-defined,no-any-return]
+    return x.to_local() if is_sharded(x) else x  # type: ignore[attr-defined]
 
 
 def norm(tensors: Sequence[Tensor], rt: Runtime) -> Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models import VisionTransformer
@@ -71,7 +71,9 @@ class Encoder(nn.Module):
         self.written_out = is_cpu and all(map(cpu_blocks.is_plain, self.vit.blocks))
         self._product_dtype = runtime.amp_dtype
         self._cast: list[cpu_blocks.Weights] | None = None
-        self._embed_, self._block, self._last = embed, run_block, run_last
+        self._embed_ = embed
+        self._block: Callable[..., Tensor] = run_block
+        self._last: Callable[..., Tensor] = run_last
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile what runs as modules, block by block; names of weights stay what they are."""
@@ -95,10 +97,10 @@ class Encoder(nn.Module):
         Called after `compile_blocks`. The blocks then run as modules, on a CPU, too.
         """
         self.written_out = False
-        *blocks, last = self.vit.blocks
+        *blocks, last = cast(list[Block], list(self.vit.blocks))
         for block in blocks:
-            block.forward = partial(self._block, block)
-        last.forward = partial(self._last, last)
+            block.forward = partial(self._block, block)  # type: ignore[method-assign]
+        last.forward = partial(self._last, last)  # type: ignore[method-assign]
         self._block = self._last = _call
         heads = [head for name, head in self.named_children() if name != "vit"]
         methods = {} if self.prototypes is None else {"prototypes": self.prototypes}
@@ -288,8 +290,9 @@ def positions(table: Tensor, side: int) -> Tensor:
     return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
-def _call(module: nn.Module, *args: Any) -> Any:
-    return module(*args)
+def _call(module: nn.Module, *args: Any) -> Tensor:
+    result: Tensor = module(*args)
+    return result
 
 
 def _scaled(branch: Tensor, kept: Tensor | None) -> Tensor:

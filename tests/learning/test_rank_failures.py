@@ -8,8 +8,12 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from torch.distributed import HashStore
+
+from synclr_cli.learning import ranks
 
 PROGRAM = textwrap.dedent("""
     import os, signal, sys, time
@@ -67,6 +71,18 @@ def end(what: str) -> tuple[list[int], list[str], float]:
     lines = [line for rank in ranks for line in rank.communicate()[1].splitlines()]
     errors = [line for line in lines if line.startswith("error: ") or "Traceback" in line]
     return [rank.returncode for rank in ranks], errors, ended[1] - ended[0]
+
+
+def test_ranks_meet_anew_in_the_store_of_a_meeting_before() -> None:
+    store = HashStore()
+    with ThreadPoolExecutor(3) as pool:
+        first = [pool.submit(ranks.meet, store, rank, 3) for rank in range(3)]
+        assert len({rank.result(timeout=10) for rank in first}) == 1
+        late = [pool.submit(ranks.meet, store, rank, 3) for rank in (1, 2)]
+        time.sleep(0.2)  # they see what the main rank of before has left
+        names = {rank.result(timeout=10) for rank in [*late, pool.submit(ranks.meet, store, 0, 3)]}
+    assert len(names) == 1
+    assert names != {first[0].result()}
 
 
 @pytest.mark.parametrize("rank", [0, 1])
