@@ -117,7 +117,7 @@ def configs(small: Callable) -> dict[str, TrainConfig]:
         "supervised": small(**alone, positives="concept", objective="cross-entropy"),
         # All that a run does with a whole teacher.
         "whole": small(
-            knn_data="digits:", knn_pictures=64, knn_steps=6, backbone_steps=3, **common
+            knn_data="digits:", knn_images=64, knn_steps=6, backbone_steps=3, **common
         ),
     }
 
