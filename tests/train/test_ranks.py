@@ -116,9 +116,7 @@ def configs(small: Callable) -> dict[str, TrainConfig]:
         "simclr": small(**alone, positives="image", views=2, global_crops=2),
         "supervised": small(**alone, positives="concept", objective="cross-entropy"),
         # All that a run does with a whole teacher.
-        "whole": small(
-            knn_data="digits:", knn_images=64, knn_steps=6, backbone_steps=3, **common
-        ),
+        "whole": small(knn_data="digits:", knn_images=64, knn_steps=6, backbone_steps=3, **common),
     }
 
 
