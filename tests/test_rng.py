@@ -24,6 +24,7 @@ METHODS = {"manual_seed", "bernoulli_", "exponential_", "geometric_", "random_",
 ALLOWED = {
     "rng.py": "makes numpy's and torch's generators from a name and numbers",
     "learning/runtime.py": "seeds the global generators for libraries that take no other",
+    "cluster.py": "the name of a temporary file",
     "data/storage.py": "names of temporary files, which nobody may guess; they are in no result",
     "train/student_teacher.py": "the mask token's first weights, after runtime.seed_everything",
 }
