@@ -167,7 +167,7 @@ def test_a_store_that_cannot_be_reached_is_one_line_and_our_own_faults_are_not(t
     ("damage", "says"),
     [
         (lambda p: p.write_bytes(p.read_bytes()[:-40]), "truncated"),
-        (lambda p: p.write_bytes(b""), "no Parquet file"),
+        (lambda p: p.write_bytes(b""), "not a Parquet file"),
         (lambda p: p.unlink(), "no file"),
         (lambda p: pq.write_table(captions_table().replace_schema_metadata({}), p), "no synclr"),
     ],

@@ -216,6 +216,7 @@ def test_the_strongest_posterisation_of_the_papers_policy_is_a_black_image(setti
     assert posterise(grey).getpixel((0, 0)) == (192, 64, 0)
 
 
+@pytest.mark.slow  # the folder's own kill tests are in tests/learning/test_run_folder.py
 def test_killed_at_any_moment_it_comes_to_the_same_grade(settings, stripes, small_vit, tmp_path):
     config = settings(epochs=3)
     whole = run(config, small_vit, stripes, tmp_path / "whole")

@@ -189,6 +189,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(settings, boxes, small_vit, tmp_
         run(settings(lr=1e12, warmup_steps=0), small_vit, boxes, tmp_path)
 
 
+@pytest.mark.slow  # the folder's own kill tests are in tests/learning/test_run_folder.py
 def test_killed_at_any_moment_it_comes_to_the_same_grade(settings, boxes, small_vit, tmp_path):
     config = settings(steps=8, checkpoint_steps=2)
     whole = run(config, small_vit, boxes, tmp_path / "whole")
