@@ -295,7 +295,7 @@ def joined() -> Iterator[None]:
         # Hosts talk to each other without their devices.
         both = f"cpu:gloo,{device.type}:{backend}"
         store, rank, world = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
-        store = dist.PrefixStore(ranks.meet(store, rank, world), store)
+        store = dist.PrefixStore(ranks.meet(store, rank, world), store)  # type: ignore[attr-defined]
         dist.init_process_group(
             backend if device.type == "cpu" else both, store=store, rank=rank, world_size=world
         )

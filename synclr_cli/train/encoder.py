@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from timm.models import VisionTransformer
@@ -97,10 +97,10 @@ class Encoder(nn.Module):
         Called after `compile_blocks`. The blocks then run as modules, on a CPU, too.
         """
         self.written_out = False
-        *blocks, last = cast(list[Block], list(self.vit.blocks))
+        *blocks, last = list(self.vit.blocks)
         for block in blocks:
-            block.forward = partial(self._block, block)  # type: ignore[method-assign]
-        last.forward = partial(self._last, last)  # type: ignore[method-assign]
+            block.forward = partial(self._block, block)
+        last.forward = partial(self._last, last)
         self._block = self._last = _call
         heads = [head for name, head in self.named_children() if name != "vit"]
         methods = {} if self.prototypes is None else {"prototypes": self.prototypes}

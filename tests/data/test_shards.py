@@ -352,7 +352,7 @@ def test_killed_at_random_moments_it_is_the_straight_one(tmp_path: Path, kind: s
     for number, shard in enumerate(jobs):
         job = functools.partial(_job, folder, shard, kind == "overwrite")
         kills += kill_until_done(job, 0.3, seed=number)
-    assert kills > 1
+    assert kills > 0
     assert contents(folder) == contents(tmp_path / "whole")
 
 

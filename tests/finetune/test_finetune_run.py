@@ -224,7 +224,7 @@ def test_killed_at_any_moment_it_comes_to_the_same_grade(settings, stripes, smal
     kills = killing.kill_until_done(
         functools.partial(run, config, small_vit, stripes, out), whole["seconds"], seed=0
     )
-    assert kills > 1
+    assert kills > 0
     assert json.loads((out / "report.json").read_text())["confusion"] == whole["confusion"]
     assert same(weights(out), weights(tmp_path / "whole"))
     assert sorted(p.name for p in out.iterdir()) == [
