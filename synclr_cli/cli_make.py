@@ -21,6 +21,7 @@ from synclr_cli.cli_options import (
     Quiet,
     Seed,
     Sets,
+    Shard,
     Workers,
     app,
 )
@@ -47,10 +48,7 @@ def captions(
     ] = None,
     engine: Engine = None,
     seed: Seed = None,
-    shard: Annotated[
-        str | None,
-        typer.Option("--shard", metavar="I/N", help="Make the I-th of N shares of the parts."),
-    ] = None,
+    shard: Shard = None,
     on: On = None,
     workers: Workers = None,
     out: Annotated[Path, options.out("Folder to make, here or at a URI.")] = Path("captions"),
@@ -86,10 +84,7 @@ def render(
     views: Annotated[
         int | None, typer.Option("--views", metavar="INT", help="Images of each caption.")
     ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option("--shard", metavar="I/N", help="Make the I-th of N shares of the parts."),
-    ] = None,
+    shard: Shard = None,
     engine: Engine = None,
     seed: Seed = None,
     on: On = None,

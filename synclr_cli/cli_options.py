@@ -61,6 +61,10 @@ Engine = Annotated[
         help="Model that does the work; `synclr engines` lists them.",
     ),
 ]
+Shard = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Make the I-th of N shares of the parts."),
+]
 On = Annotated[
     str | None,
     typer.Option("--on", metavar="local|ray", help="Make the parts here, or on a Ray cluster."),
