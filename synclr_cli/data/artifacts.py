@@ -32,7 +32,7 @@ from synclr_cli.data.header import (
     parent as parent,
     require_same as require_same,
 )
-from synclr_cli.errors import DataError, UsageError
+from synclr_cli.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -175,20 +175,6 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as e:
         raise DataError(f"cannot read {path} ({e})", do="make or copy it again") from e
-
-
-def require_replaceable(path: Path, schema: str) -> None:
-    """Refuse to remove or write over a file that is none of a schema.
-
-    Raises:
-        UsageError: synclr did not make it, or made something else.
-    """
-    try:
-        open_parquet(path, schema)[0].close()
-    except DataError as e:
-        raise UsageError(
-            f"{path} is no {schema} file of synclr's ({e})", do="choose another --out, or delete it"
-        ) from e
 
 
 def _is_kind(found: pa.DataType, wanted: str) -> bool:
